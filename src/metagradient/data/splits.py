@@ -1,0 +1,105 @@
+"""A data set as the experiments see it: three splits, and the truth where labels were corrupted."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from metagradient.data.corruption import LabelNoise, LabelTruth
+
+Table = dict[str, Tensor]
+"""x [n, ...] and y [n] int64 of n examples."""
+
+
+@dataclass(frozen=True)
+class Splits:
+    """Training, validation and test examples.
+
+    Each split is {"x": float32 [n, C, H, W] in [0, 1] (or standardised), "y": int64 [n]}.
+
+    extra_tests  further test sets by name: "official" is the data set's own
+    truth        about the training labels; None where none was corrupted
+    classes      the classes' names, by label
+    """
+
+    name: str
+    train: Table
+    validation: Table
+    test: Table
+    classes: tuple[str, ...]
+    extra_tests: dict[str, Table] = field(default_factory=dict)
+    truth: LabelTruth | None = None
+
+    @property
+    def n_train(self) -> int:
+        """The number of training examples."""
+        return len(self.train["y"])
+
+    @property
+    def input_shape(self) -> tuple[int, ...]:
+        """The shape of one input: (C, H, W)."""
+        return tuple(self.train["x"].shape[1:])
+
+    @property
+    def num_classes(self) -> int:
+        """The number of classes."""
+        return len(self.classes)
+
+
+def draw(available: int, wanted: Mapping[str, int | None], seed: int, source: str) -> dict[str, Tensor]:
+    """Disjoint random row numbers [n] for each split, drawn from `seed` alone.
+
+    `wanted` gives each split's size; None, allowed for the last, takes the rest.
+    Raises ValueError for a size below 1 and when there are fewer rows than wanted.
+    """
+    for split, size in wanted.items():
+        if size is not None and size < 1:
+            raise ValueError(f"data.{split} must be at least 1; got {size}; set for example data.{split}=100")
+    total = sum(1 if size is None else size for size in wanted.values())
+    if total > available:
+        asked = " + ".join(f"data.{split}={'1 or more' if size is None else size}" for split, size in wanted.items())
+        largest = max(wanted, key=lambda split: wanted[split] or 0)
+        fits = (wanted[largest] or 1) - (total - available)
+        fix = f"; set for example data.{largest}={fits}" if fits > 0 else ""
+        raise ValueError(f"{asked} is {total} rows, but {source} has {available}{fix}")
+    order = torch.from_numpy(np.random.default_rng([seed, 0]).permutation(available))
+    rows: dict[str, Tensor] = {}
+    start = 0
+    for split, size in wanted.items():
+        stop = available if size is None else start + size
+        rows[split] = order[start:stop]
+        start = stop
+    return rows
+
+
+def corrupt(splits: Splits, noise: LabelNoise | None, seed: int) -> Splits:
+    """The same splits with noisy training labels and the truth about them; validation and test stay clean."""
+    if noise is None or noise.fraction == 0:
+        return splits
+    # A stream of its own: changing the noise leaves the splits as they were.
+    y, truth = noise.apply(splits.train["y"], splits.num_classes, np.random.default_rng([seed, 1]))
+    return replace(splits, train=splits.train | {"y": y}, truth=truth)
+
+
+def standardise(splits: Splits) -> Splits:
+    """The same splits with inputs of mean 0 and variance 1 per channel, by the training set's statistics.
+
+    A channel that does not vary is only centred.
+    """
+    x = splits.train["x"]
+    over = [0, *range(2, x.ndim)]
+    mean, std = x.mean(over, keepdim=True), x.std(over, keepdim=True)
+    std = torch.where(std > 0, std, 1)
+
+    def scaled(table: Table) -> Table:
+        return table | {"x": (table["x"] - mean) / std}
+
+    return replace(
+        splits,
+        train=scaled(splits.train),
+        validation=scaled(splits.validation),
+        test=scaled(splits.test),
+        extra_tests={name: scaled(table) for name, table in splits.extra_tests.items()},
+    )

@@ -1,0 +1,28 @@
+"""The run replayed: checkpoint plans, storage, the adjoint, the Lightning callback."""
+
+from metagradient.replay.adjoint import NonFiniteCotangent
+from metagradient.replay.budget import Footprint, choose
+from metagradient.replay.callback import Metagradient
+from metagradient.replay.checks import finite_differences
+from metagradient.replay.metagradient import Metagradients, metagradient
+from metagradient.replay.objectives import example_losses, mean_loss
+from metagradient.replay.plans import Plan
+from metagradient.replay.recording import ReplayMismatch
+from metagradient.replay.storage import DiskStorage, MemoryStorage, PinnedStorage
+
+__all__ = [
+    "DiskStorage",
+    "Footprint",
+    "MemoryStorage",
+    "Metagradient",
+    "Metagradients",
+    "NonFiniteCotangent",
+    "PinnedStorage",
+    "Plan",
+    "ReplayMismatch",
+    "choose",
+    "example_losses",
+    "finite_differences",
+    "mean_loss",
+    "metagradient",
+]

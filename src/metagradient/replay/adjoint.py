@@ -1,0 +1,216 @@
+"""The adjoint of a training run: cotangents pulled back through it, segment by segment.
+
+With A_T = d phi / d s_T, each step contributes  B_t = d(A_{t+1} . h_t(s_t, z)) / dz  and
+A_t = d(A_{t+1} . h_t(s_t, z)) / ds_t;  the metagradient is sum_t B_t plus what enters through s_0
+(arXiv 2503.13751). A segment of steps is recomputed once with its graph kept, and one call pulls through all of it.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Sequence
+
+import torch
+from torch import Tensor, nn
+
+from metagradient.errors import UserError
+from metagradient.replay import plans
+from metagradient.replay.recording import Recording, ReplayMismatch
+from metagradient.training.learner import Learner
+from metagradient.training.metaparameters import Metaparameter
+from metagradient.training.run import Progress, initial_state, run_mode
+from metagradient.training.state import TrainState
+
+log = logging.getLogger(__name__)
+
+Objective = Callable[[Learner], Tensor]
+"""phi: the learner at the end of training, in evaluation mode -> a scalar, or [Q] objectives at once."""
+
+TAPE_TOLERANCE = 1e-4
+"""Largest relative difference between a taped and a plain recomputation of a segment (a few operations differ in the
+last bits when their gradient is taped; see `step`)."""
+
+
+class NonFiniteCotangent(RuntimeError):
+    """A cotangent became NaN or infinite on the way back."""
+
+
+class Puller:
+    """vector-Jacobian products for one cotangent, or for Q at once in one batched backward pass.
+
+    Batching shares every kernel launch; where an operation has no batching rule, and for convolutions, where it gains
+    nothing, the graph is walked Q times instead.
+    """
+
+    def __init__(self, learner: Learner, queries: int | None) -> None:
+        self.queries = queries
+        conv = any(isinstance(m, nn.modules.conv._ConvNd) for m in learner.modules())
+        self.batched: bool | None = False if queries in (None, 1) or conv else None  # None: not tried yet
+
+    def __call__(
+        self,
+        outputs: Sequence[Tensor],
+        inputs: Sequence[Tensor],
+        cotangents: Sequence[Tensor],
+        *,
+        retain: bool = False,
+    ) -> list[Tensor]:
+        """Cotangents of the inputs; zeros where an input does not matter. [Q, ...] with `queries`."""
+        live = [(o, c) for o, c in zip(outputs, cotangents, strict=True) if o.requires_grad]
+        if not live:
+            lead = () if self.queries is None else (self.queries,)
+            return [x.new_zeros((*lead, *x.shape)) for x in inputs]
+        outs, cots = [o for o, _ in live], [c for _, c in live]
+        if self.queries is None:
+            return self._fill(torch.autograd.grad(outs, inputs, cots, retain_graph=retain, allow_unused=True), inputs)
+        if self.batched is not False:
+            try:
+                pulled = torch.autograd.grad(
+                    outs,
+                    inputs,
+                    cots,
+                    retain_graph=retain or self.batched is None,
+                    allow_unused=True,
+                    is_grads_batched=True,
+                )
+                self.batched = True
+                return self._fill(pulled, inputs)
+            except RuntimeError as error:
+                if self.batched:
+                    raise
+                log.info(
+                    "objectives are pulled one after the other (no batching rule: %s)",
+                    str(error).split("\n")[0],
+                )
+                self.batched = False
+        rows = [
+            torch.autograd.grad(
+                outs,
+                inputs,
+                [c[q] for c in cots],
+                retain_graph=retain or q + 1 < self.queries,
+                allow_unused=True,
+            )
+            for q in range(self.queries)
+        ]
+        return [
+            torch.stack(self._fill(column, [x] * self.queries, lead=False))
+            for column, x in zip(zip(*rows, strict=True), inputs, strict=True)
+        ]
+
+    def _fill(self, pulled: Sequence[Tensor | None], inputs: Sequence[Tensor], lead: bool = True) -> list[Tensor]:
+        shape = (self.queries,) if lead and self.queries is not None else ()
+        return [x.new_zeros((*shape, *x.shape)) if g is None else g for g, x in zip(pulled, inputs, strict=True)]
+
+
+def objective_cotangents(
+    learner: Learner, state: TrainState, objective: Objective
+) -> tuple[Tensor, list[Tensor], Puller]:
+    """phi at a state, d phi / d state for each of its tensors ([Q, ...] for Q objectives), and the puller for Q."""
+    leaf = state.leaf()
+    with torch.enable_grad(), learner.evaluating(leaf):
+        value = objective(learner)
+    if value.dim() > 1 or not value.requires_grad:
+        raise UserError(
+            f"the objective must return a scalar or [Q] that depends on the learner's parameters, not a "
+            f"{'constant' if not value.requires_grad else 'tensor'} of shape {list(value.shape)}: no torch.no_grad() or .item() inside"
+        )
+    if not bool(torch.isfinite(value).all()):
+        raise NonFiniteCotangent(f"the objective is not finite: {value.detach().flatten()[:5].tolist()}")
+    queries = None if value.dim() == 0 else len(value)
+    puller = Puller(learner, queries)
+    seed = torch.ones_like(value) if queries is None else torch.eye(queries, dtype=value.dtype, device=value.device)
+    return value.detach(), puller([value], leaf.tensors(), [seed]), puller
+
+
+def replay(
+    recording: Recording, cotangents: list[Tensor], puller: Puller, progress: Progress | None = None
+) -> dict[str, Tensor]:
+    """Walk the recorded run backwards; the metagradient of every metaparameter by name ([Q, *shape] for Q objectives)."""
+    r = recording
+    leaves = [m.value for m in r.leaves]
+    lead = () if puller.queries is None else (puller.queries,)
+    totals = [v.new_zeros((*lead, *v.shape)) for v in leaves]
+    assert r.end is not None
+    assert r.tape_start is not None
+    first, last = r.tape_start, r.end
+    done, total = 0, r.plan.steps
+
+    def pull(first: TrainState, last: TrainState, a: int, b: int) -> None:
+        nonlocal cotangents, done
+        pulled = puller(last.tensors(), [*first.tensors(), *leaves], cotangents)
+        width = len(first.tensors())
+        if not all(bool(torch.isfinite(c).all()) for c in pulled):
+            _explain_nonfinite(r, first.detach(), cotangents, puller, a, b)
+        cotangents = pulled[:width]
+        for sum_, part in zip(totals, pulled[width:], strict=True):
+            sum_ += part
+        done += b - a
+        if progress is not None:
+            progress("replay", done, total)
+
+    with run_mode(r.learner, r.batches):
+        pull(first, last, r.first + r.plan.tape_from, r.first + r.plan.steps)
+        r.drop_tape()
+        expected, last = first.detach(), None  # type: ignore[assignment]
+        state = expected
+        for action in r.plan.reverse_actions:
+            match action:
+                case plans.Restore(t):
+                    state = r.storage.load(r.first + t)
+                case plans.Free(t):
+                    r.storage.free(r.first + t)
+                case plans.Save(t):
+                    r.storage.save(r.first + t, state)
+                case plans.Advance(a, b):
+                    state = r.advance(state, r.first + a, r.first + b)
+                case plans.Reverse(a, b):
+                    start, end = r.tape(state, r.first + a, r.first + b)
+                    _check_taped(end, expected, r.first + a, r.first + b)
+                    pull(start, end, r.first + a, r.first + b)
+                    expected = start.detach()
+                    del start, end
+        if any(type(m).on_start is not Metaparameter.on_start for m in r.leaves):
+            with torch.enable_grad():
+                params = initial_state(r.learner, r.leaves, tape=True).params
+            for sum_, part in zip(totals, puller([params], leaves, cotangents[:1]), strict=True):
+                sum_ += part
+    return {m.name: total for m, total in zip(r.leaves, totals, strict=True)}
+
+
+def _check_taped(end: TrainState, expected: TrainState, a: int, b: int) -> None:
+    for name, x, y in zip(end.names(), end.tensors(), expected.tensors(), strict=True):
+        if torch.equal(x, y):
+            continue
+        difference = float((x.detach() - y).norm() / y.norm().clamp(min=torch.finfo(y.dtype).tiny))
+        if not difference < TAPE_TOLERANCE:
+            raise ReplayMismatch(
+                f"taping steps {a}..{b - 1} again gave {name} at step {b} with a relative difference of {difference:.1e} from "
+                "the recorded run: something in the step is not a function of (state, batch, step), or training "
+                "is unstable there (lower the learning rate, or use replay.precision=64-true)."
+            )
+        log.debug("taped %s at step %d differs by %.1e (last bits)", name, b, difference)
+
+
+def _explain_nonfinite(
+    r: Recording, state: TrainState, cotangents: list[Tensor], puller: Puller, a: int, b: int
+) -> None:
+    """Find the step and the tensor where the cotangent stopped being finite, going back one step at a time."""
+    states = [state]
+    for t in range(a, b - 1):
+        states.append(r.advance(states[-1], t, t + 1))
+    names = [*state.names(), *(m.name for m in r.leaves)]
+    for t in range(b - 1, a - 1, -1):
+        first, last = r.tape(states[t - a], t, t + 1)
+        pulled = puller(last.tensors(), [*first.tensors(), *(m.value for m in r.leaves)], cotangents)
+        for name, c in zip(names, pulled, strict=True):
+            if not bool(torch.isfinite(c).all()):
+                raise NonFiniteCotangent(
+                    f"the cotangent of {name} is not finite at step {t}: training is too unstable there to be differentiated "
+                    "(or a square root met 0). What usually mends it: a lower learning rate, gradient-friendly "
+                    "settings (GELU, average pooling, logit scale), Adam with eps_root >= 1e-8."
+                )
+        cotangents = pulled[: len(state.tensors())]
+    raise NonFiniteCotangent(
+        f"the cotangent overflowed between steps {a} and {b}: lower the learning rate or shorten replay segments"
+    )

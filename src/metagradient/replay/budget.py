@@ -1,0 +1,180 @@
+"""Which plan fits the memory: measured bytes of a state and of a taped step in, a plan and its prediction out."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import psutil
+import torch
+from torch import Tensor
+
+from metagradient.errors import UserError
+from metagradient.replay import plans
+from metagradient.replay.plans import Plan
+from metagradient.training.batches import Batches
+from metagradient.training.learner import Learner
+from metagradient.training.metaparameters import Metaparameter
+from metagradient.training.run import cast
+from metagradient.training.state import TrainState
+from metagradient.training.step import step
+
+_GRAPH_BYTES = 48 * 1024
+"""Graph nodes and allocator overhead of one taped step, on top of its tensors (measured on a two-layer MLP)."""
+
+_WORKING_STATES = 4
+"""States alive besides checkpoints and tape: the current one, the expected one, the cotangent, the new cotangent."""
+
+_UNITS = {"": 1, "B": 1, "KIB": 2**10, "MIB": 2**20, "GIB": 2**30, "KB": 10**3, "MB": 10**6, "GB": 10**9}
+
+
+@dataclass(frozen=True)
+class Footprint:
+    """Bytes of one state and, on top, of one taped step."""
+
+    state: int
+    taped_step: int
+
+    def peak(self, plan: Plan, stored_in_memory: bool = True) -> int:
+        """Predicted peak of a plan, in bytes, on top of the model and the data."""
+        slots = plan.slots if stored_in_memory else 0
+        return (slots + _WORKING_STATES) * self.state + plan.longest_segment * self.taped_step
+
+
+def parse_bytes(size: str | int | float) -> int:
+    """'500MiB', '2 GB', 1e9 -> bytes."""
+    if isinstance(size, int | float):
+        return int(size)
+    match = re.fullmatch(r"\s*([0-9.]+)\s*([A-Za-z]*)\s*", size)
+    if match is None or match[2].upper() not in _UNITS:
+        raise UserError(f"replay.memory must be a size such as 500MiB or 2GiB, not '{size}'")
+    return int(float(match[1]) * _UNITS[match[2].upper()])
+
+
+def format_bytes(size: float) -> str:
+    """Bytes for a person."""
+    for unit in ("B", "KiB", "MiB"):
+        if size < 1024:
+            return f"{size:.0f} {unit}"
+        size /= 1024
+    return f"{size:.1f} GiB"
+
+
+def available_bytes(device: torch.device) -> int:
+    """Memory that the replay may use by default: half of what is free on a GPU, a quarter on a CPU."""
+    if device.type == "cuda":
+        return torch.cuda.mem_get_info(device)[0] // 2
+    return int(psutil.virtual_memory().available) // 4
+
+
+def measure(learner: Learner, batches: Batches, state: TrainState, z: Sequence[Metaparameter], first: int) -> Footprint:
+    """Bytes that one more taped step keeps alive: the storages that two taped steps save, less those of one."""
+    t = min(first, len(batches) - 1)
+    kept: dict[int, torch.UntypedStorage] = {}
+
+    def keep(x: Tensor) -> Tensor:
+        storage = x.untyped_storage()
+        kept[storage.data_ptr()] = storage
+        return x
+
+    def total() -> int:
+        return sum(storage.nbytes() for storage in kept.values())
+
+    leaves = tuple(m.leaf(state.params) for m in z)
+    steps = [t, min(t + 1, len(batches) - 1)]
+    current, sizes = state.leaf(), [0]
+    with torch.autograd.graph.saved_tensors_hooks(keep, lambda x: x):
+        for i, s in enumerate(steps):
+            batch = cast(batches(s), state)
+            current, _ = step(learner, current, batch, s + (i if s == steps[0] else 0), leaves, tape=True)
+            sizes.append(total())
+    return Footprint(state.nbytes, max(sizes[2] - sizes[1], state.nbytes) + _GRAPH_BYTES)
+
+
+def choose(
+    spec: str, steps: int, footprint: Footprint, memory: int, *, stored_in_memory: bool = True, explicit: bool = True
+) -> Plan:
+    """The plan for a spec: tape, all, sqrt, tree(k), binomial(slots), every(segment), or auto.
+
+    `auto` takes the plan with the fewest recomputed steps whose predicted peak fits `memory`, and of equals the
+    smaller. A plan whose prediction does not fit is refused with the smallest memory that works.
+    """
+    match = re.fullmatch(r"\s*(\w+)\s*(?:\(\s*(\d+)\s*(?:,\s*(\d+)\s*)?\))?\s*", spec)
+    name = match[1] if match else ""
+    numbers = [int(x) for x in match.groups()[1:] if x] if match else []
+    makers = {
+        "tape": (0, plans.tape),
+        "all": (0, plans.all_steps),
+        "sqrt": (0, plans.sqrt),
+        "every": (1, plans.every),
+        "tree": (1, plans.tree),
+        "binomial": (1, plans.binomial),
+    }
+    if name == "auto" and not numbers:
+        return _fewest_steps(steps, footprint, memory, stored_in_memory)
+    if (
+        name not in makers
+        or len(numbers) < makers[name][0]
+        or (len(numbers) > makers[name][0] and name not in ("tree", "binomial"))
+    ):
+        raise UserError(
+            f"replay.checkpoints must be auto, tape, all, sqrt, every(segment), tree(k) or binomial(slots), not '{spec}'"
+        )
+    plan: Plan = makers[name][1](steps, *numbers)  # type: ignore[operator]
+    need = footprint.peak(plan, stored_in_memory)
+    if need > memory:
+        smallest = footprint.peak(_smallest(steps), stored_in_memory)
+        raise UserError(
+            f"checkpoints '{spec}' needs about {format_bytes(need)} for {steps} steps and replay.memory is "
+            f"{format_bytes(memory)}: set replay.memory={_round_up(need)}, or replay.checkpoints=auto (works from "
+            f"replay.memory={_round_up(smallest)})"
+        )
+    return plan
+
+
+def _smallest(steps: int) -> Plan:
+    return plans.binomial(steps, 1) if steps > 1 else plans.tape(steps)
+
+
+def _round_up(size: int) -> str:
+    """A size to type that is not below `size`."""
+    for unit, factor in (("GiB", 2**30), ("MiB", 2**20), ("KiB", 2**10)):
+        if size >= 10 * factor or (factor == 2**10):
+            return f"{-(-size // factor)}{unit}"
+    return f"{size}B"
+
+
+def _fewest_steps(steps: int, footprint: Footprint, memory: int, stored_in_memory: bool) -> Plan:
+    state, taped = footprint.state, footprint.taped_step
+    free = memory - _WORKING_STATES * state
+    longest = min(steps, free // taped) if free > 0 else 0
+    best: tuple[int, int, int, int] | None = None
+    for segment in _candidates(longest):
+        segments = -(-steps // segment)
+        slots = segments if not stored_in_memory else min(segments, (free - segment * taped) // max(state, 1))
+        if segments > 1 and slots < 1:
+            continue
+        advanced = plans.binomial_advances(segments, slots) * segment if segments > 1 else 0
+        needed = min(slots, max(segments - 1, 0)) * state * stored_in_memory + segment * taped
+        if best is None or (advanced, needed) < best[:2]:
+            best = (advanced, needed, segment, slots)
+    if best is None:
+        smallest = footprint.peak(_smallest(steps), stored_in_memory)
+        raise UserError(
+            f"replay.memory={format_bytes(memory)} is too small: a state takes {format_bytes(state)} and a taped step "
+            f"{format_bytes(taped)}; the smallest that works is replay.memory={_round_up(smallest)}"
+        )
+    _, _, segment, slots = best
+    if segment >= steps:
+        return plans.tape(steps)
+    return plans.binomial(steps, slots, segment)
+
+
+def _candidates(longest: int) -> list[int]:
+    """Segment lengths to try: all of the small ones, then 2 % apart."""
+    lengths, segment = [], 1
+    while segment <= longest:
+        lengths.append(segment)
+        segment = max(segment + 1, int(segment * 1.02))
+    return sorted({*lengths, longest}) if longest else []

@@ -1,0 +1,98 @@
+"""The Lightning callback that does the replay: gradients are ready when `fit` returns."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import lightning
+from torch import Tensor
+
+from metagradient.errors import UserError
+from metagradient.replay.adjoint import Objective
+from metagradient.replay.metagradient import Metagradients, finish_recording, start_recording
+from metagradient.replay.progress import ReplayBar
+from metagradient.replay.recording import Recording
+from metagradient.replay.storage import Storage
+from metagradient.training.batches import Batches
+from metagradient.training.learner import Learner
+from metagradient.training.metaparameters import Metaparameter
+from metagradient.training.run import Progress
+
+
+class Metagradient(lightning.Callback):
+    """Records the fit and, at its end, replays it backwards.
+
+        callback = Metagradient(DataWeights(torch.ones(n)), mean_loss(validation))
+        Trainer(max_epochs=1, callbacks=[callback]).fit(learner, batches)
+        callback.gradients["weights"]
+
+    Arguments as in :func:`metagradient.metagradient`; `progress` takes the place of the bar that runs backwards.
+    After the fit, `result` holds the `Metagradients` and the learner the trained parameters.
+    """
+
+    def __init__(
+        self,
+        metaparameters: Metaparameter | Sequence[Metaparameter],
+        objective: Objective,
+        *,
+        checkpoints: str = "auto",
+        memory: str | int | None = None,
+        storage: str | Storage = "memory",
+        progress: Progress | None = None,
+    ) -> None:
+        self.metaparameters = [metaparameters] if isinstance(metaparameters, Metaparameter) else list(metaparameters)
+        self.objective, self.checkpoints, self.memory, self.storage = objective, checkpoints, memory, storage
+        self.progress = progress
+        self.result: Metagradients | None = None
+        self._recording: Recording | None = None
+
+    @property
+    def gradients(self) -> dict[str, Tensor]:
+        """d objective / d value by metaparameter name; after `fit`."""
+        if self.result is None:
+            raise RuntimeError("no metagradient yet: it is ready when Trainer.fit has returned")
+        return self.result.gradients
+
+    def on_fit_start(self, trainer: lightning.Trainer, module: lightning.LightningModule) -> None:
+        if not isinstance(module, Learner):
+            raise UserError(f"the Metagradient callback needs a metagradient Learner, not {type(module).__name__}")
+        self.result = self._recording = None
+        module.metaparameters = self.metaparameters
+
+    def on_train_batch_start(
+        self, trainer: lightning.Trainer, module: lightning.LightningModule, batch: Any, batch_idx: int
+    ) -> None:
+        assert isinstance(module, Learner)
+        assert module.train_state is not None
+        if self._recording is None:
+            if module.step_count > 0:
+                raise UserError(
+                    f"the run was resumed at step {module.step_count}, but its metagradient needs the steps before: fit from the start"
+                )
+            batches = trainer.train_dataloader
+            assert isinstance(batches, Batches)
+            self._recording, module.train_state = start_recording(
+                module, batches, self.metaparameters, self.checkpoints, self.memory, self.storage
+            )
+        recording = self._recording
+        module.train_state = recording.enter(module.step_count, module.train_state)
+        module.metaparameters, module.tape = recording.z, recording.taping
+
+    def on_train_end(self, trainer: lightning.Trainer, module: lightning.LightningModule) -> None:
+        assert isinstance(module, Learner)
+        recording, self._recording = self._recording, None
+        module.metaparameters, module.tape = (), False
+        if (
+            recording is None
+            or module.train_state is None
+            or module.step_count < recording.first + recording.plan.steps
+        ):
+            return  # stopped early: there is no end of training to differentiate
+        recording.finish(module.train_state)
+        if self.progress is not None:
+            self.result = finish_recording(recording, self.objective, self.progress)
+        else:
+            with ReplayBar(enabled=trainer.progress_bar_callback is not None) as bar:
+                self.result = finish_recording(recording, self.objective, bar)
+        module.train_state = self.result.state

@@ -1,0 +1,124 @@
+"""Where checkpoints lie: on the device, in pinned host memory, or on disk with checksums."""
+
+from __future__ import annotations
+
+import os
+import tempfile
+import zlib
+from pathlib import Path
+from typing import Protocol
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+from metagradient.errors import UserError
+from metagradient.training.state import TrainState
+
+
+class Storage(Protocol):
+    """Holds states by step. `load` gives back the saved bits on the device they were saved from."""
+
+    def save(self, t: int, state: TrainState) -> None: ...
+
+    def load(self, t: int) -> TrainState: ...
+
+    def free(self, t: int) -> None: ...
+
+
+class MemoryStorage:
+    """References on the device: states are never written into, so nothing is copied."""
+
+    def __init__(self) -> None:
+        self._states: dict[int, TrainState] = {}
+
+    def save(self, t: int, state: TrainState) -> None:
+        self._states[t] = state.detach()
+
+    def load(self, t: int) -> TrainState:
+        return self._states[t]
+
+    def free(self, t: int) -> None:
+        del self._states[t]
+
+
+class PinnedStorage:
+    """Copies in pinned host memory: keeps a GPU's memory for the tape."""
+
+    def __init__(self) -> None:
+        self._states: dict[int, tuple[TrainState, torch.device]] = {}
+
+    def save(self, t: int, state: TrainState) -> None:
+        device = state.params.device
+        pin = device.type == "cuda"
+        copies = [torch.empty(x.shape, dtype=x.dtype, pin_memory=pin).copy_(x.detach()) for x in state.tensors()]
+        self._states[t] = TrainState.of(copies), device
+
+    def load(self, t: int) -> TrainState:
+        state, device = self._states[t]
+        return TrainState.of([x.to(device, non_blocking=True) for x in state.tensors()])
+
+    def free(self, t: int) -> None:
+        del self._states[t]
+
+
+class DiskStorage:
+    """One safetensors file a state, with a CRC-32 of every tensor, in `folder` (default: a temporary one)."""
+
+    def __init__(self, folder: str | Path | None = None) -> None:
+        self._temporary = None if folder is not None else tempfile.TemporaryDirectory(prefix="metagradient-")
+        self.folder = Path(folder) if folder is not None else Path(self._temporary.name)  # type: ignore[union-attr]
+        self.folder.mkdir(parents=True, exist_ok=True)
+        self._device = torch.device("cpu")
+
+    def _path(self, t: int) -> Path:
+        return self.folder / f"state-{t:09d}.safetensors"
+
+    def save(self, t: int, state: TrainState) -> None:
+        self._device = state.params.device
+        tensors = {str(i): x.detach().cpu().contiguous() for i, x in enumerate(state.tensors())}
+        sums = {name: str(_crc(x)) for name, x in tensors.items()}
+        partial = self._path(t).with_suffix(".partial")
+        try:
+            save_file(tensors, partial, metadata=sums)
+            os.replace(partial, self._path(t))
+        except (OSError, SafetensorError) as error:
+            partial.unlink(missing_ok=True)
+            raise UserError(
+                f"cannot write the checkpoint of step {t} ({state.nbytes / 2**20:.0f} MiB) to {self.folder}: {error}; "
+                "free some space, or set replay.storage=memory or replay.folder=..."
+            ) from error
+
+    def load(self, t: int) -> TrainState:
+        path = self._path(t)
+        try:
+            with safe_open(path, framework="pt") as file:
+                sums = file.metadata() or {}
+                tensors = [file.get_tensor(str(i)) for i in range(len(sums))]
+        except (OSError, SafetensorError) as error:
+            raise UserError(f"the checkpoint {path} cannot be read ({error}): run again") from error
+        for i, x in enumerate(tensors):
+            if _crc(x) != int(sums[str(i)]):
+                raise UserError(f"the checkpoint {path} is damaged (tensor {i} fails its checksum): run again")
+        return TrainState.of([x.to(self._device) for x in tensors])
+
+    def free(self, t: int) -> None:
+        self._path(t).unlink(missing_ok=True)
+
+
+def _crc(x: Tensor) -> int:
+    return zlib.crc32(x.numpy().data) if x.numel() else 0
+
+
+def make_storage(kind: str | Storage, folder: str | Path | None = None) -> Storage:
+    """'memory', 'pinned' or 'disk'; a Storage passes through."""
+    if not isinstance(kind, str):
+        return kind
+    if kind == "memory":
+        return MemoryStorage()
+    if kind == "pinned":
+        return PinnedStorage()
+    if kind == "disk":
+        return DiskStorage(folder)
+    raise UserError(f"replay.storage must be one of memory, pinned, disk, not '{kind}': set replay.storage=memory")

@@ -1,0 +1,175 @@
+"""Progress bars: outer steps, and nested inside them training and replay, whose bar runs backwards."""
+
+import logging
+import sys
+from collections.abc import Callable, Iterable, Iterator, Sized
+from datetime import timedelta
+from time import monotonic
+from types import TracebackType
+from typing import Self, TypeVar
+
+from rich import progress as rich_progress
+from rich.progress_bar import ProgressBar
+from rich.text import Text
+
+from metagradient.reporting.terminal import FILE_ONLY, console
+
+log = logging.getLogger("metagradient.progress")
+T = TypeVar("T")
+
+_REDRAW = 0.1  # seconds between two updates of one bar: a training step takes a few hundred microseconds
+_PATIENCE = 0.5  # seconds before an inner bar appears: shorter ones would only flicker
+
+
+class Progress:
+    """All bars of an experiment, one below the other; each vanishes when it is done.
+
+    On a terminal they are drawn on stderr. In any case a plain line with all open bars goes to the log every
+    `heartbeat` seconds, so that a log file or a pipe shows how far the run is.
+
+        with Progress() as progress:
+            for step in progress.track(range(20), "metagradient descent"):
+                fit(..., progress=progress.callback())
+    """
+
+    def __init__(self, heartbeat: float = 10.0) -> None:
+        self._heartbeat = heartbeat
+        self._last_line = monotonic()
+        self._bars: list[Bar] = []
+        self._live = rich_progress.Progress(
+            rich_progress.TextColumn("{task.description}"),
+            _BarColumn(),
+            _CountColumn(),
+            console=console(),
+            transient=True,
+            refresh_per_second=5,
+            redirect_stdout=sys.stdout.isatty(),  # piped results must stay out of the bars' stream
+            disable=not console().is_terminal,
+        )
+
+    def __enter__(self) -> Self:
+        self._live.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        for bar in reversed(self._bars.copy()):
+            bar.close()
+        self._live.stop()
+
+    def track(self, steps: Iterable[T], description: str, total: int | None = None) -> Iterator[T]:
+        """Yield from `steps` under a bar; a step counts as done when the next one is asked for."""
+        if total is None:
+            if not isinstance(steps, Sized):
+                raise TypeError(f"the steps of {description!r} have no length; give total=...")
+            total = len(steps)
+        bar = self.bar(description, total, patience=0.0)
+        try:
+            for step in steps:
+                yield step
+                bar.advance()
+        finally:
+            bar.close()
+
+    def bar(self, description: str, total: int, reverse: bool = False, patience: float = _PATIENCE) -> "Bar":
+        """A new bar below the open ones. A `reverse` bar starts full and empties, and counts what is left."""
+        bar = Bar(self, description, total, reverse, patience, depth=len(self._bars))
+        self._bars.append(bar)
+        return bar
+
+    def callback(self, reverse: str = "replay") -> Callable[[str, int, int], None]:
+        """A function `(description, done, total)` for code that knows no bars: it opens and moves them.
+
+        Bars are told apart by their description; those whose description starts with `reverse` run backwards.
+        """
+        bars: dict[str, Bar] = {}
+
+        def report(description: str, done: int, total: int) -> None:
+            bar = bars.get(description)
+            if bar is not None and not bar.closed and (done < bar.done or total != bar.total):
+                bar.close()  # it was cut short, and this is the next one of its name
+            if bar is None or bar.closed:
+                if done >= total:
+                    return
+                bar = bars[description] = self.bar(description, total, description.startswith(reverse))
+            bar.update(done)
+
+        return report
+
+    def _touched(self, now: float) -> None:
+        if now - self._last_line < self._heartbeat:
+            return
+        self._last_line = now
+        self._say(" | ".join(f"{bar.description} {bar.state(now)}" for bar in self._bars))
+
+    def _say(self, line: str) -> None:
+        log.info(line, extra=FILE_ONLY if console().is_terminal else None)
+
+
+class Bar:
+    """One bar; made by `Progress.bar`."""
+
+    def __init__(
+        self, progress: Progress, description: str, total: int, reverse: bool, patience: float, depth: int
+    ) -> None:
+        self.description, self.total, self.reverse = description, total, reverse
+        self.done, self.closed = 0, False
+        self._progress = progress
+        self._begun = self._drawn = monotonic()
+        self._patience = patience
+        self._task = progress._live.add_task("  " * depth + description, total=total, visible=patience == 0, bar=self)
+
+    def advance(self, steps: int = 1) -> None:
+        """`steps` more are done."""
+        self.update(self.done + steps)
+
+    def update(self, completed: int) -> None:
+        """`completed` steps of the total are done; at the total the bar vanishes."""
+        self.done = completed
+        now = monotonic()
+        if completed >= self.total:
+            self.close()
+        elif now - self._drawn > _REDRAW:
+            self._drawn = now
+            self._progress._live.update(self._task, completed=completed, visible=now - self._begun >= self._patience)
+            self._progress._touched(now)
+
+    def close(self) -> None:
+        """Remove the bar, wherever it stands."""
+        if self.closed:
+            return
+        self.closed = True
+        self._progress._bars.remove(self)
+        self._progress._live.remove_task(self._task)
+        seconds = monotonic() - self._begun
+        if seconds >= self._progress._heartbeat:
+            self._progress._say(f"{self.description} {self.done}/{self.total} in {_clock(seconds)}")
+
+    def state(self, now: float) -> str:
+        """`3/20, 0:01:12 left`, or for a reverse bar `400 of 3125 to go, 0:00:09 left`."""
+        left = self.total - self.done
+        count = f"{left} of {self.total} to go" if self.reverse else f"{self.done}/{self.total}"
+        if not 0 < self.done <= self.total:
+            return count
+        return f"{count}, {_clock((now - self._begun) * left / self.done)} left"
+
+
+class _BarColumn(rich_progress.BarColumn):
+    def render(self, task: rich_progress.Task) -> ProgressBar:
+        bar: Bar = task.fields["bar"]
+        completed = bar.total - bar.done if bar.reverse else bar.done
+        colour = "magenta" if bar.reverse else "cyan"
+        return ProgressBar(
+            total=max(bar.total, 1), completed=completed, width=30, complete_style=colour, finished_style=colour
+        )
+
+
+class _CountColumn(rich_progress.ProgressColumn):
+    def render(self, task: rich_progress.Task) -> Text:
+        bar: Bar = task.fields["bar"]
+        return Text(bar.state(monotonic()), style="dim")
+
+
+def _clock(seconds: float) -> str:
+    return str(timedelta(seconds=round(seconds)))

@@ -1,0 +1,73 @@
+"""Normalisation and dropout that can be replayed and differentiated, and the conversion of torch's own."""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from metagradient.errors import UserError
+from metagradient.training.random import step_generator
+
+
+class DifferentiableBatchNorm(nn.modules.batchnorm._BatchNorm):
+    """Batch normalisation whose running statistics carry gradient.
+
+    `torch.nn.BatchNorm` writes running_mean and running_var in place, outside autograd. Here training assigns
+    `running <- (1 - momentum) running + momentum batch_statistic` as a new tensor, and evaluation reads them in
+    differentiable operations. The forward values are torch's.
+    """
+
+    def _check_input_dim(self, input: Tensor) -> None:
+        """Any [B, C, ...] is fine."""
+
+    def forward(self, input: Tensor) -> Tensor:
+        if not self.training and self.running_mean is not None and self.running_var is not None:
+            shape = (1, -1) + (1,) * (input.dim() - 2)
+            scale = torch.rsqrt(self.running_var + self.eps)
+            if self.weight is not None:
+                scale = scale * self.weight
+            shift = -self.running_mean * scale
+            if self.bias is not None:
+                shift = shift + self.bias
+            return input * scale.view(shape) + shift.view(shape)
+        if self.running_mean is not None and self.running_var is not None:
+            dims = [d for d in range(input.dim()) if d != 1]
+            var, mean = torch.var_mean(input, dim=dims, correction=1)
+            momentum = 0.1 if self.momentum is None else self.momentum
+            self.running_mean = (1 - momentum) * self.running_mean + momentum * mean
+            self.running_var = (1 - momentum) * self.running_var + momentum * var
+        return F.batch_norm(input, None, None, self.weight, self.bias, True, 0.0, self.eps)
+
+
+class SeededDropout(nn.Dropout):
+    """Dropout whose mask is a function of (seed, t) inside a training step."""
+
+    def forward(self, input: Tensor) -> Tensor:
+        generator = step_generator(input.device)
+        if not self.training or self.p == 0.0 or generator is None:
+            return F.dropout(input, self.p, self.training, self.inplace)
+        if self.p == 1.0:
+            return input * 0.0
+        keep = torch.empty_like(input, requires_grad=False).bernoulli_(1 - self.p, generator=generator)
+        return input * (keep / (1 - self.p))
+
+
+_BATCH_NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)
+
+
+def make_replayable(module: nn.Module) -> None:
+    """Turn torch's batch normalisation and dropout inside `module` into the classes above, in place.
+
+    Only the class changes: parameters, buffers, settings and `state_dict` keys stay.
+    """
+    for name, child in module.named_modules():
+        if type(child) in _BATCH_NORMS:
+            if child.momentum is None:
+                raise UserError(
+                    f"'{name}' is a batch norm with momentum=None (cumulative average), which cannot be replayed: "
+                    "give it a number, for example momentum=0.1"
+                )
+            child.__class__ = DifferentiableBatchNorm
+        elif type(child) is nn.Dropout:
+            child.__class__ = SeededDropout

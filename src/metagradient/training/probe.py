@@ -1,0 +1,64 @@
+"""What a learner's losses need so that they can be replayed, found by one forward pass."""
+
+from __future__ import annotations
+
+import logging
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from metagradient.training.random import fold_in
+
+if TYPE_CHECKING:
+    from metagradient.training.batches import Batches
+    from metagradient.training.learner import Learner
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Needs:
+    """foreign_randomness: the losses draw from torch's global generators, which must be forked and seeded each step.
+    math_attention: the losses reach a fused attention kernel, which has no second derivative."""
+
+    foreign_randomness: bool = False
+    math_attention: bool = False
+
+
+class _SeesFusedAttention(TorchDispatchMode):
+    def __init__(self) -> None:
+        super().__init__()
+        self.seen = False
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        self.seen = self.seen or "scaled_dot_product" in func.name()
+        return func(*args, **(kwargs or {}))
+
+
+def probe(learner: Learner, batches: Batches) -> Needs:
+    """Run the losses of the first batch that is not empty, on the side, and see what they touch."""
+    t = next((t for t in range(len(batches)) if len(batches(t))), None)
+    if t is None:
+        return Needs()
+    params = learner.layout.params().requires_grad_()
+    batch = batches(t).to(params.device, params.dtype)
+    with torch.random.fork_rng(devices=[params.device] if params.is_cuda else []):
+        torch.manual_seed(fold_in(batch.seed))
+        before = _global_state(params)
+        buffers = learner.layout.buffers(like=params).detach().clone()
+        with _SeesFusedAttention() as attention, learner.running(params, buffers, batch.seed, t):
+            learner.losses(batch)
+        foreign = not torch.equal(before, _global_state(params))
+    if foreign:
+        log.warning(
+            "losses() draws from torch's global generator: it is forked and seeded at every step so that the run can be "
+            "replayed (about 140 us a step). metagradient's SeededDropout and step_generator avoid that."
+        )
+    return Needs(foreign, attention.seen)
+
+
+def _global_state(like: Tensor) -> Tensor:
+    return torch.cuda.get_rng_state(like.device) if like.is_cuda else torch.get_rng_state()

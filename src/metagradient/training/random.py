@@ -1,0 +1,72 @@
+"""Randomness as a function of (seed, t), never of the global generator's state."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
+
+import torch
+
+_MASK = (1 << 64) - 1
+
+
+def fold_in(seed: int, *keys: int) -> int:
+    """A new seed from a seed and some integers (SplitMix64 finaliser per key); in [0, 2^63)."""
+    state = seed & _MASK
+    for key in keys:
+        state = (state + (key + 1) * 0x9E3779B97F4A7C15) & _MASK
+        state = ((state ^ (state >> 30)) * 0xBF58476D1CE4E5B9) & _MASK
+        state = ((state ^ (state >> 27)) * 0x94D049BB133111EB) & _MASK
+        state ^= state >> 31
+    return state >> 1
+
+
+def generator(seed: int, *keys: int, device: torch.device | str = "cpu") -> torch.Generator:
+    """A private generator for (seed, keys)."""
+    return torch.Generator(device=device).manual_seed(fold_in(seed, *keys))
+
+
+class StepRandomness:
+    """The randomness of one training step: its generator is made only if something asks for it."""
+
+    def __init__(self, seed: int, t: int) -> None:
+        self.seed, self.t = seed, t
+        self._generators: dict[torch.device, torch.Generator] = {}
+
+    def generator(self, device: torch.device) -> torch.Generator:
+        if device not in self._generators:
+            self._generators[device] = generator(self.seed, self.t, device=device)
+        return self._generators[device]
+
+
+_current: ContextVar[StepRandomness | None] = ContextVar("metagradient_step_randomness", default=None)
+
+
+def step_generator(device: torch.device) -> torch.Generator | None:
+    """The generator of the step that is running, seeded from (seed, t); None outside a step.
+
+    For modules and losses that draw random numbers, such as :class:`SeededDropout`.
+    """
+    current = _current.get()
+    return None if current is None else current.generator(device)
+
+
+@contextmanager
+def step_randomness(seed: int, t: int, device: torch.device, foreign: bool = False) -> Iterator[None]:
+    """Make `step_generator` answer for step t; with `foreign`, seed the global generators as well.
+
+    `foreign` forks the global generators of the CPU and of `device` (about 140 us a step), so that modules which
+    draw from them become a function of (seed, t) too and the caller's random state is left as it was.
+    """
+    token = _current.set(StepRandomness(seed, t))
+    try:
+        if not foreign:
+            yield
+            return
+        devices = [device] if device.type == "cuda" else []
+        with torch.random.fork_rng(devices=devices):
+            torch.manual_seed(fold_in(seed, t))
+            yield
+    finally:
+        _current.reset(token)

@@ -1,0 +1,100 @@
+"""Runs without a Trainer: the bare loop over the one step."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import TYPE_CHECKING
+
+from torch import Tensor
+
+from metagradient.errors import UserError
+from metagradient.training.batches import Batch, Batches
+from metagradient.training.metaparameters import Metaparameter
+from metagradient.training.state import TrainState
+from metagradient.training.step import step
+
+if TYPE_CHECKING:
+    from metagradient.training.learner import Learner
+
+Progress = Callable[[str, int, int], None]
+"""`progress(description, done, total)`, called now and then; whoever passes it in draws the bar."""
+
+
+class NonFiniteLoss(UserError):
+    """The loss became NaN or infinite at step `t`."""
+
+    def __init__(self, message: str, t: int) -> None:
+        super().__init__(message)
+        self.t = t
+
+
+def initial_state(learner: Learner, z: Sequence[Metaparameter] = (), *, tape: bool = False) -> TrainState:
+    """s_0: the module's own parameters (or what a metaparameter puts in their place), empty slots, its buffers."""
+    layout = learner.layout
+    params = layout.params()
+    for m in z:
+        params = m.on_start(params)
+    params = params if tape else params.detach()
+    return TrainState(params, learner.optimizer.init(params.detach()), layout.buffers(like=params).detach().clone())
+
+
+def train(
+    learner: Learner,
+    batches: Batches,
+    z: Sequence[Metaparameter] = (),
+    *,
+    state: TrainState | None = None,
+    start: int = 0,
+    stop: int | None = None,
+    progress: Progress | None = None,
+) -> TrainState:
+    """Run steps start .. stop - 1 (default: all) and return the state; the learner's own parameters stay as they were.
+
+    `learner.adopt(state)` moves the result into the module. `z` enters with its values, nothing is taped.
+    """
+    stop = len(batches) if stop is None else stop
+    with run_mode(learner, batches):
+        state = initial_state(learner, z) if state is None else state
+        z = [m.with_value(m.value.detach().to(state.params.device, state.params.dtype)) for m in z]
+        for t in range(start, stop):
+            batch = cast(batches(t), state)
+            state, loss = step(learner, state, batch, t, z)
+            check_loss(loss, batch, t, learner)
+            if progress is not None:
+                progress("training", t + 1 - start, stop - start)
+    return state
+
+
+def cast(batch: Batch, state: TrainState) -> Batch:
+    """The batch on the state's device and in its dtype."""
+    return batch.to(state.params.device, state.params.dtype)
+
+
+@contextmanager
+def run_mode(learner: Learner, batches: Batches) -> Iterator[None]:
+    """Training mode for the length of a run; every module gets its own mode back afterwards."""
+    modes = [(module, module.training) for module in learner.modules()]
+    learner.train()
+    try:
+        learner.probe(batches)
+        yield
+    finally:
+        for module, mode in modes:
+            module.training = mode
+
+
+def check_loss(loss: Tensor, batch: Batch, t: int, learner: Learner) -> None:
+    """Stop at the first loss that is not finite. On a GPU only every 50th step is looked at: each look is a sync."""
+    if loss.is_cuda and t % 50:
+        return
+    value = loss.item()
+    if math.isfinite(value):
+        return
+    rows = ", ".join(str(i) for i in batch.index[:8].tolist())
+    raise NonFiniteLoss(
+        f"the training loss is {value} at step {t} (batch rows {rows}{', ...' if len(batch) > 8 else ''}; "
+        f"learning rate {learner.schedule(t):.3g}): lower learner.learning_rate or look at these rows",
+        t,
+    )

@@ -1,0 +1,147 @@
+"""Training state as flat vectors, and how they lie in a module."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from metagradient.errors import UserError
+
+
+@dataclass(frozen=True, eq=False)
+class TrainState:
+    """All that one training step hands to the next.
+
+    params:  [P] trainable parameters, one vector.
+    slots:   optimizer vectors, [P] each (momentum, second moments).
+    buffers: [N] floating-point buffers (normalisation statistics), one vector; they carry gradient as well.
+
+    States are values: nothing writes into their tensors, so a checkpoint in memory is a reference, not a copy.
+    """
+
+    params: Tensor
+    slots: tuple[Tensor, ...]
+    buffers: Tensor
+
+    def tensors(self) -> tuple[Tensor, ...]:
+        return (self.params, *self.slots, self.buffers)
+
+    def names(self) -> tuple[str, ...]:
+        return ("params", *(f"slot {i}" for i in range(len(self.slots))), "buffers")
+
+    @staticmethod
+    def of(tensors: tuple[Tensor, ...] | list[Tensor]) -> TrainState:
+        """The inverse of `tensors()`."""
+        return TrainState(tensors[0], tuple(tensors[1:-1]), tensors[-1])
+
+    def leaf(self) -> TrainState:
+        """The same values as differentiable leaves: the start of a taped segment."""
+        return TrainState.of([x.detach().requires_grad_() for x in self.tensors()])
+
+    def detach(self) -> TrainState:
+        return TrainState.of([x.detach() for x in self.tensors()])
+
+    @property
+    def nbytes(self) -> int:
+        return sum(x.numel() * x.element_size() for x in self.tensors())
+
+
+class Layout:
+    """Where the entries of the flat vectors lie in a module: names, shapes and owners, tied weights once.
+
+    `P` counts parameters with `requires_grad` only; frozen ones stay the module's own.
+    """
+
+    def __init__(self, module: nn.Module) -> None:
+        self._param_owners: list[list[tuple[nn.Module, str]]] = []
+        self._buffer_owners: list[tuple[nn.Module, str]] = []
+        self.names: list[str] = []
+        self.shapes: list[torch.Size] = []
+        self.buffer_names: list[str] = []
+        self.buffer_shapes: list[torch.Size] = []
+        seen: dict[int, int] = {}
+        for prefix, owner in module.named_modules():
+            for key, parameter in owner._parameters.items():
+                if parameter is None or not parameter.requires_grad:
+                    continue
+                if id(parameter) in seen:
+                    self._param_owners[seen[id(parameter)]].append((owner, key))
+                    continue
+                seen[id(parameter)] = len(self.names)
+                self._param_owners.append([(owner, key)])
+                self.names.append(f"{prefix}.{key}" if prefix else key)
+                self.shapes.append(parameter.shape)
+            for key, buffer in owner._buffers.items():
+                if buffer is not None and buffer.is_floating_point():
+                    self._buffer_owners.append((owner, key))
+                    self.buffer_names.append(f"{prefix}.{key}" if prefix else key)
+                    self.buffer_shapes.append(buffer.shape)
+        if not self.names:
+            raise UserError("the learner has no trainable parameters: every requires_grad is False")
+        self.sizes = [shape.numel() for shape in self.shapes]
+        self.buffer_sizes = [shape.numel() for shape in self.buffer_shapes]
+
+    def params(self) -> Tensor:
+        """A copy of the module's trainable parameters, [P]."""
+        owners = [o[0] for o in self._param_owners]
+        return torch.cat([owner._parameters[key].detach().reshape(-1) for owner, key in owners])  # type: ignore[union-attr]
+
+    def buffers(self, like: Tensor) -> Tensor:
+        """The buffers that the module holds now, [N]; inside `bind` this is what the forward pass left there."""
+        if not self._buffer_owners:
+            return like.new_zeros(0)
+        return torch.cat([owner._buffers[key].reshape(-1) for owner, key in self._buffer_owners])  # type: ignore[union-attr]
+
+    def views(self, params: Tensor) -> list[Tensor]:
+        """The vector [P] as tensors of the parameters' shapes."""
+        return [p.view(shape) for p, shape in zip(params.split(self.sizes), self.shapes, strict=True)]
+
+    @contextmanager
+    def bind(self, params: Tensor, buffers: Tensor) -> Iterator[None]:
+        """The module computes with these vectors inside the block and with its own tensors afterwards."""
+        own_params = [o[0][0]._parameters[o[0][1]] for o in self._param_owners]
+        own_buffers = [owner._buffers[key] for owner, key in self._buffer_owners]
+        bound: list[Tensor] = []
+        versions: list[int] = []
+        try:
+            for owners, view in zip(self._param_owners, self.views(params), strict=True):
+                for owner, key in owners:
+                    owner._parameters[key] = view  # type: ignore[assignment]
+            if self._buffer_owners:
+                for (owner, key), part, shape in zip(
+                    self._buffer_owners, buffers.split(self.buffer_sizes), self.buffer_shapes, strict=True
+                ):
+                    owner._buffers[key] = part.view(shape)
+                    bound.append(owner._buffers[key])  # type: ignore[arg-type]
+                versions = [b._version for b in bound]
+            yield
+            self._refuse_in_place(bound, versions)
+        finally:
+            for owners, own in zip(self._param_owners, own_params, strict=True):
+                for owner, key in owners:
+                    owner._parameters[key] = own
+            for (owner, key), own_buffer in zip(self._buffer_owners, own_buffers, strict=True):
+                owner._buffers[key] = own_buffer
+
+    def _refuse_in_place(self, bound: list[Tensor], versions: list[int]) -> None:
+        for i, (buffer, version) in enumerate(zip(bound, versions, strict=True)):
+            if buffer._version != version:
+                name = self.buffer_names[i]
+                raise UserError(
+                    f"buffer '{name}' is updated in place, which loses its gradient and corrupts checkpoints: "
+                    f"assign a new tensor instead (self.{name.rsplit('.', 1)[-1]} = ...)"
+                )
+
+    def store(self, state: TrainState) -> None:
+        """Copy a state into the module's own parameters and buffers."""
+        with torch.no_grad():
+            for owners, view in zip(self._param_owners, self.views(state.params), strict=True):
+                owner, key = owners[0]
+                owner._parameters[key].copy_(view)  # type: ignore[union-attr]
+            parts = state.buffers.split(self.buffer_sizes) if self._buffer_owners else ()
+            for (owner, key), part, shape in zip(self._buffer_owners, parts, self.buffer_shapes, strict=True):
+                owner._buffers[key].copy_(part.view(shape))  # type: ignore[union-attr]
