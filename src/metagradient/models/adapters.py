@@ -48,8 +48,9 @@ def lora(module: M, rank: int, alpha: float, targets: Sequence[str]) -> M:
         chosen |= found
     if not chosen:
         raise ValueError(f"targets is empty, so nothing would train; name some of {', '.join(layers)}")
-    module.requires_grad_(False)
-    for name, layer in chosen.items():
+    adapters = {name: LoRALinear(layer, rank, alpha) for name, layer in chosen.items()}
+    module.requires_grad_(False)  # before the adapters are part of it
+    for name, adapter in adapters.items():
         parent, _, child = name.rpartition(".")
-        setattr(module.get_submodule(parent), child, LoRALinear(layer, rank, alpha))
+        setattr(module.get_submodule(parent), child, adapter)
     return module

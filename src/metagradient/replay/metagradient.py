@@ -11,6 +11,7 @@ from torch import Tensor
 from metagradient.errors import UserError
 from metagradient.replay.adjoint import Objective, objective_cotangents, replay
 from metagradient.replay.budget import available_bytes, choose, format_bytes, measure, parse_bytes
+from metagradient.replay.heap import keep_freed_memory
 from metagradient.replay.plans import Plan
 from metagradient.replay.recording import Recording
 from metagradient.replay.storage import MemoryStorage, Storage, make_storage
@@ -62,6 +63,8 @@ def start_recording(
     first = max(0, min(m.first_step for m in z))
     if first >= len(batches):
         raise UserError(f"the metaparameters enter at step {first}, but the run has only {len(batches)} steps")
+    if like.device.type == "cpu":
+        keep_freed_memory()
     store = make_storage(storage)
     footprint = measure(learner, batches, state, z, first)
     budget = available_bytes(like.device) if memory is None else parse_bytes(memory)

@@ -3,6 +3,7 @@
 import re
 import resource
 import sys
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -15,10 +16,8 @@ def reset_peak() -> None:
     if cuda is not None:
         for device in range(cuda.device_count()):
             cuda.reset_peak_memory_stats(device)
-    try:
+    with suppress(OSError):  # then the peak of the whole process is reported
         Path("/proc/self/clear_refs").write_text("5")  # 5: reset the resident high-water mark
-    except OSError:
-        pass  # the peak of the whole process is reported instead
 
 
 def peak_mib() -> float:

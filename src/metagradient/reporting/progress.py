@@ -10,6 +10,7 @@ from typing import Self, TypeVar
 
 from rich import progress as rich_progress
 from rich.progress_bar import ProgressBar
+from rich.table import Column
 from rich.text import Text
 
 from metagradient.reporting.terminal import FILE_ONLY, console
@@ -39,7 +40,7 @@ class Progress:
         self._live = rich_progress.Progress(
             rich_progress.TextColumn("{task.description}"),
             _BarColumn(),
-            _CountColumn(),
+            _CountColumn(table_column=Column(no_wrap=True)),
             console=console(),
             transient=True,
             refresh_per_second=5,
@@ -68,6 +69,8 @@ class Progress:
         try:
             for step in steps:
                 yield step
+                for inner in reversed(self._bars[self._bars.index(bar) + 1 :]):
+                    inner.close()  # left open by something that was cut short
                 bar.advance()
         finally:
             bar.close()
@@ -116,7 +119,7 @@ class Bar:
         self.description, self.total, self.reverse = description, total, reverse
         self.done, self.closed = 0, False
         self._progress = progress
-        self._begun = self._drawn = monotonic()
+        self._begun = self._moved = self._drawn = monotonic()
         self._patience = patience
         self._task = progress._live.add_task("  " * depth + description, total=total, visible=patience == 0, bar=self)
 
@@ -127,7 +130,7 @@ class Bar:
     def update(self, completed: int) -> None:
         """`completed` steps of the total are done; at the total the bar vanishes."""
         self.done = completed
-        now = monotonic()
+        now = self._moved = monotonic()
         if completed >= self.total:
             self.close()
         elif now - self._drawn > _REDRAW:
@@ -152,7 +155,8 @@ class Bar:
         count = f"{left} of {self.total} to go" if self.reverse else f"{self.done}/{self.total}"
         if not 0 < self.done <= self.total:
             return count
-        return f"{count}, {_clock((now - self._begun) * left / self.done)} left"
+        seconds = (self._moved - self._begun) * left / self.done - (now - self._moved)
+        return f"{count}, {_clock(max(0.0, seconds))} left"
 
 
 class _BarColumn(rich_progress.BarColumn):
@@ -168,7 +172,7 @@ class _BarColumn(rich_progress.BarColumn):
 class _CountColumn(rich_progress.ProgressColumn):
     def render(self, task: rich_progress.Task) -> Text:
         bar: Bar = task.fields["bar"]
-        return Text(bar.state(monotonic()), style="dim")
+        return Text(bar.state(monotonic()), style="dim", no_wrap=True)
 
 
 def _clock(seconds: float) -> str:

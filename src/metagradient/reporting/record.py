@@ -14,12 +14,11 @@ from typing import TYPE_CHECKING, Any, Self
 
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
-from rich.console import Console
 
 from metagradient.errors import UserError
 from metagradient.reporting import memory
 from metagradient.reporting.context import RunContext, identify
-from metagradient.reporting.table import print_table
+from metagradient.reporting.table import print_summary, print_table
 from metagradient.reporting.terminal import FILE_ONLY, logging_to
 from metagradient.reporting.tracking import Tracker, track
 
@@ -70,14 +69,13 @@ class Record:
             UserError: a setting without a value, or an interpolation that leads nowhere.
         """
         try:
-            config = OmegaConf.to_container(OmegaConf.create(cfg), resolve=True, throw_on_missing=True)
+            node = cfg if isinstance(cfg, DictConfig) else OmegaConf.create(dict(cfg))
+            config: Any = OmegaConf.to_container(node, resolve=True, throw_on_missing=True)
         except MissingMandatoryValue as error:
             raise UserError(f"no value for {error.full_key}; give one: {error.full_key}=...") from error
         except OmegaConfBaseException as error:
             raise UserError(f"config: {str(error).partition(chr(10))[0]} (in {error.full_key})") from error
-        return cls(
-            {str(key): value for key, value in dict(config).items()}, experiment, identify(experiment, directory)
-        )
+        return cls(config, experiment, identify(experiment, directory))
 
     def __enter__(self) -> Self:
         self.directory.mkdir(parents=True, exist_ok=True)
@@ -170,21 +168,13 @@ class Record:
 
     def _summarise(self, mode: str, place: str) -> None:
         """The last thing on the terminal."""
-        rows = [
-            (*key.split("/", 1), value) if "/" in key else ("", key, value)
-            for key, value in sorted(self._metrics.items(), key=_summary_order)
-            if key != "status"
-        ]
-        shown = [(part if i == 0 or part != rows[i - 1][0] else "", *rest) for i, (part, *rest) in enumerate(rows)]
-        print_table(f"{self.experiment}: {self._context.title}", ("", "", "value"), shown)
-        out = Console(soft_wrap=True, highlight=False)
-        out.print(f"run directory: {_short(self.directory)}", markup=False)
+        footer = [f"run directory: {_short(self.directory)}"]
         if mode == "online":
-            out.print(f"W&B: {place}", markup=False)
+            footer.append(f"W&B: {place}")
         elif mode == "offline":
-            out.print(
-                f"W&B (offline): look with `wandb leet {_short(Path(place))}`, send with `wandb sync`", markup=False
-            )
+            footer.append(f"W&B (offline): look with `wandb leet {_short(Path(place))}`, send with `wandb sync`")
+        metrics = {key: value for key, value in self._metrics.items() if key != "status"}
+        print_summary(f"{self.experiment}: {self._context.title}", metrics, footer)
 
 
 def plain(value: Any) -> Value:
@@ -212,11 +202,6 @@ def _write_csv(path: Path, header: Sequence[str], rows: Iterable[Sequence[Any]])
         writer.writerow(header)
         writer.writerows([plain(value) for value in row] for row in rows)
     os.replace(draft, path)
-
-
-def _summary_order(item: tuple[str, Value]) -> int:
-    sections = ("result/", "meta/", "cost/")
-    return next((i for i, section in enumerate(sections) if item[0].startswith(section)), len(sections))
 
 
 def _short(path: Path) -> str:

@@ -1,7 +1,8 @@
 """Tables for people: numbers of a column share their decimals and are aligned."""
 
 import math
-from collections.abc import Sequence
+import sys
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from rich import box
@@ -9,11 +10,34 @@ from rich.console import Console
 from rich.table import Table
 
 Row = Sequence[Any]
+_SECTIONS = ("result", "meta", "cost")
 
 
 def print_table(title: str, columns: Sequence[str], rows: Sequence[Row]) -> None:
     """Print rows of results on stdout, one column per name; text is aligned left, numbers right."""
-    Console().print(table(title, columns, rows))
+    _stdout().print(table(title, columns, rows))
+
+
+def print_summary(title: str, metrics: Mapping[str, Any], footer: Sequence[str] = ()) -> None:
+    """Print a flat `section/key -> value` mapping on stdout, results first, and lines of text below it."""
+    made = Table(title=title, title_justify="left", title_style="bold", box=box.SIMPLE, show_header=False)
+    made.add_column(style="dim")
+    made.add_column()
+    made.add_column(justify="right")
+    rank = {section: i for i, section in enumerate(_SECTIONS)}
+    previous = None
+    for key in sorted(metrics, key=lambda key: rank.get(key.partition("/")[0], len(rank))):
+        section, _, name = key.rpartition("/")
+        made.add_row(section if section != previous else "", name, *format_column([metrics[key]]))
+        previous = section
+    out = _stdout()
+    out.print(made)
+    for line in footer:
+        out.print(line, markup=False, highlight=False, soft_wrap=True)
+
+
+def _stdout() -> Console:
+    return Console(width=None if sys.stdout.isatty() else 200)  # a pipe has no width to fold tables to
 
 
 def table(title: str, columns: Sequence[str], rows: Sequence[Row]) -> Table:

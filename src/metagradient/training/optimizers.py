@@ -40,18 +40,23 @@ class Optimizer(Protocol):
         ...
 
 
+def _decayed(params: Tensor, mask: Tensor | None) -> Tensor:
+    return params if mask is None else mask * params
+
+
 def _nonnegative(**values: float) -> None:
     for name, value in values.items():
         if not value >= 0:
             raise UserError(f"{name} must be >= 0, not {value}: set learner.optimizer.{name}=...")
 
 
+def _add(x: Tensor, y: Tensor, factor: Scalar) -> Tensor:
+    """x + factor y in one kernel where the factor is a number."""
+    return torch.addcmul(x, y, factor) if isinstance(factor, Tensor) else torch.add(x, y, alpha=factor)
+
+
 def _is_zero(value: Scalar) -> bool:
     return not isinstance(value, Tensor) and value == 0
-
-
-def _decay(params: Tensor, coefficient: Scalar, mask: Tensor | None) -> Tensor:
-    return coefficient * params if mask is None else coefficient * (mask * params)
 
 
 @dataclass(frozen=True)
@@ -86,12 +91,12 @@ class SGD:
         decay_mask: Tensor | None = None,
     ) -> tuple[Tensor, Slots]:
         if not _is_zero(hyper["weight_decay"]):
-            gradient = gradient + _decay(params, hyper["weight_decay"], decay_mask)
+            gradient = _add(gradient, _decayed(params, decay_mask), hyper["weight_decay"])
         if slots:
-            buffer = hyper["momentum"] * slots[0] + gradient
-            gradient = gradient + hyper["momentum"] * buffer if self.nesterov else buffer
+            buffer = _add(gradient, slots[0], hyper["momentum"])
+            gradient = _add(gradient, buffer, hyper["momentum"]) if self.nesterov else buffer
             slots = (buffer,)
-        return params - hyper["learning_rate"] * gradient, slots
+        return _add(params, gradient, -hyper["learning_rate"]), slots
 
 
 @dataclass(frozen=True)
@@ -131,14 +136,14 @@ class Adam:
         decay_mask: Tensor | None = None,
     ) -> tuple[Tensor, Slots]:
         if not _is_zero(hyper["weight_decay"]):
-            gradient = gradient + _decay(params, hyper["weight_decay"], decay_mask)
+            gradient = _add(gradient, _decayed(params, decay_mask), hyper["weight_decay"])
         direction, slots = self._direction(gradient, slots, t)
-        return params - hyper["learning_rate"] * direction, slots
+        return _add(params, direction, -hyper["learning_rate"]), slots
 
     def _direction(self, gradient: Tensor, slots: Slots, t: int) -> tuple[Tensor, Slots]:
         beta1, beta2 = self.betas
-        first = beta1 * slots[0] + (1 - beta1) * gradient
-        second = beta2 * slots[1] + (1 - beta2) * gradient * gradient
+        first = _add(beta1 * slots[0], gradient, 1 - beta1)
+        second = torch.addcmul(beta2 * slots[1], gradient, gradient, value=1 - beta2)
         correction1, correction2 = 1 - beta1 ** (t + 1), 1 - beta2 ** (t + 1)
         root = torch.sqrt(second / correction2 + self.eps_root)
         return (first / correction1) / (root + self.eps), (first, second)
@@ -162,5 +167,5 @@ class AdamW(Adam):
         rate = hyper["learning_rate"]
         direction, slots = self._direction(gradient, slots, t)
         if not _is_zero(hyper["weight_decay"]):
-            params = params - rate * _decay(params, hyper["weight_decay"], decay_mask)
-        return params - rate * direction, slots
+            params = _add(params, _decayed(params, decay_mask), -rate * hyper["weight_decay"])
+        return _add(params, direction, -rate), slots
