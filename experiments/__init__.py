@@ -1,1 +1,1 @@
-"""The experiments: one file per question, each read from top to bottom. `metagradient <name>` runs them."""
+"""One file for each question that a user asks."""

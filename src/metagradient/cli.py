@@ -14,7 +14,7 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
-from metagradient import cli_errors
+from metagradient.cli_errors import bad_input, check_flags, composition_error, last_line
 
 if TYPE_CHECKING:
     from omegaconf import DictConfig
@@ -68,6 +68,9 @@ def launch(name: str, argv: Sequence[str] | None = None) -> None:
     """
     import hydra
 
+    from metagradient import schema
+
+    schema.register()
     arguments = list(sys.argv[1:] if argv is None else argv)
     program = f"metagradient {name}"
     raw = os.environ.get("HYDRA_FULL_ERROR") == "1"
@@ -88,7 +91,9 @@ def launch(name: str, argv: Sequence[str] | None = None) -> None:
             raise JobFailed(f"job {directory.name}: {message}") from error
 
     try:
-        cli_errors.check_flags(arguments)
+        check_flags(arguments)
+        if {"-h", "--help"} & set(arguments) and name in experiments():
+            print(first_line(experiments()[name]))
         with _full_errors(), _command_line(program, arguments):
             hydra.main(version_base="1.3", config_path="pkg://metagradient.conf", config_name=name)(task)()
     except KeyboardInterrupt:
@@ -97,7 +102,7 @@ def launch(name: str, argv: Sequence[str] | None = None) -> None:
     except JobFailed as error:
         _stop(FAILED, program, f"the sweep has failed jobs, each named above; the first is {error}")
     except Exception as error:
-        message = None if raw else cli_errors.composition_error(error, name, arguments)
+        message = None if raw else composition_error(error, name, arguments)
         if message is None:
             raise
         _stop(BAD_INPUT, program, message)
@@ -118,11 +123,11 @@ def _run(name: str, cfg: "DictConfig") -> Any:
 
 def _verdict(error: Exception, directory: Path) -> tuple[int, str]:
     """Exit status and the line to print for an error raised within a run; no line if there is no log to refer to."""
-    message = cli_errors.bad_input(error)
+    message = bad_input(error)
     if message is not None:
         return BAD_INPUT, message
     log = directory / "run.log"
-    return FAILED, f"{cli_errors.last_line(error)} (traceback: {log})" if log.exists() else ""
+    return FAILED, f"{last_line(error)} (traceback: {log})" if log.exists() else ""
 
 
 def _where() -> tuple[Path, bool]:
@@ -165,7 +170,7 @@ def _unknown_experiment(given: str) -> str:
     names = list(experiments())
     nearest = get_close_matches(given, names, n=1, cutoff=0.4)
     hint = f"; did you mean {nearest[0]}?" if nearest else ";"
-    return f"no experiment {given!r}{hint} There are: {', '.join(names)}"
+    return f"no experiment {given!r}{hint} there are: {', '.join(names)}"
 
 
 def _version() -> str:

@@ -3,12 +3,19 @@
 import os
 import re
 from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from difflib import SequenceMatcher
 from typing import Any
 
 from metagradient.errors import UserError
 
-TYPES = {"Float": "a number", "Integer": "a whole number", "Boolean": "true or false", "Path": "a path"}
+TYPES = {
+    "Float": "a number",
+    "Integer": "a whole number",
+    "bool": "true or false",
+    "Boolean": "true or false",
+    "Path": "a path",
+}
 
 
 def bad_input(error: BaseException) -> str | None:
@@ -65,6 +72,9 @@ def composition_error(error: BaseException, config_name: str, arguments: Sequenc
             return _unknown_key(key, config_name, arguments)
         if isinstance(cause, ValidationError):
             return _wrong_value(message.removeprefix("Error merging override "), cause)
+        found = re.match(r"Could not append to config. An item is already at '([^']+)'", message)
+        if found:
+            return f"the setting {found.group(1)!r} exists already; change it without the +: {found.group(1)}=..."
         return _ambiguous(message) or _one_line(message or str(cause))
     return None
 
@@ -75,7 +85,7 @@ def _missing_option(path: str, options: list[str], message: str) -> str:
         return _one_line(message.partition("\n")[0])
     nearest = _nearest(option, options)
     hint = f"; did you mean {group}={nearest}?" if nearest else ";"
-    return f"no option {option!r} for {group!r}{hint} There are: {', '.join(options)}"
+    return f"no option {option!r} for {group!r}{hint} there are: {', '.join(options)}"
 
 
 def _parse_hint(override: str, message: str) -> str:
@@ -99,9 +109,10 @@ def _unknown_key(key: str, config_name: str, arguments: Sequence[str]) -> str:
 def _wrong_value(override: str, cause: Exception) -> str:
     text = str(cause).partition("\n")[0]
     key, _, value = override.partition("=")
-    found = re.search(r"could not be converted to (\w+)", text)
+    found = re.search(r"could not be converted to (\w+)|is not a valid (\w+)", text)
     if found:
-        return f"{key}={value}: expected {TYPES.get(found.group(1), found.group(1))}, got {value!r}"
+        expected = found.group(1) or found.group(2)
+        return f"{key}={value}: expected {TYPES.get(expected, expected)}, got {value!r}"
     return f"{override}: {text}"
 
 
@@ -117,21 +128,30 @@ def _ambiguous(message: str) -> str | None:
 
 def _valid_keys(bad: str, config_name: str, arguments: Sequence[str]) -> list[str]:
     """Every dotted key and config group that would have been valid beside the other overrides."""
-    from hydra import compose, initialize_config_module
-    from hydra._internal.utils import get_args_parser
+    from hydra._internal.hydra import Hydra
+    from hydra._internal.utils import create_automatic_config_search_path, get_args_parser
+    from hydra.core.config_search_path import SearchPathQuery
+    from hydra.core.global_hydra import GlobalHydra
+    from hydra.types import RunMode
 
     args, _ = get_args_parser().parse_known_args(list(arguments))
-    search = [f"hydra.searchpath=[file://{os.path.abspath(args.config_dir)}]"] if args.config_dir else []
-    others = [item for item in args.overrides if item.lstrip("+~").partition("=")[0].partition("@")[0] != bad]
-    with initialize_config_module(config_module="metagradient.conf", version_base="1.3"):
+    search = create_automatic_config_search_path(None, None, "pkg://metagradient.conf")
+    if args.config_dir:
+        extra = f"file://{os.path.abspath(args.config_dir)}"
+        search.prepend("command-line", extra, anchor=SearchPathQuery(provider="schema"))
+    others = [item for item in args.overrides if item.lstrip("+~").partition("=")[0] != bad]
+    hydra = Hydra.create_main_hydra2(task_name=config_name, config_search_path=search)
+    try:
         for overrides in (others, []):
-            try:
-                cfg = compose(args.config_name or config_name, [*overrides, *search], return_hydra_config=True)
-            except Exception:
-                continue  # another override is bad as well: try without any
-            groups = [name for name in cfg.hydra.runtime.choices if not str(name).startswith("hydra")]
-            return list(dict.fromkeys([*groups, *_dotted(cfg, hidden="hydra")]))
-    return []
+            with suppress(Exception):  # another override is bad as well: then without any
+                cfg = hydra.compose_config(args.config_name or config_name, overrides, RunMode.RUN)
+                if bad.startswith("hydra."):
+                    return list(_dotted(cfg.hydra, "hydra."))
+                groups = [name for name in cfg.hydra.runtime.choices if not str(name).startswith("hydra")]
+                return list(dict.fromkeys([*groups, *_dotted(cfg, hidden="hydra")]))
+        return []
+    finally:
+        GlobalHydra.instance().clear()
 
 
 def _dotted(node: Any, prefix: str = "", hidden: str = "") -> Iterator[str]:
@@ -147,15 +167,15 @@ def _dotted(node: Any, prefix: str = "", hidden: str = "") -> Iterator[str]:
 
 
 def _nearest(given: str, valid: Sequence[str], cutoff: float = 0.6) -> str | None:
-    """The most similar name; the last part of a dotted key also counts alone, and so do its initials (`lr`)."""
+    """The most similar name. The last part of a dotted key counts most, and its initials (`lr`) stand for it."""
 
     def likeness(name: str) -> float:
-        leaf, given_leaf = name.rpartition(".")[2], given.rpartition(".")[2]
+        (parent, _, leaf), (given_parent, _, given_leaf) = name.rpartition("."), given.rpartition(".")
         initials = "".join(word[:1] for word in leaf.split("_"))
-        same_leaf = max(
-            SequenceMatcher(None, leaf, given_leaf).ratio(), float(len(initials) > 1 and initials == given_leaf)
-        )
-        return max(SequenceMatcher(None, name, given).ratio(), 0.95 * same_leaf)
+        same_leaf = 1.0 if given_leaf == initials else SequenceMatcher(None, leaf, given_leaf).ratio()
+        if parent == given_parent:
+            return same_leaf
+        return 0.65 * same_leaf + 0.35 * SequenceMatcher(None, parent, given_parent).ratio()
 
     best = max(valid, key=likeness, default=None)
     return best if best is not None and likeness(best) >= cutoff else None

@@ -1,6 +1,6 @@
 """The run replayed: checkpoint plans, storage, the adjoint, the Lightning callback."""
 
-from metagradient.replay.adjoint import NonFiniteCotangent
+from metagradient.replay.adjoint import NonFiniteCotangent, Objective
 from metagradient.replay.budget import Footprint, choose
 from metagradient.replay.callback import Metagradient
 from metagradient.replay.checks import finite_differences
@@ -8,7 +8,7 @@ from metagradient.replay.metagradient import Metagradients, metagradient
 from metagradient.replay.objectives import example_losses, mean_loss
 from metagradient.replay.plans import Plan
 from metagradient.replay.recording import ReplayMismatch
-from metagradient.replay.storage import DiskStorage, MemoryStorage, PinnedStorage
+from metagradient.replay.storage import DiskStorage, MemoryStorage, PinnedStorage, make_storage
 
 __all__ = [
     "DiskStorage",
@@ -17,12 +17,14 @@ __all__ = [
     "Metagradient",
     "Metagradients",
     "NonFiniteCotangent",
+    "Objective",
     "PinnedStorage",
     "Plan",
     "ReplayMismatch",
     "choose",
     "example_losses",
     "finite_differences",
+    "make_storage",
     "mean_loss",
     "metagradient",
 ]

@@ -39,7 +39,8 @@ class Puller:
     """vector-Jacobian products for one cotangent, or for Q at once in one batched backward pass.
 
     Batching shares every kernel launch; where an operation has no batching rule, and for convolutions, where it gains
-    nothing, the graph is walked Q times instead.
+    nothing, the graph is walked Q times instead. A graph that fails after others worked (the one segment that holds
+    `CandidateWeights`, say) is walked so alone.
     """
 
     def __init__(self, learner: Learner, queries: int | None) -> None:
@@ -69,20 +70,18 @@ class Puller:
                     outs,
                     inputs,
                     cots,
-                    retain_graph=retain or self.batched is None,
+                    retain_graph=True,  # for the walk below; at its peak the graph is whole either way
                     allow_unused=True,
                     is_grads_batched=True,
                 )
                 self.batched = True
                 return self._fill(pulled, inputs)
             except RuntimeError as error:
-                if self.batched:
-                    raise
                 log.info(
                     "objectives are pulled one after the other (no batching rule: %s)",
                     str(error).split("\n")[0],
                 )
-                self.batched = False
+                self.batched = self.batched or False
         rows = [
             torch.autograd.grad(
                 outs,
@@ -118,9 +117,13 @@ def objective_cotangents(
     if not bool(torch.isfinite(value).all()):
         raise NonFiniteCotangent(f"the objective is not finite: {value.detach().flatten()[:5].tolist()}")
     queries = None if value.dim() == 0 else len(value)
-    puller = Puller(learner, queries)
     seed = torch.ones_like(value) if queries is None else torch.eye(queries, dtype=value.dtype, device=value.device)
-    return value.detach(), puller([value], leaf.tensors(), [seed]), puller
+    cotangents = Puller(learner, queries)([value], leaf.tensors(), [seed])
+    for name, c in zip(leaf.names(), cotangents, strict=True):
+        if not bool(torch.isfinite(c).all()):
+            raise NonFiniteCotangent(f"the objective is finite, but its gradient in {name} at the end of training is not")
+    # A puller of its own for the steps: what batches in evaluation mode may not in a taped step.
+    return value.detach(), cotangents, Puller(learner, queries)
 
 
 def replay(

@@ -46,7 +46,7 @@ def parse_bytes(size: str | int | float) -> int:
     """'500MiB', '2 GB', 1e9 -> bytes."""
     if isinstance(size, int | float):
         return int(size)
-    match = re.fullmatch(r"\s*([0-9.]+)\s*([A-Za-z]*)\s*", size)
+    match = re.fullmatch(r"\s*([0-9]+\.?[0-9]*)\s*([A-Za-z]*)\s*", size)
     if match is None or match[2].upper() not in _UNITS:
         raise UserError(f"replay.memory must be a size such as 500MiB or 2GiB, not '{size}'")
     return int(float(match[1]) * _UNITS[match[2].upper()])
@@ -85,9 +85,9 @@ def measure(learner: Learner, batches: Batches, state: TrainState, z: Sequence[M
     steps = [t, min(t + 1, len(batches) - 1)]
     current, sizes = state.leaf(), [0]
     with torch.autograd.graph.saved_tensors_hooks(keep, lambda x: x):
-        for i, s in enumerate(steps):
+        for s in steps:
             batch = cast(batches(s), state)
-            current, _ = step(learner, current, batch, s + (i if s == steps[0] else 0), leaves, tape=True)
+            current, _ = step(learner, current, batch, s, leaves, tape=True)
             sizes.append(total())
     return Footprint(state.nbytes, max(sizes[2] - sizes[1], state.nbytes) + _GRAPH_BYTES)
 
@@ -121,7 +121,10 @@ def choose(
         raise UserError(
             f"replay.checkpoints must be auto, tape, all, sqrt, every(segment), tree(k) or binomial(slots), not '{spec}'"
         )
-    plan: Plan = makers[name][1](steps, *numbers)  # type: ignore[operator]
+    try:
+        plan: Plan = makers[name][1](steps, *numbers)  # type: ignore[operator]
+    except ValueError as error:
+        raise UserError(f"replay.checkpoints='{spec}': {error}") from error
     need = footprint.peak(plan, stored_in_memory)
     if need > memory:
         smallest = footprint.peak(_smallest(steps), stored_in_memory)

@@ -79,6 +79,20 @@ class Metagradient(lightning.Callback):
         module.train_state = recording.enter(module.step_count, module.train_state)
         module.metaparameters, module.tape = recording.z, recording.taping
 
+    def on_train_batch_end(
+        self, trainer: lightning.Trainer, module: lightning.LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        if self.progress is not None:
+            assert isinstance(module, Learner)
+            self.progress("training", module.step_count, len(trainer.train_dataloader))  # type: ignore[arg-type]
+
+    def on_exception(
+        self, trainer: lightning.Trainer, module: lightning.LightningModule, exception: BaseException
+    ) -> None:
+        self._recording = None
+        if isinstance(module, Learner):
+            module.metaparameters, module.tape = (), False
+
     def on_train_end(self, trainer: lightning.Trainer, module: lightning.LightningModule) -> None:
         assert isinstance(module, Learner)
         recording, self._recording = self._recording, None

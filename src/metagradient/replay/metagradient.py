@@ -46,6 +46,16 @@ class Metagradients:
         return self.gradients[name]
 
 
+def describe(plan: Plan) -> str:
+    """A plan in one line."""
+    if len(plan.segments) == 1:
+        return f"replay plan {plan.name}: the whole run of {plan.steps} steps on tape"
+    return (
+        f"replay plan {plan.name}: {plan.steps} steps in segments of {plan.longest_segment}, {plan.slots} states "
+        f"stored, {plan.forward_runs:.2f} plain runs before taping"
+    )
+
+
 def start_recording(
     learner: Learner,
     batches: Batches,
@@ -70,15 +80,7 @@ def start_recording(
     budget = available_bytes(like.device) if memory is None else parse_bytes(memory)
     in_memory = isinstance(store, MemoryStorage)
     plan = choose(checkpoints, len(batches) - first, footprint, budget, stored_in_memory=in_memory)
-    log.info(
-        "replay plan %s: %d steps, segments of %d, %d stored states, %.2f plain runs before taping, about %s predicted",
-        plan.name,
-        plan.steps,
-        plan.longest_segment,
-        plan.slots,
-        plan.forward_runs,
-        format_bytes(footprint.peak(plan, in_memory)),
-    )
+    log.debug("%s, about %s predicted", describe(plan), format_bytes(footprint.peak(plan, in_memory)))
     return Recording(learner, batches, z, plan, first, store, like), state
 
 

@@ -75,9 +75,11 @@ class Progress:
         finally:
             bar.close()
 
-    def bar(self, description: str, total: int, reverse: bool = False, patience: float = _PATIENCE) -> "Bar":
-        """A new bar below the open ones. A `reverse` bar starts full and empties, and counts what is left."""
-        bar = Bar(self, description, total, reverse, patience, depth=len(self._bars))
+    def bar(
+        self, description: str, total: int, reverse: bool = False, done: int = 0, patience: float = _PATIENCE
+    ) -> "Bar":
+        """A new bar below the open ones, at `done`. A `reverse` bar starts full and empties: it counts what is left."""
+        bar = Bar(self, description, total, reverse, done, patience, depth=len(self._bars))
         self._bars.append(bar)
         return bar
 
@@ -95,7 +97,7 @@ class Progress:
             if bar is None or bar.closed:
                 if done >= total:
                     return
-                bar = bars[description] = self.bar(description, total, description.startswith(reverse))
+                bar = bars[description] = self.bar(description, total, description.startswith(reverse), done)
             bar.update(done)
 
         return report
@@ -114,10 +116,11 @@ class Bar:
     """One bar; made by `Progress.bar`."""
 
     def __init__(
-        self, progress: Progress, description: str, total: int, reverse: bool, patience: float, depth: int
+        self, progress: Progress, description: str, total: int, reverse: bool, done: int, patience: float, depth: int
     ) -> None:
         self.description, self.total, self.reverse = description, total, reverse
-        self.done, self.closed = 0, False
+        self.done, self.closed = done, False
+        self._first = done
         self._progress = progress
         self._begun = self._moved = self._drawn = monotonic()
         self._patience = patience
@@ -153,9 +156,9 @@ class Bar:
         """`3/20, 0:01:12 left`, or for a reverse bar `400 of 3125 to go, 0:00:09 left`."""
         left = self.total - self.done
         count = f"{left} of {self.total} to go" if self.reverse else f"{self.done}/{self.total}"
-        if not 0 < self.done <= self.total:
+        if not self._first < self.done <= self.total:
             return count
-        seconds = (self._moved - self._begun) * left / self.done - (now - self._moved)
+        seconds = (self._moved - self._begun) * left / (self.done - self._first) - (now - self._moved)
         return f"{count}, {_clock(max(0.0, seconds))} left"
 
 

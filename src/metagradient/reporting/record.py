@@ -96,7 +96,7 @@ class Record:
         status = "finished"
         if error is not None:
             status = "failed" if isinstance(error, Exception) else "interrupted"
-            log.error("the run has %s", status, exc_info=error, extra=FILE_ONLY)
+            log.error("the run was not finished: %s", status, exc_info=error, extra=FILE_ONLY)
         with self._exit:
             self._metrics |= {
                 "cost/training_runs": self._training_runs,
@@ -172,7 +172,8 @@ class Record:
         if mode == "online":
             footer.append(f"W&B: {place}")
         elif mode == "offline":
-            footer.append(f"W&B (offline): look with `wandb leet {_short(Path(place))}`, send with `wandb sync`")
+            folder = _short(Path(place))
+            footer.append(f"W&B (offline): look with `wandb leet {folder}`, send with `wandb sync {folder}`")
         metrics = {key: value for key, value in self._metrics.items() if key != "status"}
         print_summary(f"{self.experiment}: {self._context.title}", metrics, footer)
 

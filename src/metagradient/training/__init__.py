@@ -13,8 +13,9 @@ from metagradient.training.metaparameters import (
 )
 from metagradient.training.optimizers import SGD, Adam, AdamW, Optimizer
 from metagradient.training.plans import count_plan, epoch_plan, full_batch_plan, given_plan
-from metagradient.training.run import initial_state, train
-from metagradient.training.schedules import Constant, Cosine, Knots, OneCycle, WarmupDecay
+from metagradient.training.routine import Routine
+from metagradient.training.run import NonFiniteLoss, initial_state, train
+from metagradient.training.schedules import Constant, Cosine, Knots, OneCycle, Schedule, WarmupDecay
 from metagradient.training.state import TrainState
 from metagradient.training.step import step
 
@@ -37,8 +38,11 @@ __all__ = [
     "Learner",
     "LearningRates",
     "Metaparameter",
+    "NonFiniteLoss",
     "OneCycle",
     "Optimizer",
+    "Routine",
+    "Schedule",
     "TrainState",
     "WarmupDecay",
     "WeightDecay",

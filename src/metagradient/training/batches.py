@@ -66,15 +66,15 @@ class Batches:
             raise UserError(f"examples need one or more fields of equal length, not {lengths}")
         self.examples, self.seed, self.augment = dict(examples), int(seed), augment
         self.n_examples = next(iter(lengths.values()))
-        if plan.dim() != 2 or plan.dtype != torch.int64:
-            raise UserError(f"the plan must be int64 [T, B], not {plan.dtype} {list(plan.shape)}")
+        if plan.dim() != 2 or plan.dtype != torch.int64 or not plan.numel():
+            raise UserError(f"the plan must be int64 [T, B] with T, B >= 1, not {plan.dtype} {list(plan.shape)}")
         top, bottom = int(plan[:1].max() if plan.stride(0) == 0 else plan.max()), int(plan.min())
         if top >= self.n_examples or bottom < -1:
             raise UserError(f"the plan's indices must lie in [0, {self.n_examples}) or be -1, not in [{bottom}, {top}]")
         self.plan = plan
         self._start = 0
-        # A full-batch plan has one row for all steps: gather it once.
-        self._constant = plan.stride(0) == 0 and len(plan) > 1
+        # A full-batch plan has one row for all steps: gather it once (unless an augmentation may write into it).
+        self._constant = plan.stride(0) == 0 and len(plan) > 1 and augment is None
         self._cache: tuple[Tensor, dict[str, Tensor]] | None = None
 
     def __len__(self) -> int:

@@ -22,7 +22,7 @@ from metagradient.training.probe import Needs, probe
 from metagradient.training.random import step_randomness
 from metagradient.training.run import cast, check_loss, initial_state
 from metagradient.training.schedules import Constant, Schedule
-from metagradient.training.state import Layout, TrainState
+from metagradient.training.state import Layout, TrainState, default_dtype
 from metagradient.training.step import step
 
 # The optimizer is part of the step, so Lightning's warning that there is none, in every fit, says nothing.
@@ -106,6 +106,7 @@ class Learner(lightning.LightningModule):
         """Inside, the modules compute with these vectors and with the randomness of step t."""
         needs = self._needs or Needs()
         with (
+            default_dtype(params.dtype),
             step_randomness(seed, t, params.device, foreign=needs.foreign_randomness),
             sdpa_kernel(SDPBackend.MATH) if needs.math_attention else nullcontext(),
             self.layout.bind(params, buffers),
@@ -118,7 +119,7 @@ class Learner(lightning.LightningModule):
         modes = [(module, module.training) for module in self.modules()]
         self.eval()
         try:
-            with self.layout.bind(state.params, state.buffers):
+            with default_dtype(state.params.dtype), self.layout.bind(state.params, state.buffers):
                 yield self
         finally:
             for module, mode in modes:
@@ -166,11 +167,18 @@ class Learner(lightning.LightningModule):
         assert self.train_state is not None
         t = self.step_count
         if batch.t != t:
-            raise RuntimeError(f"the loader gave the batch of step {batch.t} at step {t}")
+            raise UserError(
+                f"the loader gave the batch of step {batch.t} at step {t}: a run is one pass over its Batches, so set "
+                "trainer.max_epochs=1 (the plan holds the epochs: epoch_plan(..., epochs=...))"
+            )
         batch = cast(batch, self.train_state)
         state, loss = step(self, self.train_state, batch, t, self.metaparameters, tape=self.tape)
         check_loss(loss, batch, t, self)
         self.train_state, self.step_count = state, t + 1
+        # Lightning counts a manual optimizer's steps here; ModelCheckpoint, max_steps and loggers go by that count.
+        progress = self.trainer.fit_loop.epoch_loop.manual_optimization.optim_step_progress
+        progress.increment_ready()
+        progress.increment_completed()
 
     def on_train_end(self) -> None:
         self._sync()

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from metagradient.errors import UserError
 from metagradient.training.random import fold_in
 
 if TYPE_CHECKING:
@@ -49,8 +50,11 @@ def probe(learner: Learner, batches: Batches) -> Needs:
         torch.manual_seed(fold_in(batch.seed))
         before = _global_state(params)
         buffers = learner.layout.buffers(like=params).detach().clone()
-        with _SeesFusedAttention() as attention, learner.running(params, buffers, batch.seed, t):
-            learner.losses(batch)
+        start = buffers.clone()
+        with torch.enable_grad(), _SeesFusedAttention() as attention, learner.running(params, buffers, batch.seed, t):
+            losses = learner.losses(batch)
+            _refuse_in_place(learner, start, buffers)
+        _refuse_kept_parameters(learner, losses)
         foreign = not torch.equal(before, _global_state(params))
     if foreign:
         log.warning(
@@ -58,6 +62,30 @@ def probe(learner: Learner, batches: Batches) -> Needs:
             "replayed (about 140 us a step). metagradient's SeededDropout and step_generator avoid that."
         )
     return Needs(foreign, attention.seen)
+
+
+def _refuse_in_place(learner: Learner, before: Tensor, after: Tensor) -> None:
+    layout = learner.layout
+    parts = zip(layout.buffer_names, before.split(layout.buffer_sizes), after.split(layout.buffer_sizes), strict=True)
+    for name, was, is_ in parts if layout.buffer_names else ():
+        if not torch.equal(was, is_):
+            raise UserError(
+                f"buffer '{name}' is updated in place, which loses its gradient and corrupts checkpoints: "
+                f"assign a new tensor instead (self.{name.rsplit('.', 1)[-1]} = ...)"
+            )
+
+
+def _refuse_kept_parameters(learner: Learner, losses: Tensor) -> None:
+    own = {name: p for name, p in learner.named_parameters() if p.requires_grad}
+    if not losses.requires_grad:
+        return
+    reached = torch.autograd.grad(losses.sum(), list(own.values()), allow_unused=True)
+    for name, gradient in zip(own, reached, strict=True):
+        if gradient is not None:
+            raise UserError(
+                f"losses() computes with a reference to parameter '{name}' that it keeps outside its module (in a list or "
+                "a dict, say), where the step cannot replace it: read it from the module that owns it"
+            )
 
 
 def _global_state(like: Tensor) -> Tensor:

@@ -12,6 +12,20 @@ from torch import Tensor, nn
 from metagradient.errors import UserError
 
 
+@contextmanager
+def default_dtype(dtype: torch.dtype) -> Iterator[None]:
+    """Inside, tensors made without a dtype have this one, as under Lightning's `precision=64-true`."""
+    before = torch.get_default_dtype()
+    if before == dtype:
+        yield
+        return
+    torch.set_default_dtype(dtype)
+    try:
+        yield
+    finally:
+        torch.set_default_dtype(before)
+
+
 @dataclass(frozen=True, eq=False)
 class TrainState:
     """All that one training step hands to the next.
@@ -128,13 +142,18 @@ class Layout:
                 owner._buffers[key] = own_buffer
 
     def _refuse_in_place(self, bound: list[Tensor], versions: list[int]) -> None:
-        for i, (buffer, version) in enumerate(zip(bound, versions, strict=True)):
-            if buffer._version != version:
-                name = self.buffer_names[i]
-                raise UserError(
-                    f"buffer '{name}' is updated in place, which loses its gradient and corrupts checkpoints: "
-                    f"assign a new tensor instead (self.{name.rsplit('.', 1)[-1]} = ...)"
-                )
+        if all(buffer._version == version for buffer, version in zip(bound, versions, strict=True)):
+            return
+        # Views of one vector share a version, so it was one of those that were not assigned anew.
+        names = [
+            name
+            for name, (owner, key), buffer in zip(self.buffer_names, self._buffer_owners, bound, strict=True)
+            if owner._buffers[key] is buffer
+        ]
+        raise UserError(
+            f"a buffer is updated in place (one of {', '.join(names)}), which loses its gradient and corrupts checkpoints: "
+            f"assign a new tensor instead (self.{names[0].rsplit('.', 1)[-1]} = ...)"
+        )
 
     def store(self, state: TrainState) -> None:
         """Copy a state into the module's own parameters and buffers."""

@@ -1,0 +1,146 @@
+"""From a configuration to the objects an experiment works with."""
+
+import dataclasses
+import functools
+import logging
+import math
+import warnings
+from collections.abc import Sequence
+from typing import Any
+
+import lightning
+import torch
+from hydra.utils import instantiate
+from omegaconf import DictConfig
+
+import metagradient as mg
+from metagradient.data import Splits
+from metagradient.errors import UserError
+from metagradient.replay.metagradient import describe
+from metagradient.reporting import Progress, print_table
+from metagradient.schema import Decay, ScheduleName
+
+log = logging.getLogger(__name__)
+
+
+def prepare(cfg: DictConfig) -> None:
+    """Threads, and Lightning's chatter."""
+    if cfg.trainer.threads is not None:
+        torch.set_num_threads(cfg.trainer.threads)
+    logging.getLogger("lightning.pytorch.utilities.rank_zero").setLevel(logging.WARNING)
+    warnings.filterwarnings("ignore", message=".*GPU available but not used.*")
+
+
+def device(cfg: DictConfig) -> torch.device:
+    """Where models are trained."""
+    cuda = torch.cuda.is_available()
+    if cfg.trainer.accelerator in ("gpu", "cuda") and not cuda:
+        raise UserError(f"trainer.accelerator={cfg.trainer.accelerator} but torch sees no GPU: set trainer=cpu")
+    return torch.device("cuda" if cuda and cfg.trainer.accelerator in ("gpu", "cuda", "auto") else "cpu")
+
+
+def classifier_routine(cfg: DictConfig, splits: Splits) -> mg.Routine:
+    """The routine of `cfg.learner` and `cfg.model` for a classification data set."""
+    settings, where = cfg.learner, device(cfg)
+    optimizer = instantiate(settings.optimizer, _convert_="all")
+    matrices = settings.decay is Decay.matrices
+
+    def make_learner(schedule: mg.Schedule) -> mg.Learner:
+        model = instantiate(cfg.model, input_shape=splits.input_shape, classes=len(splits.classes))
+        decay = (lambda name, shape: len(shape) > 1) if matrices else None
+        learner = mg.Classifier(model, optimizer, schedule, normalize=settings.normalize.value, decay=decay)
+        return learner.to(device=where, dtype=torch.float64 if cfg.trainer.precision == "64-true" else torch.float32)
+
+    return mg.Routine(
+        make_learner,
+        schedule=functools.partial(_schedule, settings),
+        batch_size=settings.batch_size,
+        epochs=settings.epochs,
+        steps=settings.steps,
+    )
+
+
+def _schedule(settings: Any, steps: int) -> mg.Schedule:
+    rate = settings.learning_rate
+    match settings.schedule:
+        case ScheduleName.constant:
+            return mg.Constant(rate)
+        case ScheduleName.cosine:
+            return mg.Cosine(rate, steps)
+        case ScheduleName.one_cycle:
+            return mg.OneCycle(rate, steps, warmup=settings.warmup)
+        case _:
+            return mg.WarmupDecay(rate, steps, warmup=math.floor(settings.warmup * steps))
+
+
+class TrainerFit:
+    """Trains and replays with Lightning's Trainer and the Metagradient callback; says once which plan runs."""
+
+    def __init__(self, cfg: DictConfig, progress: Progress) -> None:
+        self.cfg, self.progress = cfg, progress
+        self.told = False
+        self.checked = cfg.replay.check is None
+        if cfg.replay.check not in (None, "fd"):
+            raise UserError(f"replay.check must be fd or null, not '{cfg.replay.check}'")
+
+    def __call__(
+        self,
+        learner: mg.Learner,
+        batches: mg.Batches,
+        metaparameters: Sequence[mg.Metaparameter],
+        objective: mg.Objective,
+    ) -> mg.Metagradients:
+        replay = self.cfg.replay
+        callback = mg.Metagradient(
+            metaparameters,
+            objective,
+            checkpoints=replay.checkpoints,
+            memory=replay.memory,
+            storage=mg.make_storage(replay.storage, replay.folder),
+            progress=self.progress.callback(),
+        )
+        initial = learner.layout.params()
+        trainer = lightning.Trainer(
+            max_epochs=1,
+            callbacks=[callback],
+            accelerator="gpu" if device(self.cfg).type == "cuda" else "cpu",
+            devices=1,
+            precision=self.cfg.trainer.precision,
+            deterministic=self.cfg.trainer.deterministic,
+            logger=False,
+            enable_checkpointing=False,
+            enable_progress_bar=False,
+            enable_model_summary=False,
+        )
+        trainer.fit(learner, batches)
+        assert callback.result is not None
+        if not self.told:
+            self.told = True
+            log.info("%s", describe(callback.result.plan))
+        learner.to(device(self.cfg))
+        if not self.checked:
+            self.checked = True
+            self._check(learner, initial, batches, metaparameters, objective, callback.result)
+        return callback.result
+
+    def _check(
+        self,
+        learner: mg.Learner,
+        initial: torch.Tensor,
+        batches: mg.Batches,
+        metaparameters: Sequence[mg.Metaparameter],
+        objective: mg.Objective,
+        result: mg.Metagradients,
+    ) -> None:
+        """`replay.check=fd`: a few coordinates of this metagradient against central differences in float64."""
+        trained = learner.layout.params()
+        learner.adopt(dataclasses.replace(result.state, params=initial, buffers=result.state.buffers))
+        rows = mg.finite_differences(
+            learner, batches, metaparameters, objective, result, progress=self.progress.callback()
+        )
+        learner.adopt(dataclasses.replace(result.state, params=trained))
+        print_table(
+            "metagradient against central differences (float64)",
+            ["metaparameter", "index", "replay", "replay float64", "central difference", "relative error"],
+            [[r.name, r.index, r.replay, r.replay64, r.difference, f"{r.relative_error:.1e}"] for r in rows],
+        )

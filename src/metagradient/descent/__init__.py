@@ -1,0 +1,30 @@
+"""Metagradient descent: update rules, the outer loop's state, data selection."""
+
+from metagradient.descent.selection import (
+    CountSelection,
+    Reading,
+    Selection,
+    SelectionProblem,
+    WeightSelection,
+    select_by_loss,
+)
+from metagradient.descent.state import DescentState
+from metagradient.descent.updates import Adam, Clipped, Sign, UpdateRule
+from metagradient.descent.weights import Raw, Sigmoid, WeightMap
+
+__all__ = [
+    "Adam",
+    "Clipped",
+    "CountSelection",
+    "DescentState",
+    "Raw",
+    "Reading",
+    "Selection",
+    "SelectionProblem",
+    "Sigmoid",
+    "Sign",
+    "UpdateRule",
+    "WeightMap",
+    "WeightSelection",
+    "select_by_loss",
+]

@@ -1,0 +1,94 @@
+"""Types of the core configuration groups: a wrong key or type is refused when the configuration is composed.
+
+Light on purpose: the command line imports it before anything else.
+"""
+
+
+from dataclasses import dataclass, field
+from enum import Enum
+from typing import Any
+
+from hydra.core.config_store import ConfigStore
+from omegaconf import MISSING
+
+
+class ScheduleName(Enum):
+    """How the learning rate moves over a run."""
+
+    constant = "constant"
+    cosine = "cosine"
+    one_cycle = "one_cycle"
+    warmup_decay = "warmup_decay"
+
+
+class Normalize(Enum):
+    """What the weighted mean loss divides by: the batch size or the sum of the weights."""
+
+    batch = "batch"
+    kept = "kept"
+
+
+class Decay(Enum):
+    """Which parameters the weight decay touches: all, or those with two or more dimensions."""
+
+    all = "all"
+    matrices = "matrices"
+
+
+@dataclass
+class LearnerConfig:
+    """conf/learner: optimizer and the routine around it. One of `epochs` and `steps` is given."""
+
+    optimizer: Any = MISSING
+    learning_rate: float = MISSING
+    schedule: ScheduleName = ScheduleName.constant
+    warmup: float = 0.25
+    batch_size: int | None = None
+    epochs: int | None = None
+    steps: int | None = None
+    normalize: Normalize = Normalize.kept
+    decay: Decay = Decay.all
+
+
+@dataclass
+class ReplayConfig:
+    """conf/replay: checkpoint plan, memory budget, storage, check."""
+
+    checkpoints: str = "auto"
+    memory: str | None = None
+    storage: str = "memory"
+    folder: str | None = None
+    check: str | None = None
+
+
+@dataclass
+class TrainerConfig:
+    """conf/trainer: Lightning's Trainer."""
+
+    accelerator: str = "cpu"
+    precision: str = "32-true"
+    deterministic: bool = False
+    threads: int | None = None
+
+
+@dataclass
+class LoggerConfig:
+    """conf/logger: the W&B run."""
+
+    mode: str = "auto"
+    project: str = "metagradient"
+    group: str | None = None
+    name: str | None = None
+    tags: list[str] = field(default_factory=list)
+
+
+def register() -> None:
+    """Make the types known to Hydra as `<group>/schema`."""
+    store = ConfigStore.instance()
+    for group, node in (
+        ("learner", LearnerConfig),
+        ("replay", ReplayConfig),
+        ("trainer", TrainerConfig),
+        ("logger", LoggerConfig),
+    ):
+        store.store(group=group, name="schema", node=node)

@@ -1,0 +1,33 @@
+"""Tables for people."""
+
+import pytest
+
+from metagradient.reporting.table import format_column, print_summary, print_table
+
+
+def test_a_column_shares_its_decimals() -> None:
+    assert format_column([0.91234, 0.5, None, float("nan")]) == ["0.9123", "0.5000", "–", "–"]
+    assert format_column([123.456, 1.0]) == ["123.5", "1.0"]
+    assert format_column([1e-5, 2.5e-4]) == ["1e-05", "0.00025"]
+    assert format_column([12, "ours", True]) == ["12", "ours", "True"]
+
+
+def test_rows_are_printed_in_full(capsys: pytest.CaptureFixture[str]) -> None:
+    print_table("baselines", ["method", "test accuracy"], [("x" * 120, 0.25), ("ours", 0.5)])
+    out = capsys.readouterr().out
+    assert "x" * 120 in out  # a pipe has no width to fold to
+    assert out.splitlines()[-2].split() == ["ours", "0.5000"]
+
+
+def test_results_come_first_and_the_footer_last(capsys: pytest.CaptureFixture[str]) -> None:
+    print_summary(
+        "selection", {"cost/seconds": 1.5, "seed": 0, "result/test_accuracy": 0.5}, ["run directory: " + "d" * 300]
+    )
+    words = capsys.readouterr().out.split()
+    assert words[:4] == ["selection", "result", "test_accuracy", "0.5000"]
+    assert words[-1] == "d" * 300
+
+
+def test_a_ragged_row_is_refused() -> None:
+    with pytest.raises(ValueError, match="row 1 has 1 values for the 2 columns"):
+        print_table("t", ["a", "b"], [(1, 2), (3,)])
