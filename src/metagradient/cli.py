@@ -68,9 +68,9 @@ def launch(name: str, argv: Sequence[str] | None = None) -> None:
     """
     import hydra
 
-    from metagradient import schema
+    from metagradient.schema import register
 
-    schema.register()
+    register()
     arguments = list(sys.argv[1:] if argv is None else argv)
     program = f"metagradient {name}"
     raw = os.environ.get("HYDRA_FULL_ERROR") == "1"
@@ -87,8 +87,9 @@ def launch(name: str, argv: Sequence[str] | None = None) -> None:
                 raise
             if not sweep:  # out past Hydra, which would print a line of its own
                 _stop(status, program, message)
-            print(f"{program}: job {directory.name} failed: {message}", file=sys.stderr)
-            raise JobFailed(f"job {directory.name}: {message}") from error
+        print(f"{program}: job {directory.name} failed: {message}", file=sys.stderr)
+        # Hydra keeps this error until the sweep ends; raised in here it would keep the job's tensors as well
+        raise JobFailed(f"job {directory.name}: {message}")
 
     try:
         check_flags(arguments)

@@ -81,6 +81,7 @@ def composition_error(error: BaseException, config_name: str, arguments: Sequenc
 
 def _missing_option(path: str, options: list[str], message: str) -> str:
     group, _, option = path.rpartition("/")
+    options = [name for name in options if name != "schema"]  # the group's types, no choice
     if not options:
         return _one_line(message.partition("\n")[0])
     nearest = _nearest(option, options)

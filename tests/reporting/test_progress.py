@@ -2,7 +2,7 @@
 
 import io
 import logging
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 
 import pytest
 from rich.console import Console
@@ -26,12 +26,12 @@ def wait(monkeypatch: pytest.MonkeyPatch) -> Clock:
 
 
 @pytest.fixture
-def terminal(monkeypatch: pytest.MonkeyPatch) -> Iterator[io.StringIO]:
+def terminal(monkeypatch: pytest.MonkeyPatch) -> io.StringIO:
     """A terminal to draw on."""
     screen = io.StringIO()
     drawn_on = Console(file=screen, force_terminal=True, width=100)
     monkeypatch.setattr(module, "console", lambda: drawn_on)
-    yield screen
+    return screen
 
 
 def test_off_a_terminal_one_line_every_ten_seconds(wait: Clock, caplog: pytest.LogCaptureFixture) -> None:
@@ -80,9 +80,14 @@ def test_bars_of_something_cut_short_go_with_their_step(terminal: io.StringIO) -
 
 
 def test_an_error_inside_closes_all_bars(terminal: io.StringIO) -> None:
-    with pytest.raises(RuntimeError), Progress() as progress:
-        progress.bar("training", 10).update(3)
-        raise RuntimeError
+    def failing() -> None:
+        with progress:
+            progress.bar("training", 10).update(3)
+            raise RuntimeError
+
+    progress = Progress()
+    with pytest.raises(RuntimeError):
+        failing()
     assert progress._bars == []
     assert progress._live.tasks == []
 

@@ -115,14 +115,18 @@ def test_wandb_reads_back_the_same_run() -> None:
     assert axes["meta/*"]["step_metric"] == "meta/step"
 
 
-def test_a_failed_run_is_marked_and_the_next_one_starts_clean(capsys: pytest.CaptureFixture[str]) -> None:
-    ballast = None
-    with pytest.raises(ZeroDivisionError), Record.open({"seed": 1, "logger": OFFLINE}, "selection") as first:
-        first.result({"only_first": 1.0})
+def _fail(record: Record) -> None:
+    with record:
+        record.result({"only_first": 1.0})
         logging.getLogger("metagradient.test").info("said in the first")
-        ballast = np.ones(2**25)  # 256 MiB
+        np.ones(2**25)  # 256 MiB
         1 / 0  # noqa: B018
-    del ballast
+
+
+def test_a_failed_run_is_marked_and_the_next_one_starts_clean(capsys: pytest.CaptureFixture[str]) -> None:
+    first = Record.open({"seed": 1, "logger": OFFLINE}, "selection")
+    with pytest.raises(ZeroDivisionError):
+        _fail(first)
     with Record.open({"seed": 2, "logger": OFFLINE}, "selection") as second:
         second.result({"only_second": 2.0})
     states = {run["summary"]["seed"]: run for run in (inspect(path, "--summary") for path in wandb_runs())}

@@ -6,6 +6,7 @@ Only the tests see it.
 import os
 import signal
 import time
+from pathlib import Path
 from typing import Any
 
 from metagradient.errors import UserError
@@ -24,7 +25,7 @@ def run(cfg: Any, record: Any) -> float:
             except UserError as error:
                 raise RuntimeError("Error in call to target") from error
         case "file":
-            open("/no/such/folder/data.csv")
+            Path("/no/such/folder/data.csv").read_text()
         case "bug":
             raise KeyError("a programmer's error")
         case "lightning":  # what Trainer.fit makes of Ctrl-C

@@ -1,0 +1,196 @@
+"""Ways to differentiate a training run, for `cost`: ours, a naive unroll, and other packages where installed.
+
+Each takes a `Case` and returns d (validation loss) / d (data weights) [n]; `plain` and `torch_loop` only train. All of
+them see the same model, the same batches and the same SGD with momentum.
+"""
+
+import importlib.util
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+import metagradient as mg
+from metagradient import data, models
+from metagradient.errors import UserError
+from metagradient.training.random import generator
+
+RATE, MOMENTUM = 0.05, 0.9
+
+
+@dataclass(frozen=True)
+class Case:
+    """One model and length of run: fields of the training and validation examples, and the batches' index plan."""
+
+    build: Callable[[], nn.Module]
+    losses: Callable[[nn.Module, dict[str, Tensor]], Tensor]
+    examples: dict[str, Tensor]
+    validation: dict[str, Tensor]
+    plan: Tensor
+
+    def model(self) -> nn.Module:
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(0)
+            return self.build()
+
+    def batch(self, t: int) -> tuple[Tensor, dict[str, Tensor]]:
+        rows = self.plan[t]
+        return rows, {k: v.index_select(0, rows) for k, v in self.examples.items()}
+
+    @property
+    def weights(self) -> Tensor:
+        return torch.ones(len(next(iter(self.examples.values()))))
+
+
+class _Learner(mg.Learner):
+    def __init__(self, case: Case) -> None:
+        super().__init__(mg.SGD(momentum=MOMENTUM), RATE)
+        self.model, self.case_losses = case.model(), case.losses
+
+    def losses(self, batch: mg.Batch) -> Tensor:
+        return self.case_losses(self.model, batch.fields)
+
+
+def _classification(model: nn.Module, fields: dict[str, Tensor]) -> Tensor:
+    return F.cross_entropy(model(fields["x"]), fields["y"], reduction="none")
+
+
+def _next_token(model: nn.Module, fields: dict[str, Tensor]) -> Tensor:
+    tokens = fields["tokens"]
+    return F.cross_entropy(model(tokens[:, :-1]).transpose(1, 2), tokens[:, 1:], reduction="none").mean(1)
+
+
+def make_case(name: str, steps: int) -> Case:
+    """`mlp` (85,002 parameters on digits, batch 128), `resnet9` (width 16, random images) or `gpt` (4 layers)."""
+    rng = generator(0, 5)
+    if name == "mlp":
+        digits = data.digits(train=1400, validation=300)
+        plan = _plan(1400, 128, steps)
+        return Case(
+            lambda: models.mlp((1, 8, 8), 10, hidden=(256, 256)), _classification, digits.train, digits.validation, plan
+        )
+    if name == "resnet9":
+        x, y = torch.rand(512, 3, 32, 32, generator=rng), torch.randint(10, (512,), generator=rng)
+        examples, validation = {"x": x[:384], "y": y[:384]}, {"x": x[384:], "y": y[384:]}
+        plan = _plan(384, 64, steps)
+        return Case(lambda: models.resnet9((3, 32, 32), 10, width=16), _classification, examples, validation, plan)
+    if name == "gpt":
+        tokens = torch.randint(65, (256, 65), generator=rng)
+        examples, validation = {"tokens": tokens[:192]}, {"tokens": tokens[192:]}
+        return Case(
+            lambda: models.GPT(65, block=64, layers=4, heads=4, width=128),
+            _next_token,
+            examples,
+            validation,
+            _plan(192, 16, steps),
+        )
+    raise UserError(f"models must be among mlp, resnet9, gpt, not '{name}': set models=[mlp]")
+
+
+def _plan(n: int, batch_size: int, steps: int) -> Tensor:
+    epochs = -(-steps // (n // batch_size))
+    return mg.epoch_plan(n, batch_size, epochs, seed=0, drop_last=True)[:steps]
+
+
+def plain(case: Case) -> None:
+    """The run itself, by the bare loop: the unit."""
+    mg.train(_Learner(case), mg.Batches(case.examples, case.plan))
+
+
+def torch_loop(case: Case) -> None:
+    """The same run as one would write it in PyTorch, with torch.optim."""
+    model = case.model()
+    optimizer = torch.optim.SGD(model.parameters(), RATE, momentum=MOMENTUM)
+    for t in range(len(case.plan)):
+        _, fields = case.batch(t)
+        optimizer.zero_grad()
+        case.losses(model, fields).mean().backward()
+        optimizer.step()
+
+
+def ours(case: Case, checkpoints: str, memory: str | int | None = None) -> Tensor:
+    """REPLAY under a checkpoint plan."""
+    learner, batches = _Learner(case), mg.Batches(case.examples, case.plan)
+
+    def objective(learner: mg.Learner) -> Tensor:
+        return learner.case_losses(learner.model, case.validation).mean()  # type: ignore[operator]
+
+    return mg.metagradient(
+        learner, batches, mg.DataWeights(case.weights), objective, checkpoints=checkpoints, memory=memory
+    )["weights"]
+
+
+def naive(case: Case) -> Tensor:
+    """The whole run in one autograd graph, tensor by tensor."""
+    model, weights = case.model(), case.weights.requires_grad_()
+    params = dict(model.named_parameters())
+    buffers = {name: torch.zeros_like(p) for name, p in params.items()}
+    for t in range(len(case.plan)):
+        rows, fields = case.batch(t)
+        losses = torch.func.functional_call(_Losses(model, case), {f"model.{k}": p for k, p in params.items()}, (fields,))
+        gradients = torch.autograd.grad((weights[rows] * losses).mean(), list(params.values()), create_graph=True)
+        buffers = {k: MOMENTUM * buffers[k] + g for k, g in zip(params, gradients, strict=True)}
+        params = {k: p - RATE * buffers[k] for k, p in params.items()}
+    model.eval()
+    final = torch.func.functional_call(
+        _Losses(model, case), {f"model.{k}": p for k, p in params.items()}, (case.validation,)
+    )
+    return torch.autograd.grad(final.mean(), weights)[0]
+
+
+class _Losses(nn.Module):
+    def __init__(self, model: nn.Module, case: Case) -> None:
+        super().__init__()
+        self.model, self.case_losses = model, case.losses
+
+    def forward(self, fields: dict[str, Tensor]) -> Tensor:
+        return self.case_losses(self.model, fields)
+
+
+def with_higher(case: Case) -> Tensor:
+    """The package `higher`."""
+    import higher
+
+    model, weights = case.model(), case.weights.requires_grad_()
+    optimizer = torch.optim.SGD(model.parameters(), RATE, momentum=MOMENTUM)
+    with higher.innerloop_ctx(model, optimizer, track_higher_grads=True) as (fmodel, diffopt):
+        for t in range(len(case.plan)):
+            rows, fields = case.batch(t)
+            diffopt.step((weights[rows] * case.losses(fmodel, fields)).mean())
+        fmodel.eval()
+        return torch.autograd.grad(case.losses(fmodel, case.validation).mean(), weights)[0]
+
+
+def with_torchopt(case: Case) -> Tensor:
+    """The package `torchopt`."""
+    import torchopt
+
+    model, weights = case.model(), case.weights.requires_grad_()
+    optimizer = torchopt.MetaSGD(model, lr=RATE, momentum=MOMENTUM)
+    for t in range(len(case.plan)):
+        rows, fields = case.batch(t)
+        optimizer.step((weights[rows] * case.losses(model, fields)).mean())
+    model.eval()
+    return torch.autograd.grad(case.losses(model, case.validation).mean(), weights)[0]
+
+
+def make_contender(name: str, tight: int) -> Callable[[Case], Tensor | None]:
+    """`plain`, `torch loop`, `naive`, `higher`, `torchopt`, `auto, tight memory`, or a checkpoint plan."""
+    others = {"plain": plain, "torch loop": torch_loop, "naive": naive, "higher": with_higher, "torchopt": with_torchopt}
+    if name in others:
+        return others[name]
+    if name == "auto, tight memory":
+        return lambda case: ours(case, "auto", tight)
+    return lambda case: ours(case, name)
+
+
+def installed(name: str) -> bool:
+    """Whether a contender can run here; other packages are optional."""
+    return name not in ("higher", "torchopt") or importlib.util.find_spec(name) is not None
+
+
+def keeps_every_graph(name: str) -> bool:
+    """Whether a contender's memory grows with every step."""
+    return name in ("naive", "higher", "torchopt", "tape")
