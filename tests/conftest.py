@@ -11,6 +11,23 @@ for _name in ("lightning.pytorch", "lightning.fabric"):
     logging.getLogger(_name).setLevel(logging.ERROR)
 
 
+# What Lightning says in every such fit and the library silences; pytest sets its own filters.
+_SAID_OFTEN = (
+    "LightningModule.configure_optimizers. returned .None.",
+    "no pre-optimization state was saved",
+    "callbacks used to create the checkpoint need to be provided",
+    "tensorboardX. has been removed",
+    "You defined a .validation_step. but have no",
+    "is smaller than the logging interval",
+    ".max_epochs. was not set",
+)
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    for message in _SAID_OFTEN:
+        config.addinivalue_line("filterwarnings", f"ignore:.*{message}")
+
+
 @pytest.fixture(params=["cpu", "cuda"])
 def device(request: pytest.FixtureRequest) -> torch.device:
     """Each device a truth is checked on."""

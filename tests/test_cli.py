@@ -47,11 +47,13 @@ def test_without_arguments_experiments_are_listed(tmp_path: Path) -> None:
 def test_help_is_quick_and_complete(tmp_path: Path) -> None:
     before = resource.getrusage(resource.RUSAGE_CHILDREN)
     done = tiny(tmp_path, "--help")
-    after = resource.getrusage(resource.RUSAGE_CHILDREN)
+    seconds = resource.getrusage(resource.RUSAGE_CHILDREN).ru_utime - before.ru_utime
     assert done.returncode == 0
-    for text in ("Does the command line behave?", "size: large, small", "experiment: noisy", "learning_rate: 0.1"):
+    for text in ("Does the command line behave?", "large  [small]", "noisy", "learning_rate: 0.1"):
         assert text in done.stdout
-    assert after.ru_utime - before.ru_utime < 2.0  # seconds; about half of one, unless torch is imported
+    assert "[large]  small" in tiny(tmp_path, "--help", "experiment=noisy").stdout
+    assert "did you mean experiment=noisy?" in tiny(tmp_path, "--help", "experiment=nosy").stderr
+    assert seconds < 2.0  # about half of one, unless torch is imported
 
 
 def test_a_run_leaves_its_record_and_ends_with_the_summary(tmp_path: Path) -> None:

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
 from metagradient.cli_errors import bad_input, check_flags, composition_error, last_line
+from metagradient.cli_help import help_text
 
 if TYPE_CHECKING:
     from omegaconf import DictConfig
@@ -93,8 +94,9 @@ def launch(name: str, argv: Sequence[str] | None = None) -> None:
 
     try:
         check_flags(arguments)
-        if {"-h", "--help"} & set(arguments) and name in experiments():
-            print(first_line(experiments()[name]))
+        if {"-h", "--help"} & set(arguments):
+            print(help_text(name, first_line(experiments()[name]), arguments))
+            return
         with _full_errors(), _command_line(program, arguments):
             hydra.main(version_base="1.3", config_path="pkg://metagradient.conf", config_name=name)(task)()
     except KeyboardInterrupt:
@@ -102,6 +104,8 @@ def launch(name: str, argv: Sequence[str] | None = None) -> None:
         _stop(INTERRUPTED, program, f"interrupted; {where}")
     except JobFailed as error:
         _stop(FAILED, program, f"the sweep has failed jobs, each named above; the first is {error}")
+    except BrokenPipeError:  # `| head` has seen enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     except Exception as error:
         message = None if raw else composition_error(error, name, arguments)
         if message is None:

@@ -1,12 +1,12 @@
 """Turns what Hydra and OmegaConf raise at bad input into one line: what was wrong, and what to type instead."""
 
-import os
 import re
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from difflib import SequenceMatcher
 from typing import Any
 
+from metagradient.cli_help import SCHEMA, composer, parser
 from metagradient.errors import UserError
 
 TYPES = {
@@ -41,11 +41,9 @@ def check_flags(arguments: Sequence[str]) -> None:
     Raises:
         UserError: names the flag and the nearest known one, or the override that was probably meant.
     """
-    from hydra._internal.utils import get_args_parser
-
-    parser = get_args_parser()
-    known = [flag for action in parser._actions for flag in action.option_strings]
-    _, unknown = parser.parse_known_args(list(arguments))
+    hydras = parser()
+    known = [flag for action in hydras._actions for flag in action.option_strings]
+    _, unknown = hydras.parse_known_args(list(arguments))
     for flag in unknown:
         if flag.startswith("-") and "=" in flag:
             raise UserError(f"no flag {flag!r}; a setting is written without dashes: {flag.lstrip('-')}")
@@ -81,7 +79,7 @@ def composition_error(error: BaseException, config_name: str, arguments: Sequenc
 
 def _missing_option(path: str, options: list[str], message: str) -> str:
     group, _, option = path.rpartition("/")
-    options = [name for name in options if name != "schema"]  # the group's types, no choice
+    options = [name for name in options if name != SCHEMA]
     if not options:
         return _one_line(message.partition("\n")[0])
     nearest = _nearest(option, options)
@@ -129,20 +127,11 @@ def _ambiguous(message: str) -> str | None:
 
 def _valid_keys(bad: str, config_name: str, arguments: Sequence[str]) -> list[str]:
     """Every dotted key and config group that would have been valid beside the other overrides."""
-    from hydra._internal.hydra import Hydra
-    from hydra._internal.utils import create_automatic_config_search_path, get_args_parser
-    from hydra.core.config_search_path import SearchPathQuery
-    from hydra.core.global_hydra import GlobalHydra
     from hydra.types import RunMode
 
-    args, _ = get_args_parser().parse_known_args(list(arguments))
-    search = create_automatic_config_search_path(None, None, "pkg://metagradient.conf")
-    if args.config_dir:
-        extra = f"file://{os.path.abspath(args.config_dir)}"
-        search.prepend("command-line", extra, anchor=SearchPathQuery(provider="schema"))
+    args, _ = parser().parse_known_args(list(arguments))
     others = [item for item in args.overrides if item.lstrip("+~").partition("=")[0] != bad]
-    hydra = Hydra.create_main_hydra2(task_name=config_name, config_search_path=search)
-    try:
+    with composer(args.config_dir) as hydra:
         for overrides in (others, []):
             with suppress(Exception):  # another override is bad as well: then without any
                 cfg = hydra.compose_config(args.config_name or config_name, overrides, RunMode.RUN)
@@ -150,9 +139,7 @@ def _valid_keys(bad: str, config_name: str, arguments: Sequence[str]) -> list[st
                     return list(_dotted(cfg.hydra, "hydra."))
                 groups = [name for name in cfg.hydra.runtime.choices if not str(name).startswith("hydra")]
                 return list(dict.fromkeys([*groups, *_dotted(cfg, hidden="hydra")]))
-        return []
-    finally:
-        GlobalHydra.instance().clear()
+    return []
 
 
 def _dotted(node: Any, prefix: str = "", hidden: str = "") -> Iterator[str]:

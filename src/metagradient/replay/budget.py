@@ -158,7 +158,7 @@ def _fewest_steps(steps: int, footprint: Footprint, memory: int, stored_in_memor
         slots = segments if not stored_in_memory else min(segments, (free - segment * taped) // max(state, 1))
         if segments > 1 and slots < 1:
             continue
-        advanced = plans.binomial_advances(segments, slots) * segment if segments > 1 else 0
+        advanced = plans.binomial_advanced_steps(steps, slots, segment) if segments > 1 else 0
         needed = min(slots, max(segments - 1, 0)) * state * stored_in_memory + segment * taped
         if best is None or (advanced, needed) < best[:2]:
             best = (advanced, needed, segment, slots)

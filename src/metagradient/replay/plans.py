@@ -183,6 +183,18 @@ def binomial_advances(n: int, slots: int) -> int:
     return r * n - math.comb(slots + r, slots + 1)
 
 
+def binomial_advanced_steps(steps: int, slots: int, segment: int) -> int:
+    """`binomial(steps, slots, segment).advanced_steps` without making the plan.
+
+    Segments times their length would overcount: the first one, passed the most often, is the shorter one.
+    """
+    n = -(-steps // segment)
+    first, passes = _Part(0, n, slots, _repeats(n, slots)), 0
+    while first.length > 1:
+        first, passes = _split_binomially(first)[0], passes + 1
+    return segment * binomial_advances(n, slots) - passes * (n * segment - steps)
+
+
 class _Part(NamedTuple):
     """Segments start..stop-1, and what `binomial` may spend on them; the other plans ignore that."""
 

@@ -22,7 +22,7 @@ COLOURS = (BLUE, RED, GREEN, PURPLE, ORANGE, SKY, BLACK)
 MARKERS = "osD^vPX*"
 GREY, CRIMSON = "#6E6E6E", "#C8102E"
 DASHED = (0, (4, 3))
-_OTHERS = ("naive", "higher", "torchopt")
+_OTHERS = ("naive", "higher", "torch")
 P = ParamSpec("P")
 
 STYLE: Any = {
@@ -100,7 +100,7 @@ def weight_histogram(weights: ArrayLike, wrong: ArrayLike | None = None, thresho
         _note(axes, "kept →", (edge, 1), ("data", "axes fraction"), (4, -2), va="top")
     axes.set(xlabel="learned count" if counts else "learned weight", ylabel="training examples")
     if counts:
-        axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+        axes.xaxis.set_major_locator(MaxNLocator(integer=True, steps=[1, 2, 5, 10]))
     axes.grid(visible=False, axis="x")
     return figure
 
@@ -135,12 +135,22 @@ def metastep_curves(
     """
     figure = Figure(figsize=(9.2, 3.4))
     left, right = figure.subplots(1, 2)
-    _curves(left, steps, objective, "objective", {}, "metastep")
-    _curves(right, steps, accuracy, "accuracy", references or {}, "metastep")
+    for axes, series, name in ((left, objective, "objective"), (right, accuracy, "accuracy")):
+        levels = references if axes is right and references else {}
+        _curves(axes, steps, series, name if len(series) != 1 else next(iter(series)), levels, "metastep")
     if chosen is not None:
         for axes in (left, right):
             axes.axvline(chosen, color=GREY, linewidth=1.0, linestyle=(0, (1, 2)))
-        _note(left, "chosen", (chosen, 1), ("data", "axes fraction"), (3, -2), va="top")
+        early = chosen <= np.mean(left.get_xlim())
+        _note(
+            left,
+            "chosen",
+            (chosen, 1),
+            ("data", "axes fraction"),
+            (3 if early else -3, -2),
+            "top",
+            ha="left" if early else "right",
+        )
     return figure
 
 
@@ -226,7 +236,7 @@ def _curves(
     for (name, values), colour in zip(series.items(), COLOURS * 3, strict=False):
         axes.plot(x, np.asarray(values, dtype=float), color=colour, marker=marker, label=name)
     axes.set(xlabel=xlabel, ylabel=ylabel)
-    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True, steps=[1, 2, 5, 10]))
     if len(series) > 1:
         axes.legend(handlelength=1.4)
     for level in references.values():
@@ -239,9 +249,16 @@ def _curves(
 
 
 def _note(
-    axes: Axes, text: str, at: tuple[float, float], units: tuple[str, str], shift: tuple[int, int], va: str
+    axes: Axes,
+    text: str,
+    at: tuple[float, float],
+    units: tuple[str, str],
+    shift: tuple[int, int],
+    va: str,
+    ha: str = "left",
 ) -> None:
-    axes.annotate(text, at, shift, xycoords=units, textcoords="offset points", va=va, color=GREY, fontsize=9)
+    look: dict[str, Any] = {"textcoords": "offset points", "va": va, "ha": ha, "color": GREY, "fontsize": 9}
+    axes.annotate(text, at, shift, xycoords=units, **look)
 
 
 def _plan_looks(plans: Sequence[str]) -> dict[str, dict[str, Any]]:
@@ -249,7 +266,7 @@ def _plan_looks(plans: Sequence[str]) -> dict[str, dict[str, Any]]:
     looks: dict[str, dict[str, Any]] = {}
     ours, others = iter(COLOURS * 3), iter((BLACK, GREY, "#9A9A9A") * 9)
     for plan, marker in zip(plans, MARKERS * 9, strict=False):
-        if plan.startswith("auto"):
+        if plan == "auto":
             looks[plan] = {"color": BLUE, "alpha": 0.25, "linewidth": 7, "solid_capstyle": "round", "zorder": 1.5}
         elif plan.startswith(_OTHERS):
             looks[plan] = {"color": next(others), "marker": marker, "linestyle": DASHED, "linewidth": 1.4}

@@ -8,6 +8,7 @@ from typing import Any
 from rich import box
 from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 
 Row = Sequence[Any]
 _SECTIONS = ("result", "meta", "cost")
@@ -15,12 +16,12 @@ _SECTIONS = ("result", "meta", "cost")
 
 def print_table(title: str, columns: Sequence[str], rows: Sequence[Row]) -> None:
     """Print rows of results on stdout, one column per name; text is aligned left, numbers right."""
-    _stdout().print(table(title, columns, rows))
+    _print(title, table(columns, rows))
 
 
 def print_summary(title: str, metrics: Mapping[str, Any], footer: Sequence[str] = ()) -> None:
     """Print a flat `section/key -> value` mapping on stdout, results first, and lines of text below it."""
-    made = Table(title=title, title_justify="left", title_style="bold", box=box.SIMPLE, show_header=False)
+    made = Table(box=box.SIMPLE, show_header=False)
     made.add_column(style="dim")
     made.add_column()
     made.add_column(justify="right")
@@ -30,20 +31,21 @@ def print_summary(title: str, metrics: Mapping[str, Any], footer: Sequence[str] 
         section, _, name = key.rpartition("/")
         made.add_row(section if section != previous else "", name, *format_column([metrics[key]]))
         previous = section
-    out = _stdout()
+    _print(title, made, *footer)
+
+
+def _print(title: str, made: Table, *footer: str) -> None:
+    out = Console(width=None if sys.stdout.isatty() else 200)  # a pipe has no width to fold tables to
+    out.print(Text(title, style="bold"), soft_wrap=True)
     out.print(made)
     for line in footer:
-        out.print(line, markup=False, highlight=False, soft_wrap=True)
+        out.print(Text(line), soft_wrap=True)
 
 
-def _stdout() -> Console:
-    return Console(width=None if sys.stdout.isatty() else 200)  # a pipe has no width to fold tables to
-
-
-def table(title: str, columns: Sequence[str], rows: Sequence[Row]) -> Table:
+def table(columns: Sequence[str], rows: Sequence[Row]) -> Table:
     """The rich table of `print_table`."""
     _check(columns, rows)
-    made = Table(title=title, title_justify="left", title_style="bold", box=box.SIMPLE_HEAD, pad_edge=False)
+    made = Table(box=box.SIMPLE_HEAD)
     cells = [format_column([row[i] for row in rows]) for i in range(len(columns))]
     for i, name in enumerate(columns):
         numeric = any(_is_number(row[i]) for row in rows)

@@ -110,3 +110,10 @@ class Batches:
     def from_step(self, t: int) -> None:
         """Let the next iteration start at step t (resuming)."""
         self._start = t
+
+    def state_dict(self) -> dict[str, Any]:
+        """Empty: batches have no state, and saying so tells Lightning that they resume exactly."""
+        return {}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Nothing to load: the learner's checkpoint knows the step and calls `from_step`."""

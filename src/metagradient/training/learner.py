@@ -28,6 +28,8 @@ from metagradient.training.step import step
 # The optimizer is part of the step, so Lightning's warning that there is none, in every fit, says nothing.
 warnings.filterwarnings("ignore", message=".*`LightningModule.configure_optimizers` returned `None`.*")
 warnings.filterwarnings("ignore", message=".*LeafSpec.*")
+# What ModelCheckpoint saves is the state after the step, as it should be.
+warnings.filterwarnings("ignore", message=".*no pre-optimization state was saved.*")
 
 
 class Learner(lightning.LightningModule):
