@@ -129,7 +129,9 @@ def naive(case: Case) -> Tensor:
     buffers = {name: torch.zeros_like(p) for name, p in params.items()}
     for t in range(len(case.plan)):
         rows, fields = case.batch(t)
-        losses = torch.func.functional_call(_Losses(model, case), {f"model.{k}": p for k, p in params.items()}, (fields,))
+        losses = torch.func.functional_call(
+            _Losses(model, case), {f"model.{k}": p for k, p in params.items()}, (fields,)
+        )
         gradients = torch.autograd.grad((weights[rows] * losses).mean(), list(params.values()), create_graph=True)
         buffers = {k: MOMENTUM * buffers[k] + g for k, g in zip(params, gradients, strict=True)}
         params = {k: p - RATE * buffers[k] for k, p in params.items()}
@@ -178,7 +180,13 @@ def with_torchopt(case: Case) -> Tensor:
 
 def make_contender(name: str, tight: int) -> Callable[[Case], Tensor | None]:
     """`plain`, `torch loop`, `naive`, `higher`, `torchopt`, `auto, tight memory`, or a checkpoint plan."""
-    others = {"plain": plain, "torch loop": torch_loop, "naive": naive, "higher": with_higher, "torchopt": with_torchopt}
+    others = {
+        "plain": plain,
+        "torch loop": torch_loop,
+        "naive": naive,
+        "higher": with_higher,
+        "torchopt": with_torchopt,
+    }
     if name in others:
         return others[name]
     if name == "auto, tight memory":

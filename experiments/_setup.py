@@ -10,6 +10,7 @@ from typing import Any
 
 import lightning
 import torch
+from hydra.errors import InstantiationException
 from hydra.utils import instantiate
 from omegaconf import DictConfig
 
@@ -31,6 +32,24 @@ def prepare(cfg: DictConfig) -> None:
     warnings.filterwarnings("ignore", message=".*GPU available but not used.*")
 
 
+def build(node: Any, **kwargs: Any) -> Any:
+    """`instantiate`, with bad settings told in the words of whoever refused them."""
+    try:
+        return instantiate(node, **kwargs)
+    except InstantiationException as error:
+        cause = error.__cause__
+        if isinstance(cause, ValueError | FileNotFoundError | ConnectionError | TypeError):
+            raise UserError(str(cause)) from error
+        raise
+
+
+def share(fraction: float, total: int, name: str) -> int:
+    """A fraction of `total` rows; at least one row and at most all but one."""
+    if not 0 < fraction < 1:
+        raise UserError(f"{name} is a share of the rows in (0, 1), not {fraction}: set {name}=0.25")
+    return min(max(round(fraction * total), 1), total - 1)
+
+
 def device(cfg: DictConfig) -> torch.device:
     """Where models are trained."""
     cuda = torch.cuda.is_available()
@@ -42,11 +61,11 @@ def device(cfg: DictConfig) -> torch.device:
 def classifier_routine(cfg: DictConfig, splits: Splits) -> mg.Routine:
     """The routine of `cfg.learner` and `cfg.model` for a classification data set."""
     settings, where = cfg.learner, device(cfg)
-    optimizer = instantiate(settings.optimizer, _convert_="all")
+    optimizer = build(settings.optimizer, _convert_="all")
     matrices = settings.decay is Decay.matrices
 
     def make_learner(schedule: mg.Schedule) -> mg.Learner:
-        model = instantiate(cfg.model, input_shape=splits.input_shape, classes=len(splits.classes))
+        model = build(cfg.model, input_shape=splits.input_shape, classes=len(splits.classes))
         decay = (lambda name, shape: len(shape) > 1) if matrices else None
         learner = mg.Classifier(model, optimizer, schedule, normalize=settings.normalize.value, decay=decay)
         return learner.to(device=where, dtype=torch.float64 if cfg.trainer.precision == "64-true" else torch.float32)

@@ -14,16 +14,19 @@ from multiprocessing.connection import Connection
 
 import psutil
 import torch
+from metagradient.experiments import _contenders, _setup
 from omegaconf import DictConfig
 
-from metagradient.experiments import _contenders, _setup
-from metagradient.replay.budget import Footprint, measure, parse_bytes
+from metagradient.replay.budget import Footprint, format_bytes, measure, parse_bytes
 from metagradient.reporting import Progress, Record, figures, memory
 from metagradient.training import Batches, DataWeights, initial_state
 from metagradient.training.run import run_mode
 
 log = logging.getLogger(__name__)
-COLUMNS = ["model", "steps", "plan", "time_ratio", "time_low", "time_high", "seconds", "memory_mib", "memory_ratio", "memory_above_mib", "difference"]  # fmt: skip
+COLUMNS = [
+    *("model", "steps", "plan", "time_ratio", "time_low", "time_high", "seconds"),
+    *("memory_mib", "memory_ratio", "memory_above_mib", "difference"),
+]
 
 
 def run(cfg: DictConfig, record: Record) -> float:
@@ -32,8 +35,11 @@ def run(cfg: DictConfig, record: Record) -> float:
     with Progress() as progress:
         for model in cfg.models:
             footprint = _footprint(model)
-            tight = int(parse_bytes(cfg.tight_memory) if cfg.tight_memory else 0.1 * footprint.taped_step * cfg.tape_steps)
-            log.info("%s: a state is %.2f MiB, a taped step %.2f MiB; tight memory is %.0f MiB", model, footprint.state / 2**20, footprint.taped_step / 2**20, tight / 2**20)  # fmt: skip
+            tight = int(
+                parse_bytes(cfg.tight_memory) if cfg.tight_memory else 0.1 * footprint.taped_step * cfg.tape_steps
+            )
+            sizes = [format_bytes(size) for size in (footprint.state, footprint.taped_step, tight)]
+            log.info("%s: a state is %s, a taped step %s; tight memory is %s", model, *sizes)
             for steps in cfg.steps:
                 names = [name for name in cfg.plans if _possible(name, steps, footprint)]
                 cell = f"{model}, {steps} steps"
@@ -58,12 +64,22 @@ def run(cfg: DictConfig, record: Record) -> float:
                             "memory_mib": peaks[name][0],
                             "memory_ratio": peaks[name][0] / peaks["plain"][0],
                             "memory_above_mib": peaks[name][1],
-                            "difference": None if result is None else float((result - reference).norm() / reference.norm()),
+                            "difference": None
+                            if result is None
+                            else float((result - reference).norm() / reference.norm()),
                         }
                     )
     record.csv("cost", COLUMNS, [[row[key] for key in COLUMNS] for row in rows])
-    shown = [[r["model"], r["steps"], r["plan"], round(r["time_ratio"], 2), f"{r['time_low']:.2f} - {r['time_high']:.2f}", round(r["memory_mib"]), round(r["memory_above_mib"]), r["difference"]] for r in rows]  # fmt: skip
-    record.table("cost_in_plain_trainings", ["model", "T", "plan", "time", "range", "peak MiB", "above warm", "rel. difference"], shown)
+    shown = []
+    for r in rows:
+        spread = f"{r['time_low']:.2f} - {r['time_high']:.2f}"
+        sizes = round(r["memory_mib"]), round(r["memory_above_mib"])
+        shown.append([r["model"], r["steps"], r["plan"], round(r["time_ratio"], 2), spread, *sizes, r["difference"]])
+    record.table(
+        "cost_in_plain_trainings",
+        ["model", "T", "plan", "time", "range", "peak MiB", "above warm", "rel. difference"],
+        shown,
+    )
     record.figure("cost", figures.cost_figure([r for r in rows if r["plan"] not in ("plain", "torch loop")]))
     headline = [r for r in rows if r["plan"] == "auto"] or rows[-1:]
     record.result({"cost_ratio": headline[-1]["time_ratio"], "peak_memory_ratio": headline[-1]["memory_ratio"]})

@@ -3,7 +3,6 @@
 Light on purpose: the command line imports it before anything else.
 """
 
-
 from dataclasses import dataclass, field
 from enum import Enum
 from typing import Any

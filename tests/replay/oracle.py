@@ -163,7 +163,8 @@ def normalise(
         stats = {
             **stats,
             f"{name}.running_mean": (1 - momentum) * stats[f"{name}.running_mean"] + momentum * mean,
-            f"{name}.running_var": (1 - momentum) * stats[f"{name}.running_var"] + momentum * biased * count / (count - 1),
+            f"{name}.running_var": (1 - momentum) * stats[f"{name}.running_var"]
+            + momentum * biased * count / (count - 1),
         }
     else:
         mean, biased = stats[f"{name}.running_mean"], stats[f"{name}.running_var"]

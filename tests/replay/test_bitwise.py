@@ -9,9 +9,9 @@ import lightning
 import pytest
 import torch
 from lightning.pytorch.callbacks import ModelCheckpoint
-from toys import ROWS, N, batches, conv_net, examples, fit, mlp, relative, same_bits
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, TensorDataset
+from toys import ROWS, N, batches, conv_net, examples, fit, mlp, relative, same_bits
 
 import metagradient as mg
 from metagradient.errors import UserError
@@ -220,7 +220,8 @@ def test_the_global_generator_is_neither_read_nor_moved(problem: Problem) -> Non
 @pytest.mark.parametrize("precision", ["16-true", "bf16-true", "bf16-mixed"])
 def test_low_precision_is_refused(precision: Any) -> None:
     with pytest.raises(
-        UserError, match=rf"^trainer\.precision={precision} is refused: [^\n]* use trainer\.precision=32-true or 64-true$"
+        UserError,
+        match=rf"^trainer\.precision={precision} is refused: [^\n]* use trainer\.precision=32-true or 64-true$",
     ):
         fit(mg.Classifier(mlp()), batches(VECTORS), precision=precision)
 
@@ -233,7 +234,9 @@ def test_a_plain_data_loader_is_refused() -> None:
 
 @pytest.mark.parametrize("epochs", [2, None])
 def test_a_second_pass_over_the_run_is_refused(epochs: int | None) -> None:
-    with pytest.raises(UserError, match=r"^the loader gave the batch of step 0 at step 9: [^\n]*trainer\.max_epochs=1[^\n]*$"):
+    with pytest.raises(
+        UserError, match=r"^the loader gave the batch of step 0 at step 9: [^\n]*trainer\.max_epochs=1[^\n]*$"
+    ):
         fit(mg.Classifier(mlp()), batches(VECTORS), max_epochs=epochs)
 
 

@@ -7,8 +7,8 @@ import pytest
 import torch
 import torch.nn.functional as F
 from lightning import Trainer
-from toys import N, batches, examples, fit, mlp, relative
 from torch import Tensor, nn
+from toys import N, batches, examples, fit, mlp, relative
 
 import metagradient as mg
 from metagradient.errors import UserError
@@ -98,7 +98,7 @@ def test_one_callback_serves_fit_after_fit() -> None:
 
 def test_the_gradient_is_not_there_before_fit_or_after_one_cut_short() -> None:
     callback = mg.Metagradient(mg.DataWeights(torch.ones(N)), mg.mean_loss(HELD_OUT))
-    with pytest.raises(RuntimeError, match="ready when Trainer.fit has returned"):
+    with pytest.raises(RuntimeError, match=r"ready when Trainer\.fit has returned"):
         _ = callback.gradients
     fit(mg.Classifier(mlp()), batches(DATA), callback)
     assert callback.result is not None

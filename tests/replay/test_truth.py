@@ -10,9 +10,22 @@ import oracle
 import pytest
 import torch
 from oracle import Rule, Run, Tensors, Z
-from toys import CLASSES, INPUTS, PLANS, ROWS, N, assert_slope, batches, conv_net, examples, mlp, relative
-from toys import smallest_memory, trained_objective
 from torch import Tensor, nn
+from toys import (
+    CLASSES,
+    INPUTS,
+    PLANS,
+    ROWS,
+    N,
+    assert_slope,
+    batches,
+    conv_net,
+    examples,
+    mlp,
+    relative,
+    smallest_memory,
+    trained_objective,
+)
 
 import metagradient as mg
 from metagradient.models import GPT, TwoTower, lora
@@ -54,7 +67,8 @@ KINDS = {
     "weights from step 5": Kind(mg.DataWeights(WEIGHTS, start=5), lambda v: Z(weights=v, weights_at=range(5, T))),
     "weights at step 6": Kind(mg.DataWeights(WEIGHTS, start=6, stop=7), lambda v: Z(weights=v, weights_at=[6])),
     "candidates at 0": Kind(
-        mg.CandidateWeights(torch.zeros(N), step=3, candidates=DATA, chunk=4), lambda v: Z(candidates=v, candidates_at=3)
+        mg.CandidateWeights(torch.zeros(N), step=3, candidates=DATA, chunk=4),
+        lambda v: Z(candidates=v, candidates_at=3),
     ),
     "candidates": Kind(
         mg.CandidateWeights(0.1 * random(N), step=3, candidates=DATA, chunk=4),
@@ -143,9 +157,9 @@ def expected(kind: str, optimizer: str, normalize: str) -> Tensor:
 
 def replayed(kind: str, optimizer: str, normalize: Any, plan: str) -> Tensor:
     z = KINDS[kind].ours
-    return mg.metagradient(
-        learner(optimizer, normalize), batches(DATA), z, mg.mean_loss(HELD_OUT), checkpoints=plan
-    )[z.name]
+    return mg.metagradient(learner(optimizer, normalize), batches(DATA), z, mg.mean_loss(HELD_OUT), checkpoints=plan)[
+        z.name
+    ]
 
 
 @pytest.mark.parametrize("plan", PLANS)
@@ -475,9 +489,7 @@ def test_many_objectives_in_one_replay_are_as_many_replays(
 
 
 def test_many_objectives_agree_with_the_unroll() -> None:
-    losses = unrolled(
-        run("adam"), KINDS["weights"].theirs, WEIGHTS, lambda p, s: oracle.mlp(p, s, HELD_OUT, T)[0]
-    )
+    losses = unrolled(run("adam"), KINDS["weights"].theirs, WEIGHTS, lambda p, s: oracle.mlp(p, s, HELD_OUT, T)[0])
     images = unrolled(conv_run(), KINDS["weights"].theirs, WEIGHTS, conv_losses)
     for plan in ("tape", "sqrt"):
         ours = mg.metagradient(

@@ -92,7 +92,9 @@ def test_a_candidate_with_weight_is_one_more_copy_in_the_sum() -> None:
     extra = torch.zeros(N, dtype=torch.float64)
     extra[5] = 0.5
     model = mg.Classifier(linear(), mg.SGD(0.9), 0.5)
-    with_candidate = trained(model, batches([0, 1], [2, 3]), mg.CandidateWeights(extra, step=1, candidates=DATA, chunk=2))
+    with_candidate = trained(
+        model, batches([0, 1], [2, 3]), mg.CandidateWeights(extra, step=1, candidates=DATA, chunk=2)
+    )
     as_copy = trained(model, batches([0, 1], [2, 3, 5]), mg.DataWeights(torch.full((N,), 1.5), start=1))
     torch.testing.assert_close(with_candidate, as_copy, rtol=1e-12, atol=0)
 
@@ -139,6 +141,13 @@ def test_an_untaped_step_is_detached_and_writes_into_nothing() -> None:
     assert all(torch.equal(x, y) for x, y in zip(state.tensors(), before, strict=True))
 
 
+def test_training_inside_no_grad_is_training() -> None:
+    data = batches([0, 1], [2, 3])
+    with torch.no_grad():
+        inside = trained(learner(), data, weights(_1=2.0))
+    assert torch.equal(inside, trained(learner(), data, weights(_1=2.0)))
+
+
 @pytest.mark.parametrize("returned", ["mean", "matrix"])
 def test_losses_that_are_not_one_for_each_example_are_refused(returned: str) -> None:
     class Wrong(mg.Classifier):
@@ -146,7 +155,9 @@ def test_losses_that_are_not_one_for_each_example_are_refused(returned: str) -> 
             losses = super().losses(batch)
             return losses.mean() if returned == "mean" else losses[:, None]
 
-    with pytest.raises(UserError, match=r"^losses\(batch\) must return one loss for each of the 3 examples[^\n]*none'$"):
+    with pytest.raises(
+        UserError, match=r"^losses\(batch\) must return one loss for each of the 3 examples[^\n]*none'$"
+    ):
         mg.train(Wrong(linear()), batches([0, 1, 2]))
 
 
@@ -155,7 +166,9 @@ def test_a_loss_that_is_not_finite_names_step_rows_and_rate() -> None:
     broken = dict(DATA, x=DATA["x"].clone())
     broken["x"][4] = float("nan")
     data = mg.Batches(broken, mg.given_plan([[0, 1], [2, 3], [5, 4], [6]]))
-    with pytest.raises(NonFiniteLoss, match=r"^the training loss is nan at step 2 \(batch rows 5, 4; [^\n]*0\.25\)") as e:
+    with pytest.raises(
+        NonFiniteLoss, match=r"^the training loss is nan at step 2 \(batch rows 5, 4; [^\n]*0\.25\)"
+    ) as e:
         mg.train(model, data)
     assert e.value.t == 2
 

@@ -6,7 +6,6 @@ from metagradient.descent.selection import (
     Selection,
     SelectionProblem,
     WeightSelection,
-    select_by_loss,
 )
 from metagradient.descent.state import DescentState
 from metagradient.descent.updates import Adam, Clipped, Sign, UpdateRule
@@ -26,5 +25,4 @@ __all__ = [
     "UpdateRule",
     "WeightMap",
     "WeightSelection",
-    "select_by_loss",
 ]

@@ -144,9 +144,7 @@ class _Descent:
             if progress is not None:
                 progress("metagradient descent", state.metastep, self.metasteps + 1)
         if state.best_x is None:
-            raise UserError(
-                "no metastep gave a finite run: lower learner.learning_rate, or look at the training data"
-            )
+            raise UserError("no metastep gave a finite run: lower learner.learning_rate, or look at the training data")
         weights, kept = self._weights(state.best_x)
         return Selection(weights, kept, state.best_metastep, state.cost, counts=isinstance(self, CountSelection))
 
@@ -198,10 +196,17 @@ class WeightSelection(_Descent):
 
     metasteps: updates of x. seeds_per_metastep: fresh inner seeds whose normalised gradients are averaged.
     weights: the map x -> w (Raw or Sigmoid). update: the rule (Clipped, Sign, Adam).
+    replay_from: the fraction of the run before which the weights' effect is not differentiated (0: exact).
     """
 
     weights: WeightMap = Raw()
     update: UpdateRule = Clipped()
+    replay_from: float = 0.0
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if not 0 <= self.replay_from < 1:
+            raise UserError(f"method.replay_from is a fraction of the run in [0, 1), not {self.replay_from}")
 
     def _start(self, n: int) -> Tensor:
         return self.weights.start(n)
@@ -214,7 +219,9 @@ class WeightSelection(_Descent):
         weights = self.weights.weights(leaf)
         batches = problem.routine.batches(problem.train, seed)
         learner = problem.routine.learner(seed, len(batches))
-        result = problem.fit(learner, batches, [DataWeights(weights.detach())], mean_loss(problem.steer))
+        first = int(self.replay_from * len(batches))
+        z = DataWeights(weights.detach(), differentiate_from=first)
+        result = problem.fit(learner, batches, [z], mean_loss(problem.steer))
         (gradient,) = torch.autograd.grad(weights, leaf, result["weights"].to(weights))
         return gradient, result, learner
 
@@ -287,10 +294,3 @@ class CountSelection(_Descent):
             x[raised] += 1
             x[lowered] -= 1
             state.x = x
-
-
-def select_by_loss(losses: Tensor, fraction: float) -> Tensor:
-    """The cheap heuristic: keep all but the `fraction` of examples with the highest loss; mask [n]."""
-    kept = torch.ones(len(losses), dtype=torch.bool)
-    kept[losses.argsort(descending=True)[: round(fraction * len(losses))]] = False
-    return kept

@@ -121,7 +121,9 @@ def objective_cotangents(
     cotangents = Puller(learner, queries)([value], leaf.tensors(), [seed])
     for name, c in zip(leaf.names(), cotangents, strict=True):
         if not bool(torch.isfinite(c).all()):
-            raise NonFiniteCotangent(f"the objective is finite, but its gradient in {name} at the end of training is not")
+            raise NonFiniteCotangent(
+                f"the objective is finite, but its gradient in {name} at the end of training is not"
+            )
     # A puller of its own for the steps: what batches in evaluation mode may not in a taped step.
     return value.detach(), cotangents, Puller(learner, queries)
 

@@ -69,7 +69,10 @@ class DiskStorage:
     def __init__(self, folder: str | Path | None = None) -> None:
         self._temporary = None if folder is not None else tempfile.TemporaryDirectory(prefix="metagradient-")
         self.folder = Path(folder) if folder is not None else Path(self._temporary.name)  # type: ignore[union-attr]
-        self.folder.mkdir(parents=True, exist_ok=True)
+        try:
+            self.folder.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise UserError(f"cannot keep checkpoints in {self.folder}: {error}; set replay.folder=...") from error
         self._device = torch.device("cpu")
 
     def _path(self, t: int) -> Path:

@@ -67,16 +67,18 @@ class DataWeights(Metaparameter):
     """Per-example loss weights w [n]: step t minimises the weighted mean of w_i l_i over its batch.
 
     They act at steps `start <= t < stop`: all steps by default, from step k with `start=k`, only step k with
-    `start=k, stop=k + 1`; weight 1 elsewhere.
+    `start=k, stop=k + 1`; weight 1 elsewhere. With `differentiate_from=k` they act as before, but only what they do
+    from step k on is differentiated: a truncated metagradient, whose replay is that much shorter.
     """
 
     name: str = "weights"
     start: int = 0
     stop: int | None = None
+    differentiate_from: int = 0
 
     @property
     def first_step(self) -> int:
-        return self.start
+        return max(self.start, self.differentiate_from)
 
     def on_weights(self, weights: Tensor, batch: Batch, t: int) -> Tensor:
         if t < self.start or (self.stop is not None and t >= self.stop):

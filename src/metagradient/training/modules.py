@@ -31,13 +31,38 @@ class DifferentiableBatchNorm(nn.modules.batchnorm._BatchNorm):
             if self.bias is not None:
                 shift = shift + self.bias
             return input * scale.view(shape) + shift.view(shape)
+        output, mean, inverse_std = torch.native_batch_norm(
+            input, self.weight, self.bias, None, None, True, 0.0, self.eps
+        )
         if self.running_mean is not None and self.running_var is not None:
-            dims = [d for d in range(input.dim()) if d != 1]
-            var, mean = torch.var_mean(input, dim=dims, correction=1)
+            mean, var = _BatchStatistics.apply(input, mean, inverse_std, self.eps)  # type: ignore[no-untyped-call]
             momentum = 0.1 if self.momentum is None else self.momentum
             self.running_mean = (1 - momentum) * self.running_mean + momentum * mean
             self.running_var = (1 - momentum) * self.running_var + momentum * var
-        return F.batch_norm(input, None, None, self.weight, self.bias, True, 0.0, self.eps)
+        return output
+
+
+class _BatchStatistics(torch.autograd.Function):
+    """Mean and unbiased variance of each channel [C], from what the normalisation kernel has computed already.
+
+    The kernel's own outputs carry no gradient; a second pass over the activations (`torch.var_mean`) costs three times
+    the normalisation on a CPU. d mean / d x = 1 / N, d var / d x = 2 (x - mean) / (N - 1).
+    """
+
+    @staticmethod
+    def forward(ctx, x, mean, inverse_std, eps):  # type: ignore[no-untyped-def]
+        ctx.save_for_backward(x, mean)
+        count = x.numel() // x.shape[1]
+        biased = (inverse_std.square().reciprocal() - eps).clamp(min=0.0)
+        return mean.clone(), biased * (count / (count - 1))
+
+    @staticmethod
+    def backward(ctx, on_mean, on_var):  # type: ignore[no-untyped-def]
+        x, mean = ctx.saved_tensors
+        count, shape = x.numel() // x.shape[1], (1, -1) + (1,) * (x.dim() - 2)
+        slope = on_var * (2 / (count - 1))
+        level = on_mean / count - slope * mean
+        return torch.addcmul(level.view(shape), x, slope.view(shape)), None, None, None
 
 
 class SeededDropout(nn.Dropout):

@@ -31,7 +31,7 @@ class Needs:
 
 class _SeesFusedAttention(TorchDispatchMode):
     def __init__(self) -> None:
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]
         self.seen = False
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
@@ -79,12 +79,13 @@ def _refuse_kept_parameters(learner: Learner, losses: Tensor) -> None:
     own = {name: p for name, p in learner.named_parameters() if p.requires_grad}
     if not losses.requires_grad:
         return
-    reached = torch.autograd.grad(losses.sum(), list(own.values()), allow_unused=True)
+    with torch.enable_grad():
+        reached = torch.autograd.grad(losses.sum(), list(own.values()), allow_unused=True)
     for name, gradient in zip(own, reached, strict=True):
         if gradient is not None:
             raise UserError(
-                f"losses() computes with a reference to parameter '{name}' that it keeps outside its module (in a list or "
-                "a dict, say), where the step cannot replace it: read it from the module that owns it"
+                f"losses() computes with a reference to parameter '{name}' that it keeps outside its module (in a list, "
+                "say), where the step cannot replace it: read it from the module that owns it"
             )
 
 

@@ -151,8 +151,8 @@ class Layout:
             if owner._buffers[key] is buffer
         ]
         raise UserError(
-            f"a buffer is updated in place (one of {', '.join(names)}), which loses its gradient and corrupts checkpoints: "
-            f"assign a new tensor instead (self.{names[0].rsplit('.', 1)[-1]} = ...)"
+            f"a buffer is updated in place (one of {', '.join(names)}), which loses its gradient and corrupts "
+            f"checkpoints: assign a new tensor instead (self.{names[0].rsplit('.', 1)[-1]} = ...)"
         )
 
     def store(self, state: TrainState) -> None:

@@ -1,0 +1,39 @@
+"""What one looks at after a selection: the weights, the metasteps, and the images that lost their say."""
+
+from collections.abc import Mapping, Sequence
+
+from metagradient.data import Splits
+from metagradient.descent import Reading, Selection
+from metagradient.reporting import Record, figures
+
+
+def draw(
+    record: Record, splits: Splits, chosen: Selection, readings: Sequence[Reading], references: Mapping[str, float]
+) -> None:
+    """weights.png, metasteps.png, most_down_weighted.png."""
+    truth = splits.truth
+    threshold = float(chosen.weights[chosen.kept].min()) if chosen.kept.any() else None
+    wrong = None if truth is None else truth.wrong
+    record.figure("weights", figures.weight_histogram(chosen.weights, wrong, threshold=threshold))
+
+    series = {key: [reading.values[key] for reading in readings] for key in readings[0].values}
+    record.figure(
+        "metasteps",
+        figures.metastep_curves(
+            [reading.metastep for reading in readings],
+            {"steering objective": series["objective"], "held-out loss": series["held_out_loss"]},
+            {"held-out accuracy": series["held_out_accuracy"]},
+            references=references,
+            chosen=chosen.metastep,
+        ),
+    )
+
+    lowest = chosen.weights.argsort(stable=True)[:12]
+    given = [splits.classes[y] for y in splits.train["y"][lowest].tolist()]
+    true = given if truth is None else [splits.classes[y] for y in truth.y[lowest].tolist()]
+    captions = [a if a == b else f"{a} → {b}" for a, b in zip(given, true, strict=True)]
+    title = "most down-weighted" + ("" if truth is None else ": given label → true label")
+    flags = [a != b for a, b in zip(given, true, strict=True)]
+    record.figure(
+        "most_down_weighted", figures.image_grid(splits.train["x"][lowest], captions, flags, columns=6, title=title)
+    )

@@ -1,0 +1,381 @@
+"""Nothing is silently wrong: what breaks a replay is found, and named by step and tensor."""
+
+import re
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+from toys import ROWS, N, batches, examples, fit, mlp, relative, smallest_memory
+
+import metagradient as mg
+from metagradient.errors import UserError
+from metagradient.replay import budget
+from metagradient.replay.storage import Storage, make_storage
+from metagradient.training.run import NonFiniteLoss
+
+T = len(ROWS)
+DATA, HELD_OUT = examples(), examples(7, seed=3)
+WEIGHTS = mg.DataWeights(torch.linspace(0.5, 1.5, N))
+PHI = mg.mean_loss(HELD_OUT)
+
+
+def learner(optimizer: mg.Optimizer | None = None) -> mg.Classifier:
+    return mg.Classifier(mlp(), optimizer or mg.SGD(momentum=0.9), 0.3)
+
+
+# -- a run that is not a function of (state, batch, step) ---------------------------------------------------------
+
+
+class Counting(mg.Classifier):
+    """Its losses depend on how often they were asked for: from call `after` on."""
+
+    def __init__(self, after: int, size: float = 0.01) -> None:
+        super().__init__(mlp(), mg.SGD(momentum=0.9), 0.3)
+        self.after, self.size, self.calls = after, size, 0
+
+    def losses(self, batch: mg.Batch) -> Tensor:
+        self.calls += 1
+        drift = self.size * self.calls if self.calls > self.after else 0.0
+        return super().losses(batch) + drift * self.model[0].weight[0, 0] ** 2
+
+
+def test_a_hidden_counter_is_found_where_steps_are_recomputed_plainly() -> None:
+    """The fit asks fewer than 12 times, so the recorded run is clean and the first recomputed step is not."""
+    message = (
+        r"^replaying steps 0\.\.0 did not give the recorded state of step 1 \(params, slot 0 differ\)[^\n]*"
+        r"randomness outside[^\n]*deterministic=true\)\.$"
+    )
+    with pytest.raises(mg.ReplayMismatch, match=message):
+        mg.metagradient(Counting(after=12), batches(DATA), WEIGHTS, PHI, checkpoints="binomial(1)")
+
+
+def test_a_last_bit_is_enough_to_be_found() -> None:
+    with pytest.raises(mg.ReplayMismatch, match="recorded state of step 1 "):
+        mg.metagradient(Counting(after=12, size=1e-12), batches(DATA), WEIGHTS, PHI, checkpoints="binomial(1)")
+
+
+@pytest.mark.parametrize("plan", ["all", "sqrt", "every(4)"])
+def test_a_hidden_counter_is_found_where_steps_are_only_taped_again(plan: str) -> None:
+    with pytest.raises(
+        mg.ReplayMismatch,
+        match=r"^taping steps \d\.\.\d again gave params at step \d with a relative difference of [^\n]*$",
+    ):
+        mg.metagradient(Counting(after=12, size=1.0), batches(DATA), WEIGHTS, PHI, checkpoints=plan)
+
+
+def test_a_buffer_that_drifts_is_named() -> None:
+    class Drifting(Counting):
+        def __init__(self) -> None:
+            super().__init__(after=12)
+            self.register_buffer("average", torch.zeros(2, dtype=torch.float64))
+
+        def losses(self, batch: mg.Batch) -> Tensor:
+            self.calls += 1
+            self.average = self.average + (self.calls if self.calls > self.after else 1.0)
+            return mg.Classifier.losses(self, batch)
+
+    with pytest.raises(mg.ReplayMismatch, match=r"recorded state of step 1 \(buffers differ\)"):
+        mg.metagradient(Drifting(), batches(DATA), WEIGHTS, PHI, checkpoints="binomial(1)")
+
+
+# -- numbers that are not finite ----------------------------------------------------------------------------------
+
+
+def broken_at_step(step: int) -> mg.Batches:
+    """The last row of that batch is NaN, and no batch before reads it."""
+    data = {name: v.clone() for name, v in DATA.items()}
+    rows = [[0, 1, 2], [3, 0, 1], [2, 3, 4], [1, 0, 3]]
+    data["x"][9] = float("nan")
+    rows[step].append(9)
+    return mg.Batches(data, mg.given_plan(rows))
+
+
+@pytest.mark.parametrize("step", [0, 2, 3])
+@pytest.mark.parametrize("plan", ["tape", "all"])
+def test_a_loss_that_is_not_finite_names_step_and_rows(plan: str, step: int) -> None:
+    rows = {0: "0, 1, 2, 9", 2: "2, 3, 4, 9", 3: "1, 0, 3, 9"}[step]
+    message = rf"^the training loss is nan at step {step} \(batch rows {rows}; learning rate 0\.3\)[^\n]*$"
+    with pytest.raises(NonFiniteLoss, match=message) as bare:
+        mg.metagradient(learner(), broken_at_step(step), WEIGHTS, PHI, checkpoints=plan)
+    assert bare.value.t == step
+    with pytest.raises(NonFiniteLoss, match=message):
+        fit(learner(), broken_at_step(step), mg.Metagradient(WEIGHTS, PHI, checkpoints=plan), precision="64-true")
+
+
+def test_a_run_that_blows_up_says_where() -> None:
+    wild = mg.Classifier(mlp(), mg.SGD(), 1e308)
+    with pytest.raises(NonFiniteLoss, match=r"^the training loss is \w+ at step \d \([^\n]*learning rate 1e\+308"):
+        mg.metagradient(wild, batches(DATA), WEIGHTS, PHI)
+
+
+def zero_until(step: int) -> mg.Batches:
+    """The first input is 0 before that step: its weights' gradients are exactly 0, and so is Adam's second moment."""
+    data = {name: v.clone() for name, v in DATA.items()}
+    data["x"][:6, 0] = 0
+    rows = [[0, 1, 2], [3, 4, 5], [1, 3], [2, 5, 0], [4, 1]]
+    return mg.Batches(data, mg.given_plan([*rows[:step], *([6, 7, 8], [9, 8, 0])[: 5 - step], *rows[step:3]]))
+
+
+@pytest.mark.parametrize("step", [1, 3, 4])
+@pytest.mark.parametrize("plan", ["tape", "all", "every(2)", "binomial(1)"])
+def test_a_square_root_at_zero_names_step_and_tensor(plan: str, step: int) -> None:
+    """Without eps_root the last step with a second moment of 0 is the first on the way back that breaks."""
+    message = (
+        rf"^the cotangent of (params|slot \d) is not finite at step {step - 1}: [^\n]*square root met 0[^\n]*"
+        r"eps_root >= 1e-8\.$"
+    )
+    with pytest.raises(mg.NonFiniteCotangent, match=message):
+        mg.metagradient(learner(mg.Adam(eps_root=0.0)), zero_until(step), WEIGHTS, PHI, checkpoints=plan)
+    mended = mg.metagradient(learner(mg.Adam()), zero_until(step), WEIGHTS, PHI, checkpoints=plan)
+    assert bool(torch.isfinite(mended["weights"]).all())
+
+
+def test_a_cotangent_of_a_metaparameter_is_named_too() -> None:
+    class Root(mg.Classifier):
+        """sqrt|x|: no derivative in an input that is 0, though the parameters have theirs. Step 8 reads row 4 last."""
+
+        def losses(self, batch: mg.Batch) -> Tensor:
+            return super().losses(batch.replace(x=batch.x.abs().sqrt()))
+
+    data = {name: v.clone() for name, v in DATA.items()}
+    data["x"][ROWS[5][0], 1] = 0
+    inputs = mg.InputPerturbation(torch.zeros(N, 4), index=torch.arange(N))
+    with pytest.raises(mg.NonFiniteCotangent, match=r"^the cotangent of inputs is not finite at step 8: "):
+        mg.metagradient(Root(mlp()), batches(data), inputs, PHI, checkpoints="sqrt")
+
+
+@pytest.mark.parametrize(
+    ("objective", "message"),
+    [
+        (lambda model: PHI(model) * float("nan"), r"the objective is not finite: \[nan\]"),
+        (lambda model: torch.stack([PHI(model), PHI(model) / 0]), r"the objective is not finite: \[[\d.]+, inf\]"),
+        (
+            lambda model: (model.model[0].weight * 0).square().sum().sqrt(),
+            "the objective is finite, but its gradient in params at the end of training is not",
+        ),
+    ],
+)
+def test_an_objective_that_is_not_finite_is_said_to_be_the_culprit(
+    objective: Callable[[mg.Learner], Tensor], message: str
+) -> None:
+    with pytest.raises(mg.NonFiniteCotangent, match=rf"^{message}$"):
+        mg.metagradient(learner(), batches(DATA), WEIGHTS, objective)
+
+
+@pytest.mark.parametrize(
+    ("objective", "kind"),
+    [
+        (lambda model: PHI(model).detach(), r"constant of shape \[\]"),
+        (lambda model: model.losses(mg.Batch(0, torch.arange(7), HELD_OUT)).outer(torch.ones(2).double()), "tensor of"),
+        (lambda model: torch.tensor(1.0), r"constant of shape \[\]"),
+    ],
+)
+def test_an_objective_that_cannot_be_differentiated_is_refused(
+    objective: Callable[[mg.Learner], Tensor], kind: str
+) -> None:
+    with pytest.raises(UserError, match=rf"^the objective must return a scalar or \[Q\][^\n]*not a {kind}[^\n]*$"):
+        mg.metagradient(learner(), batches(DATA), WEIGHTS, objective)
+
+
+@pytest.mark.parametrize(
+    ("z", "message"),
+    [
+        ([], r"one or more metaparameters with distinct names, not \[\]"),
+        ([WEIGHTS, mg.DataWeights(torch.ones(N), start=3)], r"distinct names, not \['weights', 'weights'\]"),
+        (mg.DataWeights(torch.ones(N), start=T), f"enter at step {T}, but the run has only {T} steps"),
+    ],
+)
+def test_metaparameters_that_make_no_sense_are_refused(z: Any, message: str) -> None:
+    with pytest.raises(UserError, match=rf"^[^\n]*{message}[^\n]*$"):
+        mg.metagradient(learner(), batches(DATA), z, PHI)
+
+
+# -- memory -------------------------------------------------------------------------------------------------------
+
+
+def test_the_smallest_memory_is_named_and_works_and_less_does_not() -> None:
+    def attempt(memory: int | str) -> mg.Metagradients:
+        return mg.metagradient(learner(), batches(DATA), WEIGHTS, PHI, memory=memory)
+
+    smallest = smallest_memory(attempt)
+    truth = mg.metagradient(learner(), batches(DATA), WEIGHTS, PHI, checkpoints="tape")
+    for memory in (smallest, f"{smallest // 1024}KiB"):
+        tight = attempt(memory)
+        assert tight.plan.name == "binomial(1)"
+        assert relative(tight["weights"], truth["weights"]) < 1e-12
+    with pytest.raises(UserError, match=r"^replay\.memory=[^\n]* is too small: a state takes [^\n]*$"):
+        attempt(smallest - 1024)
+    with pytest.raises(UserError, match=r"^checkpoints 'tape' needs about [^\n]*set replay\.memory="):
+        mg.metagradient(learner(), batches(DATA), WEIGHTS, PHI, checkpoints="tape", memory=smallest)
+
+
+def test_checkpoints_on_disk_need_no_memory() -> None:
+    def attempt(memory: int) -> mg.Metagradients:
+        return mg.metagradient(learner(), batches(DATA), WEIGHTS, PHI, memory=memory, storage="disk")
+
+    def in_memory(memory: int) -> mg.Metagradients:
+        return mg.metagradient(learner(), batches(DATA), WEIGHTS, PHI, memory=memory)
+
+    smallest = smallest_memory(attempt)
+    assert smallest < smallest_memory(in_memory)
+    assert attempt(smallest).plan.advanced_steps == T - 1
+
+
+def test_what_a_step_keeps_is_measured_and_grows_with_the_batch() -> None:
+    def footprint(rows: int) -> budget.Footprint:
+        model = mg.Classifier(nn.Sequential(nn.Linear(4, 50), nn.Tanh(), nn.Linear(50, 3)).double(), mg.SGD(0.9))
+        data = mg.Batches(examples(rows), mg.full_batch_plan(rows, 3))
+        return budget.measure(model, data, mg.initial_state(model), [], 0)
+
+    small, large = footprint(1000), footprint(2000)
+    state = 8 * (4 * 50 + 50 + 50 * 3 + 3)
+    assert small.state == large.state == 2 * state
+    per_row = (large.taped_step - small.taped_step) / 1000
+    assert 8 * 50 < per_row < 8 * 50 * 10  # the hidden layer, a few times over
+
+
+@pytest.mark.parametrize("steps", [1, 2])
+def test_the_shortest_runs_replay(steps: int) -> None:
+    z = [
+        mg.LearningRates(torch.full((steps,), 0.3)),
+        mg.CandidateWeights(torch.zeros(N), step=steps - 1, candidates=DATA),
+    ]
+    results = [
+        mg.metagradient(learner(), batches(DATA, ROWS[:steps]), z, PHI, checkpoints=plan) for plan in ("tape", "all")
+    ]
+    for m in z:
+        assert relative(results[1][m.name], results[0][m.name]) < 1e-12
+
+
+# -- checkpoints on disk ------------------------------------------------------------------------------------------
+
+
+class Tampered(mg.DiskStorage):
+    """Checkpoint files to which something happens once they are written."""
+
+    def __init__(self, folder: Path, what: Callable[[Path], object]) -> None:
+        super().__init__(folder)
+        self.what = what
+
+    def save(self, t: int, state: mg.TrainState) -> None:
+        super().save(t, state)
+        if t == 3:
+            self.what(self.folder / "state-000000003.safetensors")
+
+
+def flip(path: Path) -> None:
+    content = bytearray(path.read_bytes())
+    content[-5] ^= 1
+    path.write_bytes(content)
+
+
+def truncate(path: Path) -> None:
+    path.write_bytes(path.read_bytes()[:-9])
+
+
+@pytest.mark.parametrize(
+    ("what", "message"),
+    [
+        (flip, r"is damaged \(tensor \d fails its checksum\): run again"),
+        (truncate, "cannot be read"),
+        (Path.unlink, "cannot be read"),
+    ],
+)
+def test_a_damaged_checkpoint_is_noticed(tmp_path: Path, what: Callable[[Path], object], message: str) -> None:
+    with pytest.raises(UserError, match=rf"^the checkpoint [^\n]*state-000000003\.safetensors {message}[^\n]*$"):
+        mg.metagradient(learner(), batches(DATA), WEIGHTS, PHI, checkpoints="all", storage=Tampered(tmp_path, what))
+
+
+def test_a_checkpoint_of_another_step_is_noticed(tmp_path: Path) -> None:
+    def swap(path: Path) -> None:
+        path.write_bytes((tmp_path / "state-000000000.safetensors").read_bytes())
+
+    with pytest.raises(mg.ReplayMismatch, match=r"^taping steps 3\.\.3 again gave params at step 4 "):
+        mg.metagradient(learner(), batches(DATA), WEIGHTS, PHI, checkpoints="all", storage=Tampered(tmp_path, swap))
+
+
+@pytest.mark.parametrize("make", [mg.MemoryStorage, mg.PinnedStorage, mg.DiskStorage])
+def test_storage_gives_back_the_saved_bits(make: Callable[[], Storage], device: torch.device) -> None:
+    tensors = [torch.randn(5, device=device), torch.tensor([float("inf"), -0.0, 1e-45], device=device)]
+    state, storage = mg.TrainState(tensors[0], (tensors[1],), torch.empty(0, device=device)), make()
+    storage.save(7, state)
+    storage.save(2, mg.TrainState.of([x + 1 for x in state.tensors()]))
+    loaded = storage.load(7)
+    for x, y in zip(loaded.tensors(), state.tensors(), strict=True):
+        assert x.device.type == device.type
+        assert x.dtype == y.dtype
+        assert torch.equal(x.cpu().view(torch.int32), y.cpu().view(torch.int32))
+    storage.free(7)
+    with pytest.raises((KeyError, UserError)):
+        storage.load(7)
+
+
+def test_the_folder_is_empty_once_the_replay_is_done(tmp_path: Path) -> None:
+    for plan in ("all", "binomial(2)", "tree(3)"):
+        result = mg.metagradient(
+            learner(), batches(DATA), WEIGHTS, PHI, checkpoints=plan, storage=mg.DiskStorage(tmp_path / "states")
+        )
+        assert result.plan.slots > 1
+        assert list((tmp_path / "states").iterdir()) == []
+
+
+def test_a_folder_that_cannot_be_and_a_storage_that_is_none_are_one_line(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    with pytest.raises(UserError, match=r"^[^\n]*file[^\n]*set replay\.folder=[^\n]*$"):
+        mg.DiskStorage(tmp_path / "file")
+    with pytest.raises(UserError, match=r"^replay\.storage must be one of memory, pinned, disk, not 'tape'[^\n]*$"):
+        make_storage("tape")
+
+
+# -- finite differences -------------------------------------------------------------------------------------------
+
+
+def test_finite_differences_agree_in_float64_for_a_float32_learner() -> None:
+    z = [WEIGHTS, mg.LearningRates(torch.full((T,), 0.3)), mg.WeightDecay(torch.tensor(0.01))]
+    single = mg.Classifier(mlp().float(), mg.SGD(momentum=0.9), 0.3)
+    data = batches(DATA).to(dtype=torch.float32)
+    result = mg.metagradient(single, data, z, PHI)
+    calls: list[tuple[str, int, int]] = []
+    rows = mg.finite_differences(single, data, z, PHI, result, coordinates=4, progress=lambda *c: calls.append(c))
+    assert [row.name for row in rows] == ["weights"] * 4 + ["learning_rates"] * 4 + ["weight_decay"]
+    assert calls[-1] == ("finite differences of weight_decay", 1, 1)
+    for m in z[:2]:
+        own = [row.index for row in rows if row.name == m.name]
+        assert len(set(own)) == 4
+        assert own[:2] == result[m.name].abs().argsort(descending=True)[:2].tolist()
+    for row in rows:
+        assert row.relative_error < 1e-6
+        assert row.replay == pytest.approx(row.replay64, rel=1e-3, abs=1e-6)
+    assert next(single.parameters()).dtype == torch.float32
+
+
+def test_finite_differences_show_a_wrong_gradient() -> None:
+    """An objective with part of its gradient cut off: the replay follows the cut, the differences do not."""
+
+    def cut(model: mg.Learner) -> Tensor:
+        weight = model.model[0].weight.square().sum()
+        return PHI(model) + weight.detach() - 0.5 * weight + 0.5 * weight.detach()
+
+    result = mg.metagradient(learner(), batches(DATA), WEIGHTS, cut)
+    rows = mg.finite_differences(learner(), batches(DATA), WEIGHTS, cut, result)
+    assert max(row.relative_error for row in rows) > 0.1
+
+
+def test_finite_differences_need_one_objective() -> None:
+    result = mg.metagradient(learner(), batches(DATA), WEIGHTS, mg.example_losses(HELD_OUT))
+    with pytest.raises(UserError, match=r"^check=fd needs a scalar objective$"):
+        mg.finite_differences(learner(), batches(DATA), WEIGHTS, mg.example_losses(HELD_OUT), result)
+
+
+def test_messages_are_one_line_each() -> None:
+    """Whatever is refused above; here the two longest once more."""
+    for call in (
+        lambda: mg.metagradient(learner(), batches(DATA), WEIGHTS, PHI, memory=1),
+        lambda: mg.metagradient(learner(), batches(DATA), WEIGHTS, PHI, checkpoints="nope"),
+    ):
+        with pytest.raises(UserError) as e:
+            call()
+        assert re.fullmatch(r"[^\n]+", str(e.value))
