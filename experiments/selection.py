@@ -5,6 +5,8 @@ examples through the whole training run. Part of the validation rows steers, the
 are then retrained from scratch with fresh seeds on the chosen data, and the test rows are looked at once.
 """
 
+import dataclasses
+
 import torch
 from metagradient.experiments import _setup
 from metagradient.experiments._selection_figures import draw
@@ -53,6 +55,11 @@ def run(cfg: DictConfig, record: Record) -> float:
         )
         method = _setup.build(cfg.method, _convert_="all")
         chosen = method.run(problem, on_metastep=on_metastep, progress=progress.callback())
+        search_cost = chosen.cost
+        if cfg.refit and chosen.metastep > 0:  # the same way again, steered by all validation rows
+            everything = dataclasses.replace(problem, steer=validation, folder=None)
+            chosen = method.run(everything, progress=progress.callback(), stop=chosen.metastep)
+            search_cost += chosen.cost
 
         # 2. Judge: retrain from scratch on every choice of data, with the same fresh seeds for all.
         judge = Retraining(routine, [fold_in(cfg.seed, 3, i) for i in range(cfg.retrainings)])
@@ -94,7 +101,7 @@ def run(cfg: DictConfig, record: Record) -> float:
                 {"_".join(["test_accuracy", *([] if name == "test" else [name]), *filter(None, [key])]): value}
             )
     record.result({"chosen_metastep": chosen.metastep, "share_kept": float(chosen.kept.float().mean()), **found[""]})
-    record.cost(training_runs=chosen.cost + judge.runs)
+    record.cost(training_runs=search_cost + judge.runs)
     indices = range(problem.n)
     record.csv(
         "selection",

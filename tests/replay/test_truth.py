@@ -210,6 +210,26 @@ def test_a_batch_of_weight_zero(normalize: Any) -> None:
         assert relative(ours["weights"], truth) < EXACT
 
 
+@pytest.mark.parametrize("plan", ["tape", "all", "binomial(2)"])
+@pytest.mark.parametrize("other", [None, "inputs", "rates"])
+def test_a_truncated_metagradient_is_that_of_the_steps_from_k_on(other: str | None, plan: str) -> None:
+    """The weights act at every step; what they do before step 5 is a constant, whatever else is differentiated."""
+
+    def weighted_before_5(p: Tensors, s: Tensors, fields: Tensors, t: int) -> tuple[Tensor, Tensors]:
+        losses, s = oracle.mlp(p, s, fields, t)
+        return (WEIGHTS[ROWS[t]] * losses if t < 5 else losses), s
+
+    def theirs(v: Tensor) -> Z:
+        rest = Z() if other is None else KINDS[other].theirs(KINDS[other].ours.value)
+        return replace(rest, weights=v, weights_at=range(5, T))
+
+    z = [mg.DataWeights(WEIGHTS, differentiate_from=5), *([] if other is None else [KINDS[other].ours])]
+    truth = unrolled(replace(run("momentum"), model=weighted_before_5), theirs, WEIGHTS, held_out_loss)
+    ours = mg.metagradient(learner("momentum"), batches(DATA), z, mg.mean_loss(HELD_OUT), checkpoints=plan)
+    assert relative(ours["weights"], truth) < EXACT
+    assert ours.plan.steps == (T - 5 if other is None else T)
+
+
 def all_at_once() -> tuple[list[mg.Metaparameter], Callable[..., Z]]:
     """Every kind in one run, and the oracle's Z from their values in the same order."""
     names = ["weights", "candidates", "inputs", "log knots", "initial", "decay"]

@@ -71,6 +71,22 @@ def test_batch_norms_statistics_carry_gradient() -> None:
     torch.testing.assert_close(gradient, expected.detach())
 
 
+def test_batch_norms_statistics_have_second_derivatives() -> None:
+    def statistics(x: Tensor) -> tuple[Tensor, Tensor]:
+        norm = DifferentiableBatchNorm(2).double()
+        norm(x)
+        return norm.running_mean**2, norm.running_var**2
+
+    x = torch.randn(3, 2, 2, dtype=torch.float64, requires_grad=True)
+    assert torch.autograd.gradcheck(statistics, x)
+    assert torch.autograd.gradgradcheck(statistics, x)
+
+
+def test_a_batch_of_one_is_refused_as_torch_does() -> None:
+    with pytest.raises(UserError, match=r"^batch norm needs more than one value a channel[^\n]*drop_last=True[^\n]*$"):
+        DifferentiableBatchNorm(3)(torch.ones(1, 3))
+
+
 def test_a_cumulative_average_is_refused() -> None:
     with pytest.raises(UserError, match=r"^'1' is a batch norm with momentum=None[^\n]*momentum=0\.1$"):
         make_replayable(nn.Sequential(nn.Linear(2, 2), nn.BatchNorm1d(2, momentum=None)))

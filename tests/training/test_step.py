@@ -132,6 +132,15 @@ def test_initial_parameters_and_weight_decay_take_the_place_of_the_learners() ->
     torch.testing.assert_close(decayed, numbers, rtol=1e-14, atol=0)
 
 
+def test_a_schedule_and_the_same_rates_as_metaparameter_train_alike() -> None:
+    data, schedule = batches([0, 1], [2, 3], [4, 5], [6, 7]), mg.WarmupDecay(0.5, 4, warmup=2)
+    rates = mg.LearningRates(torch.tensor([schedule(t) for t in range(4)], dtype=torch.float64))
+    for optimizer in (mg.SGD(0.9, weight_decay=0.1), mg.AdamW()):
+        scheduled = mg.Classifier(linear(), optimizer, schedule)
+        ours = trained(mg.Classifier(linear(), optimizer, 123.0), data, rates)
+        torch.testing.assert_close(ours, trained(scheduled, data), rtol=1e-13, atol=0)
+
+
 def test_an_untaped_step_is_detached_and_writes_into_nothing() -> None:
     model, data = learner(), batches([0, 1])
     state = mg.initial_state(model)

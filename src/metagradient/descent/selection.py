@@ -120,15 +120,19 @@ class _Descent:
         *,
         on_metastep: Callable[[Reading], None] = lambda reading: None,
         progress: Progress | None = None,
+        stop: int | None = None,
     ) -> Selection:
         """Descend, and choose the metastep with the lowest held-out loss.
+
+        With `stop`, a metastep chosen before, go there and take it: how a descent is repeated on all trusted examples.
 
         A metastep whose run is not finite, or whose objective rises by more than `patience` (relative) above the last
         accepted one, is rejected: back to the last good x with half the step.
         """
         path = None if problem.folder is None else problem.folder / "descent.safetensors"
         state = DescentState(self._start(problem.n))
-        while state.metastep <= self.metasteps:
+        end = self.metasteps + 1 if stop is None else stop
+        while state.metastep < end:
             last = state.metastep == self.metasteps
             values, gradient = self._measure(problem, state, last)
             weights, kept = self._weights(state.x)
@@ -142,7 +146,9 @@ class _Descent:
             if path is not None:
                 state.save(path)
             if progress is not None:
-                progress("metagradient descent", state.metastep, self.metasteps + 1)
+                progress("metagradient descent", state.metastep, end)
+        if stop is not None:
+            state.best_x, state.best_metastep = state.x, stop
         if state.best_x is None:
             raise UserError("no metastep gave a finite run: lower learner.learning_rate, or look at the training data")
         weights, kept = self._weights(state.best_x)

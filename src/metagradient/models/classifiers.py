@@ -7,6 +7,7 @@ from itertools import pairwise
 from torch import nn
 
 from metagradient.models.options import ACTIVATIONS, Scale, pick
+from metagradient.models.transposed import TransposedLinear
 
 
 def linear(input_shape: Sequence[int], classes: int, zero_init: bool = False) -> nn.Sequential:
@@ -15,7 +16,7 @@ def linear(input_shape: Sequence[int], classes: int, zero_init: bool = False) ->
     Maps [n, *input_shape] to [n, classes]. `zero_init` starts from W = 0, b = 0: the loss is convex, so the
     start matters little, and a zero start takes one source of randomness out of a comparison.
     """
-    layer = nn.Linear(math.prod(input_shape), classes)
+    layer = TransposedLinear(math.prod(input_shape), classes)
     if zero_init:
         nn.init.zeros_(layer.weight)
         nn.init.zeros_(layer.bias)
@@ -40,7 +41,7 @@ def mlp(
     layers: list[nn.Module] = [nn.Flatten()]
     for inputs, outputs in pairwise(widths):
         layers += [nn.Linear(inputs, outputs), act()]
-    layers.append(nn.Linear(widths[-1], classes))
+    layers.append(TransposedLinear(widths[-1], classes))
     if logit_scale != 1.0:
         layers.append(Scale(logit_scale))
     return nn.Sequential(*layers)

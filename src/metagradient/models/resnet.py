@@ -5,6 +5,7 @@ from collections.abc import Callable, Sequence
 from torch import Tensor, nn
 
 from metagradient.models.options import ACTIVATIONS, Scale, pick
+from metagradient.models.transposed import TransposedLinear
 
 _ACTIVATIONS = {name: ACTIVATIONS[name] for name in ("gelu", "relu")}
 _POOLINGS: dict[str, Callable[[int], nn.Module]] = {"avg": nn.AvgPool2d, "max": nn.MaxPool2d}
@@ -69,7 +70,7 @@ class ResNet9(nn.Module):
             nn.Sequential(conv(4 * width, 8 * width), pool(2), residual(8 * width)),
         )
         self.pooling = pooling
-        self.head = nn.Sequential(nn.Linear(8 * width, classes, bias=False), Scale(logit_scale))
+        self.head = nn.Sequential(TransposedLinear(8 * width, classes, bias=False), Scale(logit_scale))
 
     def forward(self, images: Tensor) -> Tensor:
         """Logits [n, classes] of images [n, in_channels, H, W]."""

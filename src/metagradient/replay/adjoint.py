@@ -66,14 +66,11 @@ class Puller:
             return self._fill(torch.autograd.grad(outs, inputs, cots, retain_graph=retain, allow_unused=True), inputs)
         if self.batched is not False:
             try:
-                pulled = torch.autograd.grad(
-                    outs,
-                    inputs,
-                    cots,
-                    retain_graph=True,  # for the walk below; at its peak the graph is whole either way
-                    allow_unused=True,
-                    is_grads_batched=True,
-                )
+                pulled = torch.func.vmap(
+                    lambda *c: torch.autograd.grad(
+                        outs, inputs, c, retain_graph=retain or self.batched is None, materialize_grads=True
+                    )
+                )(*cots)
                 self.batched = True
                 return self._fill(pulled, inputs)
             except RuntimeError as error:

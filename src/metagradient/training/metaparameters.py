@@ -83,7 +83,8 @@ class DataWeights(Metaparameter):
     def on_weights(self, weights: Tensor, batch: Batch, t: int) -> Tensor:
         if t < self.start or (self.stop is not None and t >= self.stop):
             return weights
-        return weights * self.value.index_select(0, batch.index)
+        value = self.value.detach() if t < self.differentiate_from else self.value
+        return weights * value.index_select(0, batch.index)
 
 
 @dataclass(frozen=True, eq=False)

@@ -31,6 +31,11 @@ class DifferentiableBatchNorm(nn.modules.batchnorm._BatchNorm):
             if self.bias is not None:
                 shift = shift + self.bias
             return input * scale.view(shape) + shift.view(shape)
+        if input.numel() == input.shape[1]:
+            raise UserError(
+                f"batch norm needs more than one value a channel in training, not an input of {list(input.shape)}: leave "
+                "out the short batch (epoch_plan(..., drop_last=True)) or choose another batch size"
+            )
         output, mean, inverse_std = torch.native_batch_norm(
             input, self.weight, self.bias, None, None, True, 0.0, self.eps
         )
@@ -59,6 +64,8 @@ class _BatchStatistics(torch.autograd.Function):
     @staticmethod
     def backward(ctx, on_mean, on_var):  # type: ignore[no-untyped-def]
         x, mean = ctx.saved_tensors
+        if torch.is_grad_enabled():  # losses that read the statistics: the mean is a function of x once more
+            mean = x.mean([d for d in range(x.dim()) if d != 1])
         count, shape = x.numel() // x.shape[1], (1, -1) + (1,) * (x.dim() - 2)
         slope = on_var * (2 / (count - 1))
         level = on_mean / count - slope * mean
