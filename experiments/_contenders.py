@@ -15,6 +15,7 @@ from torch import Tensor, nn
 import metagradient as mg
 from metagradient import data, models
 from metagradient.errors import UserError
+from metagradient.training.modules import make_replayable
 from metagradient.training.random import generator
 
 RATE, MOMENTUM = 0.05, 0.9
@@ -123,22 +124,22 @@ def ours(case: Case, checkpoints: str, memory: str | int | None = None) -> Tenso
 
 
 def naive(case: Case) -> Tensor:
-    """The whole run in one autograd graph, tensor by tensor."""
-    model, weights = case.model(), case.weights.requires_grad_()
+    """The whole run in one autograd graph, tensor by tensor, normalisation statistics included."""
+    model, weights = _Losses(case.model(), case), case.weights.requires_grad_()
+    make_replayable(model)
     params = dict(model.named_parameters())
-    buffers = {name: torch.zeros_like(p) for name, p in params.items()}
+    momentum = {name: torch.zeros_like(p) for name, p in params.items()}
+    statistics = {name: b for name, b in model.named_buffers() if b.is_floating_point()}
     for t in range(len(case.plan)):
         rows, fields = case.batch(t)
-        losses = torch.func.functional_call(
-            _Losses(model, case), {f"model.{k}": p for k, p in params.items()}, (fields,)
-        )
+        state = {**params, **statistics}  # functional_call writes the new statistics back into it
+        losses = torch.func.functional_call(model, state, (fields,))
         gradients = torch.autograd.grad((weights[rows] * losses).mean(), list(params.values()), create_graph=True)
-        buffers = {k: MOMENTUM * buffers[k] + g for k, g in zip(params, gradients, strict=True)}
-        params = {k: p - RATE * buffers[k] for k, p in params.items()}
+        statistics = {name: state[name] for name in statistics}
+        momentum = {k: MOMENTUM * momentum[k] + g for k, g in zip(params, gradients, strict=True)}
+        params = {k: p - RATE * momentum[k] for k, p in params.items()}
     model.eval()
-    final = torch.func.functional_call(
-        _Losses(model, case), {f"model.{k}": p for k, p in params.items()}, (case.validation,)
-    )
+    final = torch.func.functional_call(model, {**params, **statistics}, (case.validation,))
     return torch.autograd.grad(final.mean(), weights)[0]
 
 

@@ -33,6 +33,8 @@ def device(request: pytest.FixtureRequest) -> torch.device:
     """Each device a truth is checked on."""
     if request.param == "cuda" and not torch.cuda.is_available():
         pytest.skip("no CUDA device on this machine")
+    if request.param == "cuda":
+        torch.backends.cudnn.deterministic = True  # a replay is bit for bit
     return torch.device(request.param)
 
 

@@ -83,6 +83,18 @@ def test_first_step_later_in_the_run() -> None:
     assert torch.equal(callback.gradients["weights"], ours["weights"])
 
 
+def test_a_plain_fit_takes_the_values_of_the_learners_metaparameters() -> None:
+    start = torch.randn(43, dtype=torch.float64)
+    z = [mg.DataWeights(torch.linspace(0, 2, N)), mg.InitialParameters(start), mg.LearningRates(torch.full((9,), 0.2))]
+    learner = mg.Classifier(mlp(), mg.SGD(0.9), 0.1)
+    learner.metaparameters = z
+    fit(learner, batches(DATA), precision="64-true")
+    assert (
+        relative(learner.layout.params(), mg.train(mg.Classifier(mlp(), mg.SGD(0.9), 0.1), batches(DATA), z).params)
+        < 1e-14
+    )
+
+
 def test_one_callback_serves_fit_after_fit() -> None:
     """A second fit goes on from the trained parameters and has a gradient of its own."""
     learner, twin = (mg.Classifier(mlp(), mg.SGD(0.9), 0.1) for _ in range(2))

@@ -237,6 +237,17 @@ def test_what_a_step_keeps_is_measured_and_grows_with_the_batch() -> None:
     assert 8 * 50 < per_row < 8 * 50 * 10  # the hidden layer, a few times over
 
 
+def test_what_a_step_keeps_is_that_of_the_largest_batch() -> None:
+    """Short and empty batches come first in this plan, and tell little of the others."""
+    model, rows = mg.Classifier(mlp(), mg.SGD(0.9), 0.3), list(range(1000))
+
+    def taped_step(*plan: list[int]) -> int:
+        data = mg.Batches(examples(1000), mg.given_plan(plan))
+        return budget.measure(model, data, mg.initial_state(model), [], 0).taped_step
+
+    assert taped_step([], rows[:1], [], rows) == taped_step(rows, rows) > 2 * taped_step(rows[:1], rows[:1])
+
+
 @pytest.mark.parametrize("steps", [1, 2])
 def test_the_shortest_runs_replay(steps: int) -> None:
     z = [

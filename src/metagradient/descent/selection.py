@@ -127,7 +127,8 @@ class _Descent:
         With `stop`, a metastep chosen before, go there and take it: how a descent is repeated on all trusted examples.
 
         A metastep whose run is not finite, or whose objective rises by more than `patience` (relative) above the last
-        accepted one, is rejected: back to the last good x with half the step.
+        accepted one, is rejected: back to the last good x with half the step. Where there is none, NonFiniteLoss and
+        NonFiniteCotangent get through.
         """
         path = None if problem.folder is None else problem.folder / "descent.safetensors"
         state = DescentState(self._start(problem.n))
@@ -149,8 +150,7 @@ class _Descent:
                 progress("metagradient descent", state.metastep, end)
         if stop is not None:
             state.best_x, state.best_metastep = state.x, stop
-        if state.best_x is None:
-            raise UserError("no metastep gave a finite run: lower learner.learning_rate, or look at the training data")
+        assert state.best_x is not None
         weights, kept = self._weights(state.best_x)
         return Selection(weights, kept, state.best_metastep, state.cost, counts=isinstance(self, CountSelection))
 
@@ -174,6 +174,8 @@ class _Descent:
                     final, objective = result.state, float(result.objective)
                     state.cost += result.cost
             except (NonFiniteLoss, NonFiniteCotangent) as error:
+                if state.accepted_x is None:  # nothing good to go back to
+                    raise
                 log.warning("metastep %d, seed %d: %s", state.metastep, seed, error)
                 return None, None
             readings.append({"objective": objective, **problem.score(learner, final)})

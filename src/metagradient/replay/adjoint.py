@@ -66,10 +66,9 @@ class Puller:
             return self._fill(torch.autograd.grad(outs, inputs, cots, retain_graph=retain, allow_unused=True), inputs)
         if self.batched is not False:
             try:
+                # The graph is retained for the walk below; at its peak it is whole either way.
                 pulled = torch.func.vmap(
-                    lambda *c: torch.autograd.grad(
-                        outs, inputs, c, retain_graph=retain or self.batched is None, materialize_grads=True
-                    )
+                    lambda *c: torch.autograd.grad(outs, inputs, c, retain_graph=True, materialize_grads=True)
                 )(*cots)
                 self.batched = True
                 return self._fill(pulled, inputs)

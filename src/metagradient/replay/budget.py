@@ -69,8 +69,12 @@ def available_bytes(device: torch.device) -> int:
 
 
 def measure(learner: Learner, batches: Batches, state: TrainState, z: Sequence[Metaparameter], first: int) -> Footprint:
-    """Bytes that one more taped step keeps alive: the storages that two taped steps save, less those of one."""
-    t = min(first, len(batches) - 1)
+    """Bytes that one more taped step keeps alive: the storages that two taped steps save, less those of one.
+
+    Both are the step with the largest batch, since others may be short or empty.
+    """
+    rows = batches.plan[first:]
+    t = first if rows.stride(0) == 0 else first + int((rows >= 0).sum(dim=1).argmax())
     kept: dict[int, torch.UntypedStorage] = {}
 
     def keep(x: Tensor) -> Tensor:
@@ -82,12 +86,10 @@ def measure(learner: Learner, batches: Batches, state: TrainState, z: Sequence[M
         return sum(storage.nbytes() for storage in kept.values())
 
     leaves = tuple(m.leaf(state.params) for m in z)
-    steps = [t, min(t + 1, len(batches) - 1)]
     current, sizes = state.leaf(), [0]
     with torch.autograd.graph.saved_tensors_hooks(keep, lambda x: x):
-        for s in steps:
-            batch = cast(batches(s), state)
-            current, _ = step(learner, current, batch, s, leaves, tape=True)
+        for _ in range(2):
+            current, _ = step(learner, current, cast(batches(t), state), t, leaves, tape=True)
             sizes.append(total())
     return Footprint(state.nbytes, max(sizes[2] - sizes[1], state.nbytes) + _GRAPH_BYTES)
 

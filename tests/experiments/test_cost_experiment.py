@@ -1,0 +1,32 @@
+"""`metagradient cost`, on a few steps."""
+
+import csv
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from metagradient.experiments import _contenders
+
+
+@pytest.mark.parametrize("name", ["mlp", "resnet9", "gpt"])
+def test_contenders_compute_the_same_metagradient(name: str) -> None:
+    case = _contenders.make_case(name, 3)
+    ours = _contenders.ours(case, "sqrt")
+    naive = _contenders.naive(case)
+    assert float((ours - naive).norm() / naive.norm()) < 1e-3
+
+
+def test_a_run_leaves_its_table(tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "metagradient.cli", "cost", "steps=[4]", "repeats=1", "plans=[auto]"]
+    done = subprocess.run(
+        [*command, "logger.mode=disabled"], cwd=tmp_path, capture_output=True, text=True, timeout=240, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    folder = next((tmp_path / "outputs" / "cost").iterdir())
+    metrics = json.loads((folder / "metrics.json").read_text())
+    assert metrics["result/cost_ratio"] > 1
+    assert metrics["result/peak_memory_ratio"] >= 0.9
+    rows = list(csv.DictReader((folder / "artifacts" / "cost.csv").open()))
+    assert [row["plan"] for row in rows] == ["plain", "auto"]

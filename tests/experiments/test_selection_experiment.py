@@ -1,0 +1,110 @@
+"""`metagradient selection`, end to end on a small budget, and what it says to bad input."""
+
+import io
+import json
+import logging
+import os
+from contextlib import redirect_stderr, redirect_stdout
+from pathlib import Path
+from typing import NamedTuple
+
+import pytest
+
+from metagradient.cli import main
+
+SMALL = [
+    "data.train=120",
+    "data.validation=60",
+    "data.test=60",
+    "learner.epochs=2",
+    "retrainings=1",
+    "method.metasteps=2",
+    "filter_fractions=[0.3]",
+    "logger.mode=disabled",
+]
+
+
+class Done(NamedTuple):
+    status: int
+    out: str
+    err: str
+
+
+def run(directory: Path, *overrides: str) -> Done:
+    """The console command in this process (importing torch for each case would take most of the time)."""
+    out, err, before, level = io.StringIO(), io.StringIO(), Path.cwd(), logging.getLogger().level
+    os.chdir(directory)
+    try:
+        with redirect_stdout(out), redirect_stderr(err):
+            main(["selection", *overrides])
+        status = 0
+    except SystemExit as stop:
+        status = int(stop.code or 0)
+    finally:
+        os.chdir(before)
+        logging.getLogger().setLevel(level)
+    return Done(status, out.getvalue(), err.getvalue())
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    directory = tmp_path_factory.mktemp("selection")
+    done = run(directory, *SMALL, "refit=true", "replay.check=fd")
+    assert done.status == 0, done.err
+    assert "central differences" in done.out
+    return next((directory / "outputs" / "selection").iterdir())
+
+
+def test_a_run_leaves_what_it_promises(finished: Path) -> None:
+    metrics = json.loads((finished / "metrics.json").read_text())
+    keys = ("test_accuracy", "test_accuracy_all_data", "test_accuracy_oracle", "f1_clean", "test_accuracy_loss_filter")
+    assert all(0 <= metrics[f"result/{key}"] <= 1 for key in keys)
+    assert metrics["cost/training_runs"] > 10
+    assert metrics["status"] == "finished"
+    for name in ("config.yaml", "run.log", "curves.csv", "artifacts/selection.csv", "figures/weights.png"):
+        assert (finished / name).stat().st_size > 0, name
+    assert {path.stem for path in (finished / "figures").iterdir()} == {"weights", "metasteps", "most_down_weighted"}
+    assert len((finished / "artifacts" / "selection.csv").read_text().splitlines()) == 121
+
+
+def test_the_same_seed_gives_the_same_numbers(finished: Path, tmp_path: Path) -> None:
+    assert run(tmp_path, *SMALL, "refit=true").status == 0
+    again = next((tmp_path / "outputs" / "selection").iterdir())
+    assert (again / "artifacts" / "selection.csv").read_bytes() == (
+        finished / "artifacts" / "selection.csv"
+    ).read_bytes()
+
+
+def test_counts_run_too(tmp_path: Path) -> None:
+    done = run(tmp_path, *SMALL, "method=counts", "method.metasteps=2")
+    assert done.status == 0, done.err
+
+
+@pytest.mark.parametrize(
+    ("overrides", "says"),
+    [
+        (["learner.lerning_rate=1"], "learner.learning_rate"),
+        (["lr=abc"], "learner.learning_rate"),
+        (["learner.learning_rate=abc"], "abc"),
+        (["experiment=digits_noizy"], "digits_noisy"),
+        (["data=mnist", "data.path=/no/such/folder"], "/no/such/folder"),
+        (["learner.learning_rate=1e30", *SMALL], "step "),
+        (["replay.memory=1KiB", *SMALL], "smallest that works is replay.memory="),
+        (["replay.checkpoints=tape", "replay.memory=1MiB"], "replay.memory="),
+        (["replay.checkpoints=often"], "binomial(slots)"),
+        (["data.noise.fraction=2"], "fraction"),
+        (["learner.steps=10"], "learner.epochs"),
+        (["model.activation=gelo"], "gelu"),
+        (["held_out=1.5"], "held_out"),
+        (["trainer.precision=16-mixed"], "32-true"),
+        (["replay.check=maybe"], "replay.check"),
+    ],
+    ids=lambda value: value[0] if isinstance(value, list) else "",
+)
+def test_bad_input_is_one_clear_line(tmp_path: Path, overrides: list[str], says: str) -> None:
+    done = run(tmp_path, *overrides, "logger.mode=disabled")
+    assert done.status != 0
+    lines = [line for line in done.err.splitlines() if line.startswith("metagradient selection:")]
+    assert len(lines) == 1, done.err
+    assert says in lines[0]
+    assert "Traceback" not in done.err
