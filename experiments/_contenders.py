@@ -4,6 +4,7 @@ Each takes a `Case` and returns d (validation loss) / d (data weights) [n]; `pla
 them see the same model, the same batches and the same SGD with momentum.
 """
 
+import functools
 import importlib.util
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -19,6 +20,7 @@ from metagradient.training.modules import make_replayable
 from metagradient.training.random import generator
 
 RATE, MOMENTUM = 0.05, 0.9
+MODELS = ("mlp", "mnist_linear", "mnist_mlp", "resnet9", "gpt")
 
 
 @dataclass(frozen=True)
@@ -64,8 +66,13 @@ def _next_token(model: nn.Module, fields: dict[str, Tensor]) -> Tensor:
 
 
 def make_case(name: str, steps: int) -> Case:
-    """`mlp` (85,002 parameters on digits, batch 128), `resnet9` (width 16, random images) or `gpt` (4 layers)."""
+    """One of MODELS: `mlp` on digits (85,002 parameters), the others on random data of the shape they are made for."""
     rng = generator(0, 5)
+    if name in ("mnist_linear", "mnist_mlp"):
+        x, y = torch.rand(2000, 1, 28, 28, generator=rng), torch.randint(10, (2000,), generator=rng)
+        examples, validation = {"x": x[:1900], "y": y[:1900]}, {"x": x[1900:], "y": y[1900:]}
+        build = functools.partial(models.linear if name == "mnist_linear" else models.mlp, (1, 28, 28), 10)
+        return Case(build, _classification, examples, validation, _plan(1900, 128, steps))
     if name == "mlp":
         digits = data.digits(train=1400, validation=300)
         plan = _plan(1400, 128, steps)
@@ -87,7 +94,7 @@ def make_case(name: str, steps: int) -> Case:
             validation,
             _plan(192, 16, steps),
         )
-    raise UserError(f"models must be among mlp, resnet9, gpt, not '{name}': set models=[mlp]")
+    raise UserError(f"models must be among {', '.join(MODELS)}, not '{name}': set models=[mlp]")
 
 
 def _plan(n: int, batch_size: int, steps: int) -> Tensor:
@@ -111,12 +118,15 @@ def torch_loop(case: Case) -> None:
         optimizer.step()
 
 
-def ours(case: Case, checkpoints: str, memory: str | int | None = None) -> Tensor:
-    """REPLAY under a checkpoint plan."""
+def ours(case: Case, checkpoints: str, memory: str | int | None = None, objectives: int | None = None) -> Tensor:
+    """REPLAY under a checkpoint plan; of the first `objectives` validation losses at once, [objectives, n]."""
     learner, batches = _Learner(case), mg.Batches(case.examples, case.plan)
 
     def objective(learner: mg.Learner) -> Tensor:
-        return learner.case_losses(learner.model, case.validation).mean()  # type: ignore[operator]
+        if objectives is None:
+            return learner.case_losses(learner.model, case.validation).mean()  # type: ignore[operator]
+        queries = {name: field[:objectives] for name, field in case.validation.items()}
+        return learner.case_losses(learner.model, queries)  # type: ignore[operator]
 
     return mg.metagradient(
         learner, batches, mg.DataWeights(case.weights), objective, checkpoints=checkpoints, memory=memory
@@ -180,7 +190,8 @@ def with_torchopt(case: Case) -> Tensor:
 
 
 def make_contender(name: str, tight: int) -> Callable[[Case], Tensor | None]:
-    """`plain`, `torch loop`, `naive`, `higher`, `torchopt`, `auto, tight memory`, or a checkpoint plan."""
+    """`plain`, `torch loop`, `naive`, `higher`, `torchopt`, `auto, tight memory`, a checkpoint plan, or
+    `PLAN xQ`: Q objectives in one replay."""
     others = {
         "plain": plain,
         "torch loop": torch_loop,
@@ -192,7 +203,8 @@ def make_contender(name: str, tight: int) -> Callable[[Case], Tensor | None]:
         return others[name]
     if name == "auto, tight memory":
         return lambda case: ours(case, "auto", tight)
-    return lambda case: ours(case, name)
+    plan, _, objectives = name.partition(" x")
+    return lambda case: ours(case, plan, objectives=int(objectives) if objectives else None)
 
 
 def installed(name: str) -> bool:

@@ -80,11 +80,30 @@ def run(cfg: DictConfig, record: Record) -> float:
         ["model", "T", "plan", "time", "range", "peak MiB", "above warm", "rel. difference"],
         shown,
     )
-    record.figure("cost", figures.cost_figure([r for r in rows if r["plan"] not in ("plain", "torch loop")]))
+    drawn = [r for r in rows if r["plan"] not in ("plain", "torch loop") and " x" not in r["plan"]]
+    record.figure("cost", figures.cost_figure(drawn))
+    record.result(_shares(rows))
     headline = [r for r in rows if r["plan"] == "auto"] or rows[-1:]
     record.result({"cost_ratio": headline[-1]["time_ratio"], "peak_memory_ratio": headline[-1]["memory_ratio"]})
     record.cost(training_runs=sum(cfg.repeats * r["time_ratio"] for r in rows))
     return headline[-1]["time_ratio"]
+
+
+def _difference(result: torch.Tensor | None, reference: torch.Tensor | None) -> float | None:
+    if result is None or reference is None or result.shape != reference.shape:
+        return None
+    return float((result - reference).norm() / reference.norm())
+
+
+def _shares(rows: list[dict]) -> dict[str, float]:
+    """`PLAN xQ`: the time of Q objectives in one replay over that of Q replays, by model."""
+    time = {(r["model"], r["steps"], r["plan"]): r["time_ratio"] for r in rows}
+    shares = {}
+    for (model, steps, name), many in time.items():
+        plan, _, objectives = name.partition(" x")
+        if objectives and (model, steps, plan) in time:
+            shares[f"share_{model}_{plan}_x{objectives}"] = many / (int(objectives) * time[model, steps, plan])
+    return shares
 
 
 def _possible(name: str, steps: int, footprint: Footprint) -> bool:

@@ -375,18 +375,9 @@ def test_live_dropout(plan: str) -> None:
         assert_slope(ours["weights"], dropping, batches(DATA), [z], "weights", phi)
 
 
-class Towers(nn.Module):
-    """`TwoTower` as `ContrastiveLearner` calls it."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        torch.manual_seed(1)
-        towers = TwoTower(nn.Linear(INPUTS, 3, bias=False), nn.Linear(6, 3, bias=False), temperature=0.3)
-        self.left, self.right, self.log_scale = towers.left, towers.right, towers.log_scale
-        self._towers = [towers]
-
-    def forward(self, x: Tensor, y: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        return *self._towers[0](x, y), self.log_scale.exp()
+def towers() -> TwoTower:
+    torch.manual_seed(1)
+    return TwoTower(nn.Linear(INPUTS, 3, bias=False), nn.Linear(6, 3, bias=False), temperature=0.3).double()
 
 
 @pytest.mark.parametrize("plan", ["tape", "all", "binomial(2)"])
@@ -395,7 +386,7 @@ def test_contrastive_learner(optimizer: str, plan: str) -> None:
     pairs = {"x": random(N, INPUTS), "y": random(N, 6, seed=1)}
     held_out = {"x": random(5, INPUTS, seed=2), "y": random(5, 6, seed=3)}
     rules = OPTIMIZERS[optimizer]
-    ours = mg.ContrastiveLearner(Towers().double(), rules.ours, rules.rate)
+    ours = mg.ContrastiveLearner(towers(), rules.ours, rules.rate)
     theirs = Run(oracle.contrastive, oracle.trained(ours), {}, pairs, ROWS, rules.theirs, rules.rate)
     z, phi = [mg.DataWeights(WEIGHTS), KINDS["inputs"].ours], mg.mean_loss(held_out)
     result = mg.metagradient(ours, batches(pairs), z, phi, checkpoints=plan)

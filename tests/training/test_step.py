@@ -237,3 +237,13 @@ def test_the_seams_learners_have_the_losses_they_say() -> None:
     p = (2 * a @ b.T).exp()
     expected = -(torch.log(p.diagonal() / p.sum(1)) + torch.log(p.diagonal() / p.sum(0))) / 2
     torch.testing.assert_close(clip, expected)
+
+
+def test_data_weights_of_another_length_are_refused() -> None:
+    data = mg.Batches({"x": torch.randn(6, 2), "y": torch.zeros(6, dtype=torch.int64)}, mg.full_batch_plan(6, 2))
+    learner = mg.Classifier(torch.nn.Linear(2, 2))
+    for n in (5, 7):
+        with pytest.raises(UserError, match="one weight for each of the 6 examples"):
+            mg.train(learner, data, [mg.DataWeights(torch.ones(n))])
+        with pytest.raises(UserError, match="one weight for each of the 6 examples"):
+            mg.metagradient(learner, data, mg.DataWeights(torch.ones(n)), mg.mean_loss(data.examples))

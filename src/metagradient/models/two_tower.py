@@ -26,10 +26,6 @@ class TwoTower(nn.Module):
         self.right = right
         self.log_scale = nn.Parameter(torch.tensor(-math.log(temperature)))
 
-    def forward(self, left: Tensor, right: Tensor) -> tuple[Tensor, Tensor]:
-        """The unit embeddings [n, width] of both sides."""
-        return F.normalize(self.left(left), dim=-1), F.normalize(self.right(right), dim=-1)
-
-    def logits(self, left: Tensor, right: Tensor) -> Tensor:
-        """Scaled similarities [n, m] of embeddings [n, width] and [m, width]."""
-        return self.log_scale.exp() * left @ right.T
+    def forward(self, left: Tensor, right: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """The unit embeddings [n, width] of both sides, and the scale [] of their similarities."""
+        return F.normalize(self.left(left), dim=-1), F.normalize(self.right(right), dim=-1), self.log_scale.exp()

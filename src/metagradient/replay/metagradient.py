@@ -68,6 +68,8 @@ def start_recording(
     names = [m.name for m in z]
     if not names or len(set(names)) != len(names):
         raise UserError(f"a replay needs one or more metaparameters with distinct names, not {names}")
+    for m in z:
+        m.check(batches.n_examples, len(batches))
     like = learner.layout.params()
     state = initial_state(learner, [m.leaf(like) for m in z])
     first = max(0, min(m.first_step for m in z))

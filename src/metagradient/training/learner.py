@@ -251,7 +251,8 @@ class LanguageModel(Learner):
 class ContrastiveLearner(Learner):
     """CLIP's symmetric contrastive loss: example i against all pairs of its batch; fields `x` and `y`.
 
-    model: (x, y) -> (embeddings a [B, D], embeddings b [B, D], logit scale []), the embeddings normalised.
+    model: (x, y) -> (embeddings a [B, D], embeddings b [B, D], logit scale []), the embeddings normalised
+    (`models.TwoTower`, or one of your own).
     """
 
     def __init__(

@@ -41,6 +41,9 @@ class Metaparameter:
         """The same value as a differentiable leaf on `like`'s device, in its dtype."""
         return self.with_value(self.value.detach().to(like.device, like.dtype).clone().requires_grad_())
 
+    def check(self, examples: int, steps: int) -> None:
+        """Refuse, with a UserError, a run of `steps` steps over `examples` examples that the value does not fit."""
+
     def on_start(self, params: Tensor) -> Tensor:
         """The initial parameters [P]."""
         return params
@@ -79,6 +82,12 @@ class DataWeights(Metaparameter):
     @property
     def first_step(self) -> int:
         return max(self.start, self.differentiate_from)
+
+    def check(self, examples: int, steps: int) -> None:
+        if self.value.shape != (examples,):
+            raise UserError(
+                f"DataWeights needs one weight for each of the {examples} examples, not {list(self.value.shape)}"
+            )
 
     def on_weights(self, weights: Tensor, batch: Batch, t: int) -> Tensor:
         if t < self.start or (self.stop is not None and t >= self.stop):

@@ -55,6 +55,8 @@ def train(
     `learner.adopt(state)` moves the result into the module. `z` enters with its values, nothing is taped.
     """
     stop = len(batches) if stop is None else stop
+    for m in z:
+        m.check(batches.n_examples, len(batches))
     with run_mode(learner, batches):
         state = initial_state(learner, z) if state is None else state
         z = [m.with_value(m.value.detach().to(state.params.device, state.params.dtype)) for m in z]
