@@ -47,7 +47,9 @@ class Case:
         return torch.ones(len(next(iter(self.examples.values()))))
 
 
-class _Learner(mg.Learner):
+class CaseLearner(mg.Learner):
+    """A case as a Learner."""
+
     def __init__(self, case: Case) -> None:
         super().__init__(mg.SGD(momentum=MOMENTUM), RATE)
         self.model, self.case_losses = case.model(), case.losses
@@ -65,24 +67,24 @@ def _next_token(model: nn.Module, fields: dict[str, Tensor]) -> Tensor:
     return F.cross_entropy(model(tokens[:, :-1]).transpose(1, 2), tokens[:, 1:], reduction="none").mean(1)
 
 
-def make_case(name: str, steps: int) -> Case:
+def make_case(name: str, steps: int, seed: int = 0) -> Case:
     """One of MODELS: `mlp` on digits (85,002 parameters), the others on random data of the shape they are made for."""
-    rng = generator(0, 5)
+    rng = generator(seed, 5)
     if name in ("mnist_linear", "mnist_mlp"):
         x, y = torch.rand(2000, 1, 28, 28, generator=rng), torch.randint(10, (2000,), generator=rng)
         examples, validation = {"x": x[:1900], "y": y[:1900]}, {"x": x[1900:], "y": y[1900:]}
         build = functools.partial(models.linear if name == "mnist_linear" else models.mlp, (1, 28, 28), 10)
-        return Case(build, _classification, examples, validation, _plan(1900, 128, steps))
+        return Case(build, _classification, examples, validation, _plan(1900, 128, steps, seed))
     if name == "mlp":
         digits = data.digits(train=1400, validation=300)
-        plan = _plan(1400, 128, steps)
+        plan = _plan(1400, 128, steps, seed)
         return Case(
             lambda: models.mlp((1, 8, 8), 10, hidden=(256, 256)), _classification, digits.train, digits.validation, plan
         )
     if name == "resnet9":
         x, y = torch.rand(512, 3, 32, 32, generator=rng), torch.randint(10, (512,), generator=rng)
         examples, validation = {"x": x[:384], "y": y[:384]}, {"x": x[384:], "y": y[384:]}
-        plan = _plan(384, 64, steps)
+        plan = _plan(384, 64, steps, seed)
         return Case(lambda: models.resnet9((3, 32, 32), 10, width=16), _classification, examples, validation, plan)
     if name == "gpt":
         tokens = torch.randint(65, (256, 65), generator=rng)
@@ -92,19 +94,19 @@ def make_case(name: str, steps: int) -> Case:
             _next_token,
             examples,
             validation,
-            _plan(192, 16, steps),
+            _plan(192, 16, steps, seed),
         )
     raise UserError(f"models must be among {', '.join(MODELS)}, not '{name}': set models=[mlp]")
 
 
-def _plan(n: int, batch_size: int, steps: int) -> Tensor:
+def _plan(n: int, batch_size: int, steps: int, seed: int) -> Tensor:
     epochs = -(-steps // (n // batch_size))
-    return mg.epoch_plan(n, batch_size, epochs, seed=0, drop_last=True)[:steps]
+    return mg.epoch_plan(n, batch_size, epochs, seed, drop_last=True)[:steps]
 
 
 def plain(case: Case) -> None:
     """The run itself, by the bare loop: the unit."""
-    mg.train(_Learner(case), mg.Batches(case.examples, case.plan))
+    mg.train(CaseLearner(case), mg.Batches(case.examples, case.plan))
 
 
 def torch_loop(case: Case) -> None:
@@ -120,7 +122,7 @@ def torch_loop(case: Case) -> None:
 
 def ours(case: Case, checkpoints: str, memory: str | int | None = None, objectives: int | None = None) -> Tensor:
     """REPLAY under a checkpoint plan; of the first `objectives` validation losses at once, [objectives, n]."""
-    learner, batches = _Learner(case), mg.Batches(case.examples, case.plan)
+    learner, batches = CaseLearner(case), mg.Batches(case.examples, case.plan)
 
     def objective(learner: mg.Learner) -> Tensor:
         if objectives is None:

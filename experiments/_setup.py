@@ -1,7 +1,7 @@
 """From a configuration to the objects an experiment works with."""
 
-import dataclasses
 import functools
+import gc
 import logging
 import math
 import warnings
@@ -24,8 +24,15 @@ from metagradient.schema import Decay, ScheduleName
 log = logging.getLogger(__name__)
 
 
-def prepare(cfg: DictConfig) -> None:
-    """Threads, and Lightning's chatter."""
+def prepare(cfg: DictConfig, **least: int) -> None:
+    """Check the root settings (`least`: integers and their smallest values); then threads, Lightning's chatter, and
+    a garbage collector that need not walk through every import again."""
+    for name, smallest in {"seed": 0, **least}.items():
+        if not isinstance(cfg[name], int) or cfg[name] < smallest:
+            raise UserError(f"{name} must be an integer >= {smallest}, not '{cfg[name]}': set {name}={smallest}")
+    if cfg.trainer.accelerator not in ("cpu", "gpu", "cuda", "auto"):
+        raise UserError(f"trainer.accelerator must be cpu, gpu, cuda or auto, not '{cfg.trainer.accelerator}'")
+    gc.freeze()
     if cfg.trainer.threads is not None:
         torch.set_num_threads(cfg.trainer.threads)
     logging.getLogger("lightning.pytorch.utilities.rank_zero").setLevel(logging.WARNING)
@@ -45,7 +52,9 @@ def build(node: Any, **kwargs: Any) -> Any:
 
 def share(fraction: float, total: int, name: str) -> int:
     """A fraction of `total` rows; at least one row and at most all but one."""
-    if not 0 < fraction < 1:
+    if total < 2:
+        raise UserError(f"{total} rows cannot be split in two by {name}: give more, for example data.validation=100")
+    if not isinstance(fraction, float) or not 0 < fraction < 1:
         raise UserError(f"{name} is a share of the rows in (0, 1), not {fraction}: set {name}=0.25")
     return min(max(round(fraction * total), 1), total - 1)
 
@@ -99,6 +108,8 @@ class TrainerFit:
         self.cfg, self.progress = cfg, progress
         self.told = False
         self.checked = cfg.replay.check is None
+        if cfg.replay.check == "fd" and cfg.get("method", {}).get("replay_from"):
+            raise UserError("replay.check=fd needs the exact metagradient: set method.replay_from=0")
         if cfg.replay.check not in (None, "fd"):
             raise UserError(f"replay.check must be fd or null, not '{cfg.replay.check}'")
 
@@ -118,7 +129,7 @@ class TrainerFit:
             storage=mg.make_storage(replay.storage, replay.folder),
             progress=self.progress.callback(),
         )
-        initial = learner.layout.params()
+        initial = mg.initial_state(learner)
         trainer = lightning.Trainer(
             max_epochs=1,
             callbacks=[callback],
@@ -140,24 +151,24 @@ class TrainerFit:
         if not self.checked:
             self.checked = True
             self._check(learner, initial, batches, metaparameters, objective, callback.result)
+        gc.collect()  # a Trainer is full of reference cycles, and the learner and its states hang on them
         return callback.result
 
     def _check(
         self,
         learner: mg.Learner,
-        initial: torch.Tensor,
+        initial: mg.TrainState,
         batches: mg.Batches,
         metaparameters: Sequence[mg.Metaparameter],
         objective: mg.Objective,
         result: mg.Metagradients,
     ) -> None:
         """`replay.check=fd`: a few coordinates of this metagradient against central differences in float64."""
-        trained = learner.layout.params()
-        learner.adopt(dataclasses.replace(result.state, params=initial, buffers=result.state.buffers))
+        learner.adopt(initial)
         rows = mg.finite_differences(
             learner, batches, metaparameters, objective, result, progress=self.progress.callback()
         )
-        learner.adopt(dataclasses.replace(result.state, params=trained))
+        learner.adopt(result.state)
         print_table(
             "metagradient against central differences (float64)",
             ["metaparameter", "index", "replay", "replay float64", "central difference", "relative error"],

@@ -20,7 +20,7 @@ from metagradient.training.random import fold_in, generator
 
 
 def run(cfg: DictConfig, record: Record) -> float:
-    _setup.prepare(cfg)
+    _setup.prepare(cfg, retrainings=1)
     splits = _setup.build(cfg.data)
     routine = _setup.classifier_routine(cfg, splits)
     train, validation, truth = splits.train, splits.validation, splits.truth
@@ -61,10 +61,19 @@ def run(cfg: DictConfig, record: Record) -> float:
             chosen = method.run(everything, progress=progress.callback(), stop=chosen.metastep)
             search_cost += chosen.cost
 
+        rows = zip(range(problem.n), chosen.weights.tolist(), chosen.kept.tolist(), strict=True)
+        record.csv("selection", ["index", chosen.unit.removesuffix("s"), "kept"], rows)
+
         # 2. Judge: retrain from scratch on every choice of data, with the same fresh seeds for all.
-        judge = Retraining(routine, [fold_in(cfg.seed, 3, i) for i in range(cfg.retrainings)])
+        unit = len(routine.batches(train, 0))
+        judge, tuner = (
+            Retraining(
+                routine, [fold_in(cfg.seed, stream, i) for i in range(cfg.retrainings)], unit, progress.callback()
+            )
+            for stream in (3, 5)
+        )
         by_loss, dropped = filter_by_loss(
-            judge, train, validation, cfg.filter_fractions, fold_in(cfg.seed, 4), progress.callback()
+            tuner, train, validation, cfg.filter_fractions, fold_in(cfg.seed, 4), progress.callback()
         )
         data, weights = chosen.apply(train)
         ones = None if weights is None else torch.cat([weights, torch.ones(len(validation["y"]))])
@@ -75,10 +84,10 @@ def run(cfg: DictConfig, record: Record) -> float:
             "oracle": ("oracle: correct labels only", take(train, correct), None),
             "validation_only": ("validation only", validation, None),
             "loss_filter": (f"high-loss filter, {dropped:.0%} dropped", take(train, by_loss), None),
-            "": ("metagradient: learned weights", data, weights),
+            "": (f"metagradient: learned {chosen.unit}", data, weights),
             "kept_only": ("metagradient: kept rows", kept, None),
             "with_validation": ("metagradient: kept rows + validation", join(kept, validation), None),
-            "weights_with_validation": ("metagradient: weights + validation", join(data, validation), ones),
+            "weights_with_validation": (f"metagradient: {chosen.unit} + validation", join(data, validation), ones),
         }
         if truth is None:
             del choices["oracle"]
@@ -101,7 +110,7 @@ def run(cfg: DictConfig, record: Record) -> float:
                 {"_".join(["test_accuracy", *([] if name == "test" else [name]), *filter(None, [key])]): value}
             )
     record.result({"chosen_metastep": chosen.metastep, "share_kept": float(chosen.kept.float().mean()), **found[""]})
-    record.cost(training_runs=search_cost + judge.runs)
+    record.cost(training_runs=search_cost + judge.runs + tuner.runs)
     indices = range(problem.n)
     record.csv(
         "selection",

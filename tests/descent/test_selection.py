@@ -97,6 +97,33 @@ def test_a_diverging_metastep_is_rejected_and_the_step_halved(caplog: pytest.Log
     assert bool(torch.isfinite(chosen.weights).all())
 
 
+def test_two_bad_metasteps_in_a_row_do_not_end_the_descent() -> None:
+    problem, _ = make_problem()
+    calls: list[Tensor] = []
+
+    def fit(
+        learner: mg.Learner, batches: mg.Batches, z: Sequence[mg.Metaparameter], objective: mg.Objective
+    ) -> mg.Metagradients:
+        calls.append(z[0].value.clone())
+        if len(calls) in (2, 3):
+            raise mg.NonFiniteLoss("the training loss is nan at step 3", 3)
+        return mg.metagradient(learner, batches, z, objective)
+
+    WeightSelection(metasteps=5).run(dataclasses.replace(problem, fit=fit))
+    assert torch.equal(calls[2], calls[0])
+    assert torch.equal(calls[3], calls[0])
+    assert not torch.equal(calls[4], calls[0])
+
+
+@pytest.mark.parametrize(("swap", "shard"), [(80, 0.3), (5, 1.0), (30, 0.9)])
+def test_a_fixed_budget_stays_fixed(swap: int, shard: float) -> None:
+    problem, _ = make_problem()
+    readings: list[Reading] = []
+    CountSelection(metasteps=4, swap=swap, shard=shard).run(problem, on_metastep=readings.append)
+    assert {float(r.weights.sum()) for r in readings} == {float(problem.n)}
+    assert len({tuple(r.weights.tolist()) for r in readings}) > 1
+
+
 def test_seeds_are_averaged_and_counted() -> None:
     problem, wrong = make_problem()
     one, three = WeightSelection(metasteps=2), WeightSelection(metasteps=2, seeds_per_metastep=3)
@@ -138,7 +165,7 @@ def test_the_state_survives_a_save_and_a_load(tmp_path: Path) -> None:
     assert state.best_x is not None
     assert again.best_x is not None
     assert torch.equal(state.best_x, again.best_x)
-    for name in ("metastep", "best_score", "best_metastep", "scale", "cost", "history"):
+    for name in ("metastep", "best_score", "best_metastep", "accepted_objective", "scale", "cost", "history"):
         assert getattr(state, name) == getattr(again, name)
 
 

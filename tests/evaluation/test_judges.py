@@ -33,7 +33,7 @@ def test_accuracy_and_losses_by_hand_in_any_chunks() -> None:
 
 def test_retraining_is_the_mean_over_its_seeds_and_counts_its_runs() -> None:
     train, test = _line(40, 3), _line(500, 4)
-    judge = Retraining(_routine(), seeds=[1, 2, 3])
+    judge = Retraining(_routine(20), seeds=[1, 2, 3], unit=20)
     mean = judge.accuracies(train, None, {"t": test})["t"]
     singles = [accuracy(*_routine().train(train, seed), test) for seed in (1, 2, 3)]
     assert abs(mean - sum(singles) / 3) < 1e-7

@@ -18,6 +18,15 @@ def test_contenders_compute_the_same_metagradient(name: str) -> None:
     assert float((ours - naive).norm() / naive.norm()) < 1e-3
 
 
+@pytest.mark.parametrize("package", ["higher", "torchopt"])
+def test_other_packages_agree_where_installed(package: str) -> None:
+    pytest.importorskip(package)
+    case = _contenders.make_case("mlp", 5)
+    ours, theirs = _contenders.ours(case, "tape"), _contenders.make_contender(package, 0)(case)
+    assert theirs is not None
+    assert float((ours - theirs).norm() / ours.norm()) < 1e-4
+
+
 def test_a_run_leaves_its_table(tmp_path: Path) -> None:
     command = [sys.executable, "-m", "metagradient.cli", "cost", "steps=[4]", "repeats=1", "plans=[auto]"]
     done = subprocess.run(

@@ -4,11 +4,13 @@ from pathlib import Path
 
 import pytest
 from hydra import compose, initialize_config_module
+from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
 
 from metagradient.schema import register
 
 CONF = Path(__file__).parents[2] / "conf"
+METHODS = [path.stem for path in sorted((CONF / "method").glob("*.yaml"))]
 PRESETS = [(path.parent.parent.name, path.stem) for path in sorted(CONF.glob("*/experiment/*.yaml"))]
 
 
@@ -38,6 +40,15 @@ def test_the_command_line_beats_the_preset(experiment: str) -> None:
     assert cfg.trainer.threads == 3
 
 
-@pytest.mark.parametrize("method", ["weights", "sigmoid", "sign", "counts", "counts_fixed_budget"])
+@pytest.mark.parametrize("method", METHODS)
 def test_each_method_composes(method: str) -> None:
     assert composed("selection", f"method={method}").method._target_.startswith("metagradient.descent.")
+
+
+@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("preset", [preset for experiment, preset in PRESETS if experiment == "selection"])
+def test_every_preset_takes_every_method(preset: str, method: str) -> None:
+    node = composed("selection", f"experiment={preset}", f"method={method}").method
+    if "mlp" in preset:
+        node = {key: value for key, value in node.items() if key != "update"} | {"_convert_": "all"}
+    instantiate(node, _convert_="all")

@@ -302,7 +302,7 @@ def test_a_damaged_checkpoint_is_noticed(tmp_path: Path, what: Callable[[Path], 
 
 def test_a_checkpoint_of_another_step_is_noticed(tmp_path: Path) -> None:
     def swap(path: Path) -> None:
-        path.write_bytes((tmp_path / "state-000000000.safetensors").read_bytes())
+        path.write_bytes((path.parent / "state-000000000.safetensors").read_bytes())
 
     with pytest.raises(mg.ReplayMismatch, match=r"^taping steps 3\.\.3 again gave params at step 4 "):
         mg.metagradient(learner(), batches(DATA), WEIGHTS, PHI, checkpoints="all", storage=Tampered(tmp_path, swap))

@@ -75,6 +75,11 @@ class Selection:
     cost: float
     counts: bool = False
 
+    @property
+    def unit(self) -> str:
+        """What `weights` holds: weights or counts."""
+        return "counts" if self.counts else "weights"
+
     def apply(self, examples: Fields) -> tuple[Fields, Tensor | None]:
         """The chosen training data: (examples, loss weights), or each example as often as its count."""
         if not self.counts:
@@ -92,6 +97,8 @@ class _Descent:
     patience: float = 0.5
 
     def __post_init__(self) -> None:
+        if not self.patience > 0:
+            raise UserError(f"method.patience must be > 0, not {self.patience}")
         if self.metasteps < 1 or self.seeds_per_metastep < 1:
             raise UserError(
                 f"method.metasteps and method.seeds_per_metastep must be at least 1, not {self.metasteps} and "
@@ -185,16 +192,16 @@ class _Descent:
     def _move(
         self, problem: SelectionProblem, state: DescentState, values: dict[str, float] | None, gradient: Tensor | None
     ) -> None:
-        objectives = [h["objective"] for h in state.history[:-1]] if values is not None else []
-        worse = values is not None and bool(objectives) and values["objective"] > (1 + self.patience) * objectives[-1]
-        if (values is None or worse) and state.accepted_x is not None:
+        """Update x, or go back to the last good x with half the step where this one is not finite or much worse."""
+        limit = (1 + self.patience) * state.accepted_objective
+        if values is None or gradient is None or values["objective"] > limit:
             state.scale /= 2
             log.warning("metastep %d is rejected: back to the last good weights, step size halved", state.metastep)
-            state.x, state.accepted_x = state.accepted_x, None
+            assert state.accepted_x is not None
+            state.x, state.memory = state.accepted_x.clone(), dict(state.accepted_memory)
             return
-        if gradient is None:
-            return
-        state.accepted_x = state.x.clone()
+        state.accepted_x, state.accepted_objective = state.x.clone(), values["objective"]
+        state.accepted_memory = dict(state.memory)
         self._update(problem, state, gradient)
 
 
@@ -267,6 +274,8 @@ class CountSelection(_Descent):
             value = getattr(self, name)
             if not 0 <= value <= 1:
                 raise UserError(f"method.{name} must lie in [0, 1], not {value}")
+        if self.chunk < 1 or (self.swap is not None and self.swap < 1):
+            raise UserError(f"method.chunk and method.swap must be at least 1, not {self.chunk} and {self.swap}")
 
     def _start(self, n: int) -> Tensor:
         return torch.ones(n)
@@ -291,14 +300,14 @@ class CountSelection(_Descent):
         rng = generator(problem.seed, state.metastep, 99)
         if self.swap is None:
             moved = torch.rand(problem.n, generator=rng) < self.probability * state.scale
-            state.x = (state.x - gradient.sign() * moved).clamp(min=0)
-        else:
-            shard = torch.rand(problem.n, generator=rng) < self.shard
-            x = state.x.clone()
-            order = gradient.masked_fill(~shard, float("inf")).argsort()
-            raised = order[: self.swap]
-            lowerable = gradient.masked_fill(~shard | (x <= 0), float("-inf")).argsort(descending=True)
-            lowered = lowerable[: min(len(raised), int((shard & (x > 0)).sum()))]
-            x[raised] += 1
-            x[lowered] -= 1
-            state.x = x
+            fallen = (state.x - gradient.sign() * moved).clamp(min=0)
+            state.x = fallen if bool(fallen.any()) else state.x
+            return
+        shard = (torch.rand(problem.n, generator=rng) < self.shard).nonzero().flatten()
+        ranked = shard[gradient[shard].argsort()]  # best first
+        lowerable = ranked[state.x[ranked] > 0]
+        pairs = min(self.swap, len(ranked) // 2, len(lowerable) // 2)
+        raised, lowered = ranked[:pairs], lowerable[len(lowerable) - pairs :]
+        state.x = state.x.clone()
+        state.x[raised] += 1
+        state.x[lowered] -= 1

@@ -17,7 +17,8 @@ from metagradient.errors import UserError
 
 @dataclass
 class DescentState:
-    """metastep: how many updates x has had. best_*: the metastep chosen so far on held-out data. memory: the rule's."""
+    """metastep: how many metasteps are done. memory: the update rule's. best_*: chosen so far on held-out data;
+    accepted_*: where a rejected metastep goes back to."""
 
     x: Tensor
     metastep: int = 0
@@ -26,6 +27,8 @@ class DescentState:
     best_score: float = float("-inf")
     best_metastep: int = 0
     accepted_x: Tensor | None = None
+    accepted_objective: float = float("inf")
+    accepted_memory: dict[str, Tensor] = field(default_factory=dict)
     scale: float = 1.0
     cost: float = 0.0
     history: list[dict[str, float]] = field(default_factory=list)
@@ -38,15 +41,18 @@ class DescentState:
     def save(self, path: Path) -> None:
         """Write to `path`; a reader sees the old file or the new one, never half of it."""
         tensors = {"x": self.x, **{f"memory.{k}": v for k, v in self.memory.items()}}
+        tensors |= {f"accepted_memory.{k}": v for k, v in self.accepted_memory.items()}
         for name in ("best_x", "accepted_x"):
             if getattr(self, name) is not None:
                 tensors[name] = getattr(self, name)
         rest: dict[str, Any] = {
             name: getattr(self, name)
-            for name in ("metastep", "best_score", "best_metastep", "scale", "cost", "history")
+            for name in ("metastep", "best_score", "best_metastep", "accepted_objective", "scale", "cost", "history")
         }
         partial = path.with_suffix(".partial")
-        save_file({k: v.contiguous() for k, v in tensors.items()}, partial, metadata={"state": json.dumps(rest)})
+        save_file(
+            {k: v.clone().contiguous() for k, v in tensors.items()}, partial, metadata={"state": json.dumps(rest)}
+        )
         os.replace(partial, path)
 
     @staticmethod
@@ -58,5 +64,6 @@ class DescentState:
                 rest = json.loads((file.metadata() or {})["state"])
         except Exception as error:
             raise UserError(f"the saved descent {path} cannot be read ({error})") from error
-        memory = {k.removeprefix("memory."): tensors.pop(k) for k in list(tensors) if k.startswith("memory.")}
-        return DescentState(memory=memory, **tensors, **rest)
+        for name in ("memory", "accepted_memory"):
+            rest[name] = {k.removeprefix(f"{name}."): v for k, v in tensors.items() if k.startswith(f"{name}.")}
+        return DescentState(**{k: v for k, v in tensors.items() if "." not in k}, **rest)

@@ -64,6 +64,8 @@ class Clipped:
 
     def __post_init__(self) -> None:
         _positive(self.step)
+        if not self.clip > 0:
+            raise UserError(f"method.update.clip must be > 0, not {self.clip}")
 
     def update(
         self, x: Tensor, gradient: Tensor, memory: Memory, metastep: int, metasteps: int, scale: float = 1.0

@@ -9,10 +9,13 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
+from metagradient.errors import UserError
 from metagradient.evaluation.classification import accuracy
 from metagradient.training.batches import Fields
+from metagradient.training.learner import Learner
 from metagradient.training.routine import Routine
 from metagradient.training.run import Progress
+from metagradient.training.state import TrainState
 
 
 def take(examples: Fields, rows: Tensor) -> dict[str, Tensor]:
@@ -30,28 +33,31 @@ class Retraining:
     """Trains a routine from scratch on weighted examples, once for each fresh seed, and measures accuracies.
 
     seeds: of initialisation and order; none of them was used while the weights were sought.
-    runs:  trainings so far, in units of the first one's steps.
+    unit:  steps of a training on all data; `runs` counts the trainings so far in this unit.
+    progress: told about every training's steps.
     """
 
     routine: Routine
     seeds: Sequence[int]
+    unit: int = 1
+    progress: Progress | None = None
     runs: float = field(default=0.0, init=False)
 
-    def accuracies(
-        self,
-        examples: Fields,
-        weights: Tensor | None,
-        tests: dict[str, Fields],
-        *,
-        progress: Progress | None = None,
-    ) -> dict[str, float]:
+    def __post_init__(self) -> None:
+        if not self.seeds:
+            raise UserError("retraining needs at least one seed: set retrainings=1 or more")
+
+    def train(self, examples: Fields, seed: int, weights: Tensor | None = None) -> tuple[Learner, TrainState]:
+        """One counted training from scratch."""
+        learner, state = self.routine.train(examples, seed, weights, self.progress)
+        self.runs += len(self.routine.batches(examples, seed)) / self.unit
+        return learner, state
+
+    def accuracies(self, examples: Fields, weights: Tensor | None, tests: dict[str, Fields]) -> dict[str, float]:
         """Mean accuracy on each test set of models trained on `examples` with loss weights [n] (None: all 1)."""
         results: dict[str, list[float]] = {name: [] for name in tests}
-        for i, seed in enumerate(self.seeds):
-            learner, state = self.routine.train(examples, seed, weights)
-            self.runs += 1
+        for seed in self.seeds:
+            learner, state = self.train(examples, seed, weights)
             for name, test in tests.items():
                 results[name].append(accuracy(learner, state, test))
-            if progress is not None:
-                progress("retraining", i + 1, len(self.seeds))
         return {name: statistics.fmean(values) for name, values in results.items()}

@@ -150,6 +150,8 @@ def replay(
         if progress is not None:
             progress("replay", done, total)
 
+    if progress is not None:
+        progress("replay", 0, total)
     with run_mode(r.learner, r.batches):
         pull(first, last, r.first + r.plan.tape_from, r.first + r.plan.steps)
         r.drop_tape()
@@ -188,7 +190,7 @@ def _check_taped(end: TrainState, expected: TrainState, a: int, b: int) -> None:
             raise ReplayMismatch(
                 f"taping steps {a}..{b - 1} again gave {name} at step {b} with a relative difference of {difference:.1e} from "
                 "the recorded run: something in the step is not a function of (state, batch, step), or training "
-                "is unstable there (lower the learning rate, or use replay.precision=64-true)."
+                "is unstable there (lower the learning rate, or use trainer.precision=64-true)."
             )
         log.debug("taped %s at step %d differs by %.1e (last bits)", name, b, difference)
 

@@ -46,7 +46,7 @@ def parse_bytes(size: str | int | float) -> int:
     """'500MiB', '2 GB', 1e9 -> bytes."""
     if isinstance(size, int | float):
         return int(size)
-    match = re.fullmatch(r"\s*([0-9]+\.?[0-9]*)\s*([A-Za-z]*)\s*", size)
+    match = re.fullmatch(r"\s*([0-9]+\.?[0-9]*(?:[eE][+]?[0-9]+)?)\s*([A-Za-z]*)\s*", size)
     if match is None or match[2].upper() not in _UNITS:
         raise UserError(f"replay.memory must be a size such as 500MiB or 2GiB, not '{size}'")
     return int(float(match[1]) * _UNITS[match[2].upper()])

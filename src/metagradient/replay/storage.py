@@ -64,15 +64,17 @@ class PinnedStorage:
 
 
 class DiskStorage:
-    """One safetensors file a state, with a CRC-32 of every tensor, in `folder` (default: a temporary one)."""
+    """One safetensors file a state, with a CRC-32 of every tensor, below `folder` (default: the system's temporary
+    one), in a folder of its own that goes with the object: two runs never meet."""
 
     def __init__(self, folder: str | Path | None = None) -> None:
-        self._temporary = None if folder is not None else tempfile.TemporaryDirectory(prefix="metagradient-")
-        self.folder = Path(folder) if folder is not None else Path(self._temporary.name)  # type: ignore[union-attr]
         try:
-            self.folder.mkdir(parents=True, exist_ok=True)
+            if folder is not None:
+                Path(folder).mkdir(parents=True, exist_ok=True)
+            self._temporary = tempfile.TemporaryDirectory(prefix="metagradient-", dir=folder)
         except OSError as error:
-            raise UserError(f"cannot keep checkpoints in {self.folder}: {error}; set replay.folder=...") from error
+            raise UserError(f"cannot keep checkpoints in {folder}: {error}; set replay.folder=...") from error
+        self.folder = Path(self._temporary.name)
         self._device = torch.device("cpu")
 
     def _path(self, t: int) -> Path:

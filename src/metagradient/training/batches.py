@@ -92,7 +92,10 @@ class Batches:
         index = self.plan[t]
         if bool((index < 0).any()):
             index = index[index >= 0]
-        fields = {k: v.index_select(0, index.to(v.device)) for k, v in self.examples.items()}
+        if self._constant and torch.equal(index, torch.arange(self.n_examples, device=index.device)):
+            fields = self.examples  # the whole data set in order: nothing to gather
+        else:
+            fields = {k: v.index_select(0, index.to(v.device)) for k, v in self.examples.items()}
         if self._constant:
             self._cache = index, fields
         return index, fields

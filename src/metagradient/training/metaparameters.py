@@ -98,7 +98,7 @@ class DataWeights(Metaparameter):
 
 @dataclass(frozen=True, eq=False)
 class InputPerturbation(Metaparameter):
-    """Tensors added to the inputs of chosen examples: x_i + value[j] for i = index[j], at every step.
+    """Tensors added to the inputs of chosen examples: x_i + value[j] for i = index[j], at every step (after augmentation).
 
     value: [m, *input shape]; index: [m] distinct rows of the training set; input_field: the batch's field.
     """
@@ -116,6 +116,13 @@ class InputPerturbation(Metaparameter):
         order = self.index.argsort()
         object.__setattr__(self, "_sorted", self.index[order])
         object.__setattr__(self, "_order", order)
+
+    def check(self, examples: int, steps: int) -> None:
+        if len(self.index) and not (int(self.index.min()) >= 0 and int(self.index.max()) < examples):
+            raise UserError(
+                f"InputPerturbation names rows {int(self.index.min())} .. {int(self.index.max())}, but the training set "
+                f"has rows 0 .. {examples - 1}"
+            )
 
     def on_batch(self, batch: Batch, t: int) -> Batch:
         if len(self.index) == 0:
@@ -191,7 +198,8 @@ class CandidateWeights(Metaparameter):
 
     The surrogate of count-based selection (arXiv 2503.13751): with z = 0 the run is unchanged, and
     d objective / d z_i says what one more copy of candidate i at step k would do. Candidates are visited in chunks, so
-    memory does not grow with their number. Losses see the parameters and buffers at the start of step k.
+    memory does not grow with their number. Losses see the parameters and buffers at the start of step k; batch
+    normalisation is computed over each chunk, dropout drawn anew for each, so with these the chunk size matters.
 
     value: [n]; candidates: fields of length n, as `Batches.examples`; step: k; chunk: candidates at a time.
     """
@@ -204,6 +212,14 @@ class CandidateWeights(Metaparameter):
     @property
     def first_step(self) -> int:
         return self.step
+
+    def check(self, examples: int, steps: int) -> None:
+        lengths = {len(field) for field in self.candidates.values()}
+        if lengths != {len(self.value)} or not 0 <= self.step < steps or self.chunk < 1:
+            raise UserError(
+                f"CandidateWeights needs {len(self.value)} candidates (not {sorted(lengths)}), a step in [0, {steps}) "
+                f"(not {self.step}) and chunk >= 1 (not {self.chunk})"
+            )
 
     def on_gradient(self, gradient: Tensor, learner: Learner, params: Tensor, buffers: Tensor, t: int) -> Tensor:
         if t != self.step:
