@@ -48,7 +48,4 @@ def test_each_method_composes(method: str) -> None:
 @pytest.mark.parametrize("method", METHODS)
 @pytest.mark.parametrize("preset", [preset for experiment, preset in PRESETS if experiment == "selection"])
 def test_every_preset_takes_every_method(preset: str, method: str) -> None:
-    node = composed("selection", f"experiment={preset}", f"method={method}").method
-    if "mlp" in preset:
-        node = {key: value for key, value in node.items() if key != "update"} | {"_convert_": "all"}
-    instantiate(node, _convert_="all")
+    instantiate(composed("selection", f"experiment={preset}", f"method={method}").method, _convert_="all")
