@@ -66,12 +66,9 @@ def run(cfg: DictConfig, record: Record) -> float:
 
         # 2. Judge: retrain from scratch on every choice of data, with the same fresh seeds for all.
         unit = len(routine.batches(train, 0))
-        judge, tuner = (
-            Retraining(
-                routine, [fold_in(cfg.seed, stream, i) for i in range(cfg.retrainings)], unit, progress.callback()
-            )
-            for stream in (3, 5)
-        )
+        fresh, others = ([fold_in(cfg.seed, stream, i) for i in range(cfg.retrainings)] for stream in (3, 5))
+        judge = Retraining(routine, fresh, unit, progress.callback())
+        tuner = Retraining(routine, others, unit, progress.callback())
         by_loss, dropped = filter_by_loss(
             tuner, train, validation, cfg.filter_fractions, fold_in(cfg.seed, 4), progress.callback()
         )
@@ -106,17 +103,10 @@ def run(cfg: DictConfig, record: Record) -> float:
     record.table("accuracy_of_each_choice", ["trained on", *tests, *found[""]], table)
     for key, row in accuracies.items():
         for name, value in row.items():
-            record.result(
-                {"_".join(["test_accuracy", *([] if name == "test" else [name]), *filter(None, [key])]): value}
-            )
+            parts = ["test_accuracy", "" if name == "test" else name, key]
+            record.result({"_".join(filter(None, parts)): value})
     record.result({"chosen_metastep": chosen.metastep, "share_kept": float(chosen.kept.float().mean()), **found[""]})
     record.cost(training_runs=search_cost + judge.runs + tuner.runs)
-    indices = range(problem.n)
-    record.csv(
-        "selection",
-        ["index", "weight", "kept"],
-        zip(indices, chosen.weights.tolist(), chosen.kept.tolist(), strict=True),
-    )
     final = accuracies[""]["test"]
     draw(record, splits, chosen, readings, {"test, all data": accuracies["all_data"]["test"], "test, retrained": final})
     return final

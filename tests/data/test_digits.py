@@ -29,7 +29,7 @@ def test_the_three_splits_are_the_whole_set_once() -> None:
 
 def test_splits_describe_themselves() -> None:
     splits = digits(train=20, validation=10, test=5)
-    assert (splits.n_train, splits.input_shape, splits.num_classes) == (20, (1, 8, 8), 10)
+    assert (len(splits.train["y"]), splits.input_shape, splits.num_classes) == (20, (1, 8, 8), 10)
     assert splits.train["x"].dtype == torch.float32
     assert splits.train["y"].dtype == torch.int64
     assert splits.truth is None

@@ -121,7 +121,7 @@ def test_a_cache_that_cannot_be_written_is_only_a_warning(
     grey: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     monkeypatch.setenv("METAGRADIENT_CACHE", str(grey / "train-00000-of-00001.parquet"))
-    assert hub(str(grey), 30, 20, 10).n_train == 30
+    assert len(hub(str(grey), 30, 20, 10).train["y"]) == 30
     assert "decoded images are not kept" in caplog.text
 
 

@@ -75,9 +75,13 @@ def test_the_same_seed_gives_the_same_numbers(finished: Path, tmp_path: Path) ->
     ).read_bytes()
 
 
-def test_counts_run_too(tmp_path: Path) -> None:
+def test_counts_are_told_as_counts(tmp_path: Path) -> None:
     done = run(tmp_path, *SMALL, "method=counts", "method.metasteps=2")
     assert done.status == 0, done.err
+    assert "learned counts" in done.out
+    table = next((tmp_path / "outputs" / "selection").glob("*/artifacts/selection.csv")).read_text().splitlines()
+    assert table[0] == "index,count,kept"
+    assert all(float(row.split(",")[1]).is_integer() for row in table[1:])
 
 
 @pytest.mark.parametrize(

@@ -33,11 +33,6 @@ class Splits:
     truth: LabelTruth | None = None
 
     @property
-    def n_train(self) -> int:
-        """The number of training examples."""
-        return len(self.train["y"])
-
-    @property
     def input_shape(self) -> tuple[int, ...]:
         """The shape of one input: (C, H, W)."""
         return tuple(self.train["x"].shape[1:])

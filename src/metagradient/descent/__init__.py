@@ -1,12 +1,7 @@
 """Metagradient descent: update rules, the outer loop's state, data selection."""
 
-from metagradient.descent.selection import (
-    CountSelection,
-    Reading,
-    Selection,
-    SelectionProblem,
-    WeightSelection,
-)
+from metagradient.descent.problem import Reading, Selection, SelectionProblem
+from metagradient.descent.selection import CountSelection, WeightSelection
 from metagradient.descent.state import DescentState
 from metagradient.descent.updates import Adam, Clipped, Sign, UpdateRule
 from metagradient.descent.weights import Raw, Sigmoid, WeightMap

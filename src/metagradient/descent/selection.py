@@ -3,89 +3,27 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
-from pathlib import Path
 
 import torch
 from torch import Tensor
 
+from metagradient.descent.problem import Reading, Selection, SelectionProblem
 from metagradient.descent.state import DescentState
 from metagradient.descent.updates import Clipped, UpdateRule
 from metagradient.descent.weights import Raw, WeightMap
 from metagradient.errors import UserError
-from metagradient.replay.adjoint import NonFiniteCotangent, Objective
+from metagradient.replay.adjoint import NonFiniteCotangent
 from metagradient.replay.metagradient import Metagradients
 from metagradient.replay.objectives import mean_loss
-from metagradient.training.batches import Batches, Fields
 from metagradient.training.learner import Learner
-from metagradient.training.metaparameters import CandidateWeights, DataWeights, Metaparameter
+from metagradient.training.metaparameters import CandidateWeights, DataWeights
 from metagradient.training.random import fold_in, generator
-from metagradient.training.routine import Routine
 from metagradient.training.run import NonFiniteLoss, Progress, train
 from metagradient.training.state import TrainState
 
 log = logging.getLogger(__name__)
-
-Fit = Callable[[Learner, Batches, Sequence[Metaparameter], Objective], Metagradients]
-"""Train and replay: `Trainer(callbacks=[Metagradient(...)]).fit(...)`, or `metagradient(...)` itself."""
-
-Score = Callable[[Learner, TrainState], dict[str, float]]
-"""What is measured on held-out data at each metastep; the entry "held_out_loss" chooses among the metasteps."""
-
-
-@dataclass(frozen=True)
-class SelectionProblem:
-    """train: [n] examples to choose from; steer: the examples whose mean loss is descended; score: see `Score`.
-
-    routine, fit: how models are trained and replayed. seed: of every run of the descent, each with a seed of its own.
-    folder: where the descent's state is saved after each metastep (None: nowhere).
-    """
-
-    train: Fields
-    steer: Fields
-    score: Score
-    routine: Routine
-    fit: Fit
-    seed: int = 0
-    folder: Path | None = None
-
-    @property
-    def n(self) -> int:
-        return len(next(iter(self.train.values())))
-
-
-@dataclass(frozen=True)
-class Reading:
-    """One metastep as it was measured, before its update: `values` holds the objective and the scores."""
-
-    metastep: int
-    values: dict[str, float]
-    weights: Tensor
-    kept: Tensor
-
-
-@dataclass(frozen=True)
-class Selection:
-    """The outcome: weights (or counts) [n] and kept [n] of the chosen metastep; cost in training-run equivalents."""
-
-    weights: Tensor
-    kept: Tensor
-    metastep: int
-    cost: float
-    counts: bool = False
-
-    @property
-    def unit(self) -> str:
-        """What `weights` holds: weights or counts."""
-        return "counts" if self.counts else "weights"
-
-    def apply(self, examples: Fields) -> tuple[Fields, Tensor | None]:
-        """The chosen training data: (examples, loss weights), or each example as often as its count."""
-        if not self.counts:
-            return examples, self.weights
-        rows = torch.arange(len(self.weights)).repeat_interleave(self.weights.long())
-        return {name: field[rows] for name, field in examples.items()}, None
 
 
 @dataclass(frozen=True)

@@ -94,9 +94,7 @@ def measure(learner: Learner, batches: Batches, state: TrainState, z: Sequence[M
     return Footprint(state.nbytes, max(sizes[2] - sizes[1], state.nbytes) + _GRAPH_BYTES)
 
 
-def choose(
-    spec: str, steps: int, footprint: Footprint, memory: int, *, stored_in_memory: bool = True, explicit: bool = True
-) -> Plan:
+def choose(spec: str, steps: int, footprint: Footprint, memory: int, *, stored_in_memory: bool = True) -> Plan:
     """The plan for a spec: tape, all, sqrt, tree(k), binomial(slots), every(segment), or auto.
 
     `auto` takes the plan with the fewest recomputed steps whose predicted peak fits `memory`, and of equals the

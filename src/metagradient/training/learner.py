@@ -204,11 +204,8 @@ class Learner(lightning.LightningModule):
             self._resume = TrainState.of(checkpoint["train_state"]), int(checkpoint["step_count"])
 
 
-class Classifier(Learner):
-    """Cross entropy (in nats) of a model's logits: fields `x` and `y` of the batch.
-
-    model: [B, ...] -> logits [B, C].
-    """
+class _ModelLearner(Learner):
+    """A learner around one model."""
 
     def __init__(
         self,
@@ -219,6 +216,13 @@ class Classifier(Learner):
     ) -> None:
         super().__init__(optimizer, learning_rate, **settings)
         self.model = model
+
+
+class Classifier(_ModelLearner):
+    """Cross entropy (in nats) of a model's logits: fields `x` and `y` of the batch.
+
+    model: [B, ...] -> logits [B, C].
+    """
 
     def forward(self, x: Tensor) -> Tensor:
         return self.model(x)
@@ -229,43 +233,23 @@ class Classifier(Learner):
         return -log_probabilities.gather(0, batch.y.unsqueeze(0)).squeeze(0)
 
 
-class LanguageModel(Learner):
+class LanguageModel(_ModelLearner):
     """Mean next-token cross entropy of each sequence (nats per token): field `tokens` [B, L + 1] of the batch.
 
     model: tokens [B, L] -> logits [B, L, V].
     """
-
-    def __init__(
-        self,
-        model: nn.Module,
-        optimizer: Optimizer | None = None,
-        learning_rate: float | Schedule = 0.1,
-        **settings: Any,
-    ) -> None:
-        super().__init__(optimizer, learning_rate, **settings)
-        self.model = model
 
     def losses(self, batch: Batch) -> Tensor:
         logits = self.model(batch.tokens[:, :-1])
         return F.cross_entropy(logits.transpose(1, 2), batch.tokens[:, 1:], reduction="none").mean(dim=1)
 
 
-class ContrastiveLearner(Learner):
+class ContrastiveLearner(_ModelLearner):
     """CLIP's symmetric contrastive loss: example i against all pairs of its batch; fields `x` and `y`.
 
     model: (x, y) -> (embeddings a [B, D], embeddings b [B, D], logit scale []), the embeddings normalised
     (`models.TwoTower`, or one of your own).
     """
-
-    def __init__(
-        self,
-        model: nn.Module,
-        optimizer: Optimizer | None = None,
-        learning_rate: float | Schedule = 0.1,
-        **settings: Any,
-    ) -> None:
-        super().__init__(optimizer, learning_rate, **settings)
-        self.model = model
 
     def losses(self, batch: Batch) -> Tensor:
         a, b, scale = self.model(batch.x, batch.y)
