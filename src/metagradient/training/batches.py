@@ -16,13 +16,16 @@ Augment = Callable[[dict[str, Tensor], torch.Generator], dict[str, Tensor]]
 
 
 class Batch:
-    """The examples of one step: fields by name (`batch.x`, `batch["x"]`), their `index` [B], the step `t`, the `seed`."""
+    """The examples of one step: fields by name (`batch.x`, `batch["x"]`), their `index` [B], the step `t`, the `seed`.
+
+    A batch of R runs at once that read different examples has index [R, B] and fields [R, B, ...].
+    """
 
     def __init__(self, t: int, index: Tensor, fields: dict[str, Tensor], seed: int = 0) -> None:
         self.t, self.index, self.fields, self.seed = t, index, fields, seed
 
     def __len__(self) -> int:
-        return len(self.index)
+        return self.index.shape[-1]
 
     def __getitem__(self, name: str) -> Tensor:
         return self.fields[name]

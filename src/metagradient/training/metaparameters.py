@@ -72,6 +72,8 @@ class DataWeights(Metaparameter):
     They act at steps `start <= t < stop`: all steps by default, from step k with `start=k`, only step k with
     `start=k, stop=k + 1`; weight 1 elsewhere. With `differentiate_from=k` they act as before, but only what they do
     from step k on is differentiated: a truncated metagradient, whose replay is that much shorter.
+
+    A value [R, n] holds the weights of R stacked runs.
     """
 
     name: str = "weights"
@@ -84,7 +86,7 @@ class DataWeights(Metaparameter):
         return max(self.start, self.differentiate_from)
 
     def check(self, examples: int, steps: int) -> None:
-        if self.value.shape != (examples,):
+        if self.value.dim() not in (1, 2) or self.value.shape[-1] != examples:
             raise UserError(
                 f"DataWeights needs one weight for each of the {examples} examples, not {list(self.value.shape)}"
             )
@@ -93,7 +95,9 @@ class DataWeights(Metaparameter):
         if t < self.start or (self.stop is not None and t >= self.stop):
             return weights
         value = self.value.detach() if t < self.differentiate_from else self.value
-        return weights * value.index_select(0, batch.index)
+        if batch.index.dim() == 1:
+            return weights * value.index_select(-1, batch.index)
+        return weights * value.expand(len(batch.index), -1).gather(1, batch.index)
 
 
 @dataclass(frozen=True, eq=False)

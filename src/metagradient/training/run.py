@@ -91,12 +91,12 @@ def check_loss(loss: Tensor, batch: Batch, t: int, learner: Learner) -> None:
     """Stop at the first loss that is not finite. On a GPU only every 50th step is looked at: each look is a sync."""
     if loss.is_cuda and t % 50:
         return
-    value = loss.item()
+    value = loss.item() if loss.dim() == 0 else loss.sum().item()
     if math.isfinite(value):
         return
-    rows = ", ".join(str(i) for i in batch.index[:8].tolist())
+    rows = ", ".join(str(i) for i in batch.index.flatten()[:8].tolist())
     raise NonFiniteLoss(
-        f"the training loss is {value} at step {t} (batch rows {rows}{', ...' if len(batch) > 8 else ''}; "
+        f"the training loss is {value} at step {t} (batch rows {rows}{', ...' if batch.index.numel() > 8 else ''}; "
         f"learning rate {learner.schedule(t):.3g}): lower learner.learning_rate or look at these rows",
         t,
     )

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 
@@ -51,6 +51,15 @@ class TrainState:
     def of(tensors: tuple[Tensor, ...] | list[Tensor]) -> TrainState:
         """The inverse of `tensors()`."""
         return TrainState(tensors[0], tuple(tensors[1:-1]), tensors[-1])
+
+    @staticmethod
+    def stack(states: Sequence[TrainState]) -> TrainState:
+        """R runs as one state, its tensors [R, P]: a step then moves them all at once."""
+        return TrainState.of([torch.stack(column) for column in zip(*(s.tensors() for s in states), strict=True)])
+
+    def __getitem__(self, run: int) -> TrainState:
+        """One of the stacked runs."""
+        return TrainState.of([x[run] for x in self.tensors()])
 
     def leaf(self) -> TrainState:
         """The same values as differentiable leaves: the start of a taped segment."""

@@ -34,10 +34,14 @@ def step(
     can be differentiated through, the loss gradient inside included; without, it is detached.
     An empty batch is a skipped step: no decay, no momentum, only the clock goes on.
 
-    Returns (state, loss []).
+    A state whose tensors are stacked, [R, P], is R runs at once (see `TrainState.stack`): every run takes the same
+    step, on its own weights where a metaparameter gives [R, B], on its own batch where the batch's index is [R, B].
+
+    Returns (state, loss [] or [R]).
     """
+    runs = state.params.shape[:-1]  # () or (R,)
     if len(batch) == 0:
-        return state, state.params.new_zeros(())
+        return state, state.params.new_zeros(runs)
     params = state.params if tape else state.params.detach().requires_grad_()
     for m in z:
         batch = m.on_batch(batch, t)
@@ -45,15 +49,18 @@ def step(
     for m in z:
         if type(m).on_weights is not Metaparameter.on_weights:
             weights = m.on_weights(params.new_ones(len(batch)) if weights is None else weights, batch, t)
-    if learner.normalize == "kept" and weights is not None and not bool((weights != 0).any()):
-        return state, state.params.new_zeros(())
+    skipped: Tensor | None = None
+    if learner.normalize == "kept" and weights is not None:
+        skipped = ~(weights != 0).any(dim=-1)
+        if bool(skipped.all()):
+            return state, state.params.new_zeros(runs)
 
     with torch.enable_grad():
-        with learner.running(params, state.buffers, batch.seed, t):
-            losses = learner.losses(batch)
-            buffers = learner.layout.buffers(like=params)
-        loss = _weighted_mean(losses, weights, len(batch), learner.normalize)
-        (gradient,) = torch.autograd.grad(loss, params, create_graph=tape)
+        losses, buffers = _losses(learner, params, state.buffers, batch, t)
+        _check_shape(losses, (*runs, len(batch)))
+        loss = _weighted_mean(losses, weights, learner.normalize)
+        # Runs do not see each other, so the gradient of the sum is each run's own.
+        (gradient,) = torch.autograd.grad(loss.sum() if runs else loss, params, create_graph=tape)
     for m in z:
         gradient = m.on_gradient(gradient, learner, params, state.buffers, t)
 
@@ -62,16 +69,40 @@ def step(
         hyper = m.on_hyper(hyper, t)
     with torch.set_grad_enabled(tape):
         new_params, slots = learner.optimizer.update(params, gradient, state.slots, t, hyper, learner.decay_mask)
-    new = TrainState(new_params, slots, buffers)
+        new = TrainState(new_params, slots, buffers)
+        if runs and skipped is not None:
+            pairs = zip(state.tensors(), new.tensors(), strict=True)
+            new = TrainState.of([torch.where(skipped.unsqueeze(-1), old, x) for old, x in pairs])
     return (new, loss.detach()) if tape else (new.detach(), loss.detach())
 
 
-def _weighted_mean(losses: Tensor, weights: Tensor | None, batch_size: int, normalize: str) -> Tensor:
-    if losses.shape != (batch_size,):
+def _losses(learner: Learner, params: Tensor, buffers: Tensor, batch: Batch, t: int) -> tuple[Tensor, Tensor]:
+    """The losses [B] (of R stacked runs: [R, B]), and the buffers that the forward pass left."""
+
+    def run(params: Tensor, buffers: Tensor, fields: dict[str, Tensor]) -> tuple[Tensor, Tensor]:
+        with learner.running(params, buffers, batch.seed, t):
+            return learner.losses(batch.replace(**fields)), learner.layout.buffers(like=params)
+
+    if params.dim() == 1:
+        return run(params, buffers, {})
+    own = 0 if batch.index.dim() == 2 else None
+    return torch.func.vmap(run, in_dims=(0, 0, own))(params, buffers, batch.fields)
+
+
+def _check_shape(losses: Tensor, shape: tuple[int, ...]) -> None:
+    if losses.shape != shape:
         raise UserError(
-            f"losses(batch) must return one loss for each of the {batch_size} examples, shape [{batch_size}], "
-            f"not {list(losses.shape)}: use reduction='none'"
+            f"losses(batch) must return one loss for each of the {shape[-1]} examples, shape [{shape[-1]}], "
+            f"not {list(losses.shape[len(shape) - 1 :])}: use reduction='none'"
         )
+
+
+def _weighted_mean(losses: Tensor, weights: Tensor | None, normalize: str) -> Tensor:
+    """[] or [R]; a run whose batch has no weight at all (its step is skipped) divides by 1."""
     if weights is None:
-        return losses.mean()
-    return (weights * losses).sum() / (weights.sum() if normalize == "kept" else batch_size)
+        return losses.mean(dim=-1)
+    total = (weights * losses).sum(dim=-1)
+    if normalize == "batch":
+        return total / losses.shape[-1]
+    divisor = weights.sum(dim=-1)
+    return total / (divisor if losses.dim() == 1 else torch.where((weights != 0).any(dim=-1), divisor, 1.0))
