@@ -10,7 +10,7 @@ from omegaconf import DictConfig, OmegaConf
 from metagradient.schema import register
 
 CONF = Path(__file__).parents[2] / "conf"
-METHODS = [path.stem for path in sorted((CONF / "method").glob("*.yaml"))]
+METHODS = [path.stem for path in sorted((CONF / "selection" / "method").glob("*.yaml"))]
 PRESETS = [(path.parent.parent.name, path.stem) for path in sorted(CONF.glob("*/experiment/*.yaml"))]
 
 
