@@ -1,18 +1,19 @@
 """From a configuration to the objects an experiment works with."""
 
+import copy
 import functools
 import gc
 import logging
 import math
 import warnings
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import lightning
 import torch
 from hydra.errors import InstantiationException
 from hydra.utils import instantiate
-from omegaconf import DictConfig
+from omegaconf import DictConfig, OmegaConf
 
 import metagradient as mg
 from metagradient.data import Splits
@@ -57,6 +58,17 @@ def share(fraction: float, total: int, name: str) -> int:
     if not isinstance(fraction, float) or not 0 < fraction < 1:
         raise UserError(f"{name} is a share of the rows in (0, 1), not {fraction}: set {name}=0.25")
     return min(max(round(fraction * total), 1), total - 1)
+
+
+def variant(cfg: DictConfig, edits: Mapping[str, Any]) -> DictConfig:
+    """The configuration with some settings changed: {"model.pooling": "avg", "learner.batch_size": 100}."""
+    changed = copy.deepcopy(cfg)
+    for key, value in edits.items():
+        group = str(key).rpartition(".")[0]
+        if group and OmegaConf.select(changed, group) is None:
+            raise UserError(f"a variant edits {key}, but there is no {group}: name settings as on the command line")
+        OmegaConf.update(changed, str(key), value, merge=False, force_add=True)
+    return changed
 
 
 def device(cfg: DictConfig) -> torch.device:

@@ -8,11 +8,13 @@ from metagradient.replay.metagradient import Metagradients, metagradient
 from metagradient.replay.objectives import example_losses, mean_loss
 from metagradient.replay.plans import Plan
 from metagradient.replay.recording import ReplayMismatch
+from metagradient.replay.smoothness import GradientHealth, Smoothness, measure_smoothness, metasmoothness
 from metagradient.replay.storage import DiskStorage, MemoryStorage, PinnedStorage, make_storage
 
 __all__ = [
     "DiskStorage",
     "Footprint",
+    "GradientHealth",
     "MemoryStorage",
     "Metagradient",
     "Metagradients",
@@ -21,10 +23,13 @@ __all__ = [
     "PinnedStorage",
     "Plan",
     "ReplayMismatch",
+    "Smoothness",
     "choose",
     "example_losses",
     "finite_differences",
     "make_storage",
     "mean_loss",
+    "measure_smoothness",
     "metagradient",
+    "metasmoothness",
 ]

@@ -50,18 +50,20 @@ STYLE: Any = {
 }
 
 
-def _styled(draw: Callable[P, Figure]) -> Callable[P, Figure]:
+def styled(draw: Callable[P, Figure]) -> Callable[P, Figure]:
+    """Decorate a function that draws a figure: it draws and is laid out in the project's style."""
+
     @wraps(draw)
-    def styled(*args: P.args, **kwargs: P.kwargs) -> Figure:
+    def drawn(*args: P.args, **kwargs: P.kwargs) -> Figure:
         with matplotlib.rc_context(STYLE):
             figure = draw(*args, **kwargs)
             figure.draw_without_rendering()  # lays it out under this style, whatever holds when it is saved
             return figure
 
-    return styled
+    return drawn
 
 
-@_styled
+@styled
 def weight_histogram(weights: ArrayLike, wrong: ArrayLike | None = None, threshold: float | None = None) -> Figure:
     """Learned weights (or counts) `[n]` of the clean examples against those of the corrupted ones.
 
@@ -105,7 +107,7 @@ def weight_histogram(weights: ArrayLike, wrong: ArrayLike | None = None, thresho
     return figure
 
 
-@_styled
+@styled
 def curves(
     steps: ArrayLike,
     series: Mapping[str, ArrayLike],
@@ -119,7 +121,7 @@ def curves(
     return figure
 
 
-@_styled
+@styled
 def metastep_curves(
     steps: ArrayLike,
     objective: Mapping[str, ArrayLike],
@@ -154,7 +156,7 @@ def metastep_curves(
     return figure
 
 
-@_styled
+@styled
 def image_grid(
     images: ArrayLike,
     captions: Sequence[str],
@@ -189,7 +191,7 @@ def image_grid(
     return figure
 
 
-@_styled
+@styled
 def cost_figure(rows: Sequence[Mapping[str, Any]]) -> Figure:
     """Time (in plain trainings) and peak memory against the number of steps, one line per checkpoint plan.
 

@@ -1,0 +1,71 @@
+"""`metagradient smoothness`, end to end on a small budget."""
+
+import csv
+import json
+import logging
+import math
+from pathlib import Path
+
+import pytest
+
+from metagradient.cli import main
+
+SMALL = [
+    "experiment=digits_mlp",
+    "model=linear",
+    "data.train=80",
+    "data.validation=40",
+    "data.test=60",
+    "learner.epochs=1",
+    "directions=2",
+    "~variants",
+    "+variants={fast:{learner.learning_rate:0.2},full:{learner.batch_size:80}}",
+    "logger.mode=disabled",
+]
+
+
+def run(directory: Path, monkeypatch: pytest.MonkeyPatch, *overrides: str) -> int:
+    monkeypatch.chdir(directory)
+    level = logging.getLogger().level
+    try:
+        main(["smoothness", *overrides])
+    except SystemExit as stop:
+        return int(stop.code or 0)
+    finally:
+        logging.getLogger().setLevel(level)
+    return 0
+
+
+def test_a_run_leaves_its_table(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert run(tmp_path, monkeypatch, *SMALL) == 0
+    folder = next((tmp_path / "outputs" / "smoothness").iterdir())
+    metrics = json.loads((folder / "metrics.json").read_text())
+    assert -1 <= metrics["result/metasmoothness"] <= 1
+    assert 0 <= metrics["result/test_accuracy"] <= 1
+    # three metaparameters of three routines: six trainings and a replay of one training (4) each
+    assert metrics["cost/training_runs"] == 9 * (6 + 4)
+    rows = list(csv.DictReader((folder / "artifacts" / "metasmoothness.csv").open()))
+    assert [row["variant"] for row in rows] == ["as configured"] * 3 + ["fast"] * 3 + ["full"] * 3
+    # one full-batch step responds linearly to data weights and to the learning rate's direction
+    full = {row["of"]: float(row["metasmoothness"]) for row in rows if row["variant"] == "full"}
+    assert full["weights"] == pytest.approx(1, abs=1e-3)
+    assert full["schedule"] == pytest.approx(1, abs=1e-3)
+    assert all(math.isfinite(float(row["gradient norm"])) for row in rows)
+    assert (folder / "figures" / "smoothness_against_accuracy.png").stat().st_size > 0
+
+
+@pytest.mark.parametrize(
+    ("override", "says"),
+    [
+        ("metaparameters=[wheights]", "weights, pixels, schedule"),
+        ("h=0", "h > 0"),
+        ("directions=0", "directions"),
+        ("+variants.wide={modle.width:3}", "modle"),
+    ],
+)
+def test_bad_input_is_one_clear_line(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], override: str, says: str
+) -> None:
+    assert run(tmp_path, monkeypatch, "experiment=digits_mlp", override, "logger.mode=disabled") == 2
+    lines = capsys.readouterr().err.splitlines()
+    assert says in next(line for line in lines if line.startswith("metagradient smoothness:"))
