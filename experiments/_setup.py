@@ -7,6 +7,7 @@ import logging
 import math
 import warnings
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import lightning
@@ -69,6 +70,13 @@ def variant(cfg: DictConfig, edits: Mapping[str, Any]) -> DictConfig:
             raise UserError(f"a variant edits {key}, but there is no {group}: name settings as on the command line")
         OmegaConf.update(changed, str(key), value, merge=False, force_add=True)
     return changed
+
+
+def folder(path: str | None) -> Path | None:
+    """The run directory that `resume=...` names."""
+    if path is not None and not Path(path).is_dir():
+        raise UserError(f"resume={path} is no folder: give the directory of the run that was cut short")
+    return None if path is None else Path(path)
 
 
 def device(cfg: DictConfig) -> torch.device:

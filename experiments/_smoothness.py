@@ -43,14 +43,20 @@ def fresh_run(routine: mg.Routine, train: Fields, seed: int) -> tuple[mg.Learner
 
 
 def at_the_start(
-    cfg: DictConfig, record: Record, progress: Progress, routine: mg.Routine, train: Fields, z: mg.Metaparameter
+    cfg: DictConfig,
+    record: Record,
+    progress: Progress,
+    routine: mg.Routine,
+    train: Fields,
+    kind: str,
+    rows: torch.Tensor | None = None,
 ) -> Smoothness | None:
-    """What a descent reads before it begins, and warns of; off with `smoothness=null`."""
+    """What a descent reads before it begins, and warns of; off with `smoothness=null`. See `metaparameter`."""
     if cfg.smoothness is None:
         return None
     reading = mg.measure_smoothness(
         lambda seed: fresh_run(routine, train, seed),
-        z,
+        metaparameter(kind, routine, train, rows),
         directions=cfg.smoothness.directions,
         h=cfg.smoothness.h,
         seed=fold_in(cfg.seed, 6),

@@ -8,12 +8,12 @@ are then retrained from scratch with fresh seeds on the chosen data, and the tes
 import dataclasses
 
 import torch
-from metagradient.experiments import _setup
+from metagradient.experiments import _setup, _smoothness
 from metagradient.experiments._selection_figures import draw
 from omegaconf import DictConfig
 from torchmetrics.functional.classification import binary_f1_score
 
-from metagradient.descent import Reading, SelectionProblem
+from metagradient.descent import DescentProblem, Reading
 from metagradient.evaluation import Retraining, accuracy, filter_by_loss, join, mean_cross_entropy, take
 from metagradient.reporting import Progress, Record
 from metagradient.training.random import fold_in, generator
@@ -39,9 +39,9 @@ def run(cfg: DictConfig, record: Record) -> float:
 
         def on_metastep(reading: Reading) -> None:
             readings.append(reading)
-            record.curve(reading.metastep, {**reading.values, **f1(reading.kept)})
+            record.curve(reading.metastep, reading.values | ({} if reading.kept is None else f1(reading.kept)))
 
-        problem = SelectionProblem(
+        problem = DescentProblem(
             train,
             steer,
             score=lambda learner, state: {
@@ -52,12 +52,14 @@ def run(cfg: DictConfig, record: Record) -> float:
             fit=_setup.TrainerFit(cfg, progress),
             seed=fold_in(cfg.seed, 2),
             folder=record.directory,
+            resume=_setup.folder(cfg.resume),
         )
+        _smoothness.at_the_start(cfg, record, progress, routine, train, "weights")
         method = _setup.build(cfg.method, _convert_="all")
         chosen = method.run(problem, on_metastep=on_metastep, progress=progress.callback())
         search_cost = chosen.cost
         if cfg.refit and chosen.metastep > 0:  # the same way again, steered by all validation rows
-            everything = dataclasses.replace(problem, steer=validation, folder=None)
+            everything = dataclasses.replace(problem, steer=validation, folder=None, resume=None)
             chosen = method.run(everything, progress=progress.callback(), stop=chosen.metastep)
             search_cost += chosen.cost
 

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 import metagradient as mg
-from metagradient.descent import CountSelection, DescentState, Raw, Reading, SelectionProblem, WeightSelection
+from metagradient.descent import CountSelection, DescentProblem, DescentState, Raw, Reading, WeightSelection
 from metagradient.errors import UserError
 
 
@@ -21,7 +21,7 @@ def blobs(n: int, seed: int) -> dict[str, Tensor]:
     return {"x": centres[y] + torch.randn(n, 2, generator=rng), "y": y}
 
 
-def make_problem(folder: Path | None = None, wrong_share: float = 0.3) -> tuple[SelectionProblem, Tensor]:
+def make_problem(folder: Path | None = None, wrong_share: float = 0.3) -> tuple[DescentProblem, Tensor]:
     train, validation = blobs(60, 1), blobs(60, 2)
     wrong = torch.arange(60) < wrong_share * 60
     train["y"] = torch.where(wrong, (train["y"] + 1) % 3, train["y"])
@@ -36,7 +36,7 @@ def make_problem(folder: Path | None = None, wrong_share: float = 0.3) -> tuple[
         with torch.no_grad(), learner.evaluating(state):
             return {"held_out_loss": float(mg.mean_loss(blobs(60, 3))(learner))}
 
-    return SelectionProblem(train, validation, score, routine, mg.metagradient, seed=5, folder=folder), wrong
+    return DescentProblem(train, validation, score, routine, mg.metagradient, seed=5, folder=folder), wrong
 
 
 def test_wrong_labels_lose_their_weight() -> None:

@@ -1,6 +1,6 @@
 """Metagradient descent: update rules, the outer loop's state, data selection."""
 
-from metagradient.descent.problem import Reading, Selection, SelectionProblem
+from metagradient.descent.problem import DescentProblem, Reading, Selection
 from metagradient.descent.selection import CountSelection, WeightSelection
 from metagradient.descent.state import DescentState
 from metagradient.descent.updates import Adam, Clipped, Sign, UpdateRule
@@ -10,11 +10,11 @@ __all__ = [
     "Adam",
     "Clipped",
     "CountSelection",
+    "DescentProblem",
     "DescentState",
     "Raw",
     "Reading",
     "Selection",
-    "SelectionProblem",
     "Sigmoid",
     "Sign",
     "UpdateRule",

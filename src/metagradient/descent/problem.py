@@ -1,4 +1,4 @@
-"""What a data selection is given, what it reads on its way, and what it finds."""
+"""What a descent is given; what a data selection reads on its way, and what it finds."""
 
 from __future__ import annotations
 
@@ -17,6 +17,8 @@ from metagradient.training.metaparameters import Metaparameter
 from metagradient.training.routine import Routine
 from metagradient.training.state import TrainState
 
+STATE = "descent.safetensors"
+
 Fit = Callable[[Learner, Batches, Sequence[Metaparameter], Objective], Metagradients]
 """Train and replay: `Trainer(callbacks=[Metagradient(...)]).fit(...)`, or `metagradient(...)` itself."""
 
@@ -25,11 +27,12 @@ Score = Callable[[Learner, TrainState], dict[str, float]]
 
 
 @dataclass(frozen=True)
-class SelectionProblem:
-    """train: [n] examples to choose from; steer: the examples whose mean loss is descended; score: see `Score`.
+class DescentProblem:
+    """train: [n] training examples; steer: the examples whose mean loss is descended (or ascended); score: see `Score`.
 
     routine, fit: how models are trained and replayed. seed: of every run of the descent, each with a seed of its own.
-    folder: where the descent's state is saved after each metastep (None: nowhere).
+    folder: where the descent's state is saved after each metastep (None: nowhere). resume: the folder of a descent
+    that was cut short, to go on from.
     """
 
     train: Fields
@@ -39,6 +42,17 @@ class SelectionProblem:
     fit: Fit
     seed: int = 0
     folder: Path | None = None
+    resume: Path | None = None
+
+    @property
+    def save_to(self) -> Path | None:
+        """The file of the descent's state."""
+        return None if self.folder is None else self.folder / STATE
+
+    @property
+    def resume_from(self) -> Path | None:
+        """The file of the state to go on from."""
+        return None if self.resume is None else self.resume / STATE
 
     @property
     def n(self) -> int:
@@ -47,12 +61,15 @@ class SelectionProblem:
 
 @dataclass(frozen=True)
 class Reading:
-    """One metastep as it was measured, before its update: `values` holds the objective and the scores."""
+    """One metastep as it was measured, before its update: `values` holds the objective and the scores.
+
+    weights, kept: None for metasteps that an earlier, resumed run measured.
+    """
 
     metastep: int
     values: dict[str, float]
-    weights: Tensor
-    kept: Tensor
+    weights: Tensor | None
+    kept: Tensor | None
 
 
 @dataclass(frozen=True)

@@ -14,11 +14,15 @@ from torch import Tensor
 
 from metagradient.errors import UserError
 
+_NUMBERS = (
+    "metastep", "best_score", "best_metastep", "accepted_objective", "scale", "cost", "history", "identity",
+)  # fmt: skip
+
 
 @dataclass
 class DescentState:
     """metastep: how many metasteps are done. memory: the update rule's. best_*: chosen so far on held-out data;
-    accepted_*: where a rejected metastep goes back to."""
+    accepted_*: where a rejected metastep goes back to. identity: the descent's settings; only the same may go on."""
 
     x: Tensor
     metastep: int = 0
@@ -32,6 +36,7 @@ class DescentState:
     scale: float = 1.0
     cost: float = 0.0
     history: list[dict[str, float]] = field(default_factory=list)
+    identity: str = ""
 
     def offer(self, score: float) -> None:
         """Choose the current x if it scores higher on held-out data than any before."""
@@ -45,10 +50,7 @@ class DescentState:
         for name in ("best_x", "accepted_x"):
             if getattr(self, name) is not None:
                 tensors[name] = getattr(self, name)
-        rest: dict[str, Any] = {
-            name: getattr(self, name)
-            for name in ("metastep", "best_score", "best_metastep", "accepted_objective", "scale", "cost", "history")
-        }
+        rest: dict[str, Any] = {name: getattr(self, name) for name in _NUMBERS}
         partial = path.with_suffix(".partial")
         save_file(
             {k: v.clone().contiguous() for k, v in tensors.items()}, partial, metadata={"state": json.dumps(rest)}
