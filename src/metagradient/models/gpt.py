@@ -38,6 +38,13 @@ class _Block(nn.Module):
         return x + self.mlp(self.norm2(x))
 
 
+class _Positions(nn.Embedding):
+    """Adds the embedding of each position, in a module of its own, whose input and output tell its gradient."""
+
+    def forward(self, input: Tensor) -> Tensor:
+        return input + self.weight[: input.shape[1]]
+
+
 class GPT(nn.Module):
     """A causal transformer: learned positions, pre-norm blocks, GELU, no dropout.
 
@@ -64,7 +71,7 @@ class GPT(nn.Module):
             )
         self.block = block
         self.tokens = nn.Embedding(vocab, width)
-        self.positions = nn.Embedding(block, width)
+        self.positions = _Positions(block, width)
         self.blocks = nn.Sequential(*(_Block(width, heads) for _ in range(layers)))
         self.norm = nn.LayerNorm(width)
         self.head = nn.Linear(width, vocab, bias=False)
@@ -85,5 +92,4 @@ class GPT(nn.Module):
         length = tokens.shape[1]
         if length > self.block:
             raise ValueError(f"GPT reads at most {self.block} tokens; got {length}; set model.block={length}")
-        positions = self.positions.weight[:length]
-        return self.head(self.norm(self.blocks(self.tokens(tokens) + positions)))
+        return self.head(self.norm(self.blocks(self.positions(self.tokens(tokens)))))

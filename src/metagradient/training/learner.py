@@ -227,6 +227,10 @@ class Classifier(_ModelLearner):
     def forward(self, x: Tensor) -> Tensor:
         return self.model(x)
 
+    def logits(self, batch: Batch) -> Tensor:
+        """[B, C]: the loss is their cross entropy."""
+        return self.model(batch.x)
+
     def losses(self, batch: Batch) -> Tensor:
         # Class by class: a softmax along rows of B numbers, and products that fold when many cotangents are pulled.
         log_probabilities = F.log_softmax(self.model(batch.x).T, dim=0)
@@ -239,8 +243,12 @@ class LanguageModel(_ModelLearner):
     model: tokens [B, L] -> logits [B, L, V].
     """
 
+    def logits(self, batch: Batch) -> Tensor:
+        """[B, L, V]: the loss is their mean cross entropy over positions."""
+        return self.model(batch.tokens[:, :-1])
+
     def losses(self, batch: Batch) -> Tensor:
-        logits = self.model(batch.tokens[:, :-1])
+        logits = self.logits(batch)
         return F.cross_entropy(logits.transpose(1, 2), batch.tokens[:, 1:], reduction="none").mean(dim=1)
 
 

@@ -108,6 +108,11 @@ class Layout:
         self.sizes = [shape.numel() for shape in self.shapes]
         self.buffer_sizes = [shape.numel() for shape in self.buffer_shapes]
 
+    @property
+    def owners(self) -> list[list[tuple[nn.Module, str]]]:
+        """For each parameter the modules that hold it, and under which key (several where weights are tied)."""
+        return self._param_owners
+
     def params(self) -> Tensor:
         """A copy of the module's trainable parameters, [P]."""
         owners = [o[0] for o in self._param_owners]

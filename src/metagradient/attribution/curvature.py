@@ -1,0 +1,97 @@
+"""The curvature in the compressed space: F = (1/n) sum_j h_j h_j^T and its damped exact inverse."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+from metagradient.errors import UserError
+
+DAMPINGS = (1e-4, 3e-4, 1e-3, 3e-3, 1e-2, 3e-2, 0.1, 0.3, 1.0, 3.0, 10.0)
+"""Dampings worth trying, relative to the mean eigenvalue of F; which one is right only held-out queries can say."""
+
+
+class Curvature(Protocol):
+    """A matrix that maps a gradient to the change of the parameters."""
+
+    def solve(self, g: Tensor, damping: float) -> Tensor:
+        """(F + lambda I)^-1 g for rows g [q, k], with lambda = damping trace(F) / k."""
+        ...
+
+
+class Identity:
+    """No curvature: scores are plain inner products of gradients, the damping means nothing."""
+
+    def solve(self, g: Tensor, damping: float) -> Tensor:
+        return g
+
+
+class Primal:
+    """F as a matrix [k, k], factored anew for every damping."""
+
+    def __init__(self, matrix: Tensor) -> None:
+        self.matrix = matrix.double()
+        self.scale = float(self.matrix.diagonal().mean())
+        self._factored: tuple[float, Tensor] | None = None
+
+    def solve(self, g: Tensor, damping: float) -> Tensor:
+        if self._factored is None or self._factored[0] != damping:
+            shifted = self.matrix.clone()
+            shifted.diagonal().add_(_lambda(damping, self.scale))
+            self._factored = damping, factor(shifted, damping)
+        return torch.cholesky_solve(g.double().T, self._factored[1]).T.to(g)
+
+
+class Dual:
+    """F through the rows h [m, k] that it is made of, for k > m (Woodbury).
+
+    (H^T H / n + lambda I)^-1 g = (g - H^T (n lambda I + H H^T)^-1 H g) / lambda.
+    """
+
+    def __init__(self, rows: Tensor, n: int) -> None:
+        self.rows, self.n = rows, n
+        self.kernel = (rows @ rows.T).double()
+        self.scale = float(self.kernel.diagonal().sum()) / n / rows.shape[1]
+        self._factored: tuple[float, Tensor] | None = None
+
+    def solve(self, g: Tensor, damping: float) -> Tensor:
+        strength = _lambda(damping, self.scale)
+        if self._factored is None or self._factored[0] != damping:
+            shifted = self.kernel.clone()
+            shifted.diagonal().add_(self.n * strength)
+            self._factored = damping, factor(shifted, damping)
+        inner = torch.cholesky_solve((self.rows @ g.T).double(), self._factored[1])
+        return (g - inner.T.to(g) @ self.rows) / strength
+
+
+def from_features(features: Iterable[Tensor], n: int, rows: int, k: int) -> Curvature:
+    """F = (1/n) sum h h^T over `rows` features h [*, k] of n examples: as a matrix, or as its rows where those are fewer."""
+    if k > rows:
+        return Dual(torch.cat(list(features)), n)
+    matrix: Tensor | None = None
+    for h in features:
+        matrix = h.new_zeros(k, k) if matrix is None else matrix
+        matrix.addmm_(h.T, h)
+    assert matrix is not None
+    return Primal(matrix.div_(n))
+
+
+def _lambda(damping: float, scale: float) -> float:
+    if not damping > 0:
+        raise UserError(f"damping is relative to the mean eigenvalue of the curvature and must be > 0, not {damping}")
+    if not 0 < scale < float("inf"):
+        raise UserError(
+            f"the curvature's mean eigenvalue is {scale}: the gradients it is made of vanish or are not finite"
+        )
+    return damping * scale
+
+
+def factor(matrix: Tensor, damping: float) -> Tensor:
+    """The Cholesky factor; a UserError where the damping is too small for it."""
+    lower, info = torch.linalg.cholesky_ex(matrix)
+    if int(info):
+        raise UserError(f"the curvature with damping={damping:g} is not positive definite in float64: raise damping")
+    return lower
