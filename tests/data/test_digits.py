@@ -78,11 +78,17 @@ def test_standardising_uses_the_training_statistics_for_every_split() -> None:
         ),
         ({"train": 1500, "validation": 297}, r"data\.test=1 or more is 1798 rows"),
         ({"train": 0}, r"data\.train must be at least 1; got 0"),
+        ({"validation": -1}, r"data\.validation must be at least 0; got -1"),
     ],
 )
 def test_impossible_sizes_are_refused(sizes: dict[str, int], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         digits(**sizes)
+
+
+def test_validation_may_be_empty() -> None:
+    splits = digits(train=1797 - 1, validation=0)
+    assert [len(t["y"]) for t in tables(splits)] == [1796, 0, 1]
 
 
 def test_the_group_file_builds_what_the_function_does() -> None:

@@ -47,11 +47,12 @@ def draw(available: int, wanted: Mapping[str, int | None], seed: int, source: st
     """Disjoint random row numbers [n] for each split, drawn from `seed` alone.
 
     `wanted` gives each split's size; None, allowed for the last, takes the rest.
-    Raises ValueError for a size below 1 and when there are fewer rows than wanted.
+    Validation may be empty. Raises ValueError for any other size below 1 and when there are fewer rows than wanted.
     """
     for split, size in wanted.items():
-        if size is not None and size < 1:
-            raise ValueError(f"data.{split} must be at least 1; got {size}; set for example data.{split}=100")
+        least = 0 if split == "validation" else 1
+        if size is not None and size < least:
+            raise ValueError(f"data.{split} must be at least {least}; got {size}; set for example data.{split}=100")
     total = sum(1 if size is None else size for size in wanted.values())
     if total > available:
         asked = " + ".join(f"data.{split}={'1 or more' if size is None else size}" for split, size in wanted.items())

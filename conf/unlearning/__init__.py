@@ -1,0 +1,1 @@
+"""Presets and methods of the unlearning experiment."""

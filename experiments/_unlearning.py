@@ -1,0 +1,231 @@
+"""The parts of an unlearning experiment: whom to forget, timing beside the truth, what the judges say."""
+
+from dataclasses import dataclass, replace
+from pathlib import Path
+from time import perf_counter
+
+import lightning
+import torch
+from metagradient.experiments import _setup
+from omegaconf import DictConfig
+from torch import Tensor
+
+import metagradient as mg
+from metagradient.data import Splits
+from metagradient.errors import UserError
+from metagradient.evaluation import (
+    accuracy,
+    agreement,
+    distance,
+    example_losses_of,
+    klom,
+    margins,
+    mean_cross_entropy,
+    membership_auc,
+    take,
+)
+from metagradient.reporting import Progress
+from metagradient.training.random import fold_in, generator
+from metagradient.unlearning import Method, RecordedRun, RecordRun, Request, Retrain, Unlearned, perturbed
+from metagradient.unlearning import record as record_run
+
+CHOICES = ("random", "class", "highest_loss", "highest_influence", "file")
+DTYPES = {None: None, "float32": torch.float32, "float64": torch.float64}
+
+
+def record(cfg: DictConfig, routine: mg.Routine, splits: Splits, present: Tensor, progress: Progress) -> RecordedRun:
+    """Train with Lightning's Trainer and keep every step."""
+    if cfg.history.dtype not in DTYPES:
+        raise UserError(f"history.dtype must be float32, float64 or null, not '{cfg.history.dtype}'")
+    batches = routine.batches(splits.train, fold_in(cfg.seed, 1))
+    learner = routine.learner(fold_in(cfg.seed, 1), len(batches))
+    storage = mg.make_storage(cfg.history.storage, cfg.history.folder)
+    callback = RecordRun(
+        batches, present, storage=storage, dtype=DTYPES[cfg.history.dtype], progress=progress.callback()
+    )
+    trainer = lightning.Trainer(
+        max_epochs=1,
+        callbacks=[callback],
+        accelerator="gpu" if _setup.device(cfg).type == "cuda" else "cpu",
+        devices=1,
+        precision=cfg.trainer.precision,
+        deterministic=cfg.trainer.deterministic,
+        logger=False,
+        enable_checkpointing=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+    )
+    trainer.fit(learner, callback.batches)
+    learner.to(_setup.device(cfg))
+    assert callback.run is not None
+    return callback.run
+
+
+def amount(settings: DictConfig, total: int, name: str) -> int:
+    """The number of rows that `fraction` or `count` asks for."""
+    if settings.count is not None:
+        if not isinstance(settings.count, int) or settings.count < 0:
+            raise UserError(f"{name}.count must be a whole number of rows, not {settings.count}: set {name}.count=1")
+        return settings.count
+    if not 0 <= settings.fraction <= 1:
+        raise UserError(f"{name}.fraction must lie in [0, 1], not {settings.fraction}: set {name}.fraction=0.01")
+    return max(1, round(settings.fraction * total)) if settings.fraction else 0
+
+
+def to_add(cfg: DictConfig, n: int) -> list[Tensor]:
+    """`sets` disjoint random sets of rows that the run is first trained without; empty where nothing is added."""
+    size = amount(cfg.add, n, "add")
+    if size * cfg.sets >= n:
+        raise UserError(f"{cfg.sets} sets of {size} added rows leave none of the {n} to train on first: set sets=1")
+    order = torch.randperm(n, generator=generator(cfg.seed, 21))
+    return [part.sort().values for part in order[: size * cfg.sets].split(size)] if size else []
+
+
+def to_delete(cfg: DictConfig, run: RecordedRun, splits: Splits, progress: Progress) -> list[Tensor]:
+    """`sets` sets of rows after the rule `delete.rows`; a rule that leaves nothing to chance gives one set."""
+    rows, settings = run.present.nonzero().flatten(), cfg.delete
+    size = amount(settings, len(rows), "delete")
+    if settings.rows not in CHOICES:
+        raise UserError(f"delete.rows must be one of {', '.join(CHOICES)}, not '{settings.rows}'")
+    if settings.rows == "file":
+        return [_read_rows(settings.file)]
+    if settings.rows == "class":
+        label, labels = settings.label, splits.train["y"]
+        if not isinstance(label, int) or not 0 <= label < splits.num_classes:
+            raise UserError(
+                f"delete.label must be one of 0 .. {splits.num_classes - 1}, not {label}: set delete.label=0"
+            )
+        rows = rows[labels[rows] == label]
+        if settings.count is None and settings.fraction == 1:
+            return [rows]
+    if size > len(rows):
+        raise UserError(f"cannot delete {size} of {len(rows)} rows: set a smaller delete.fraction")
+    if settings.rows == "highest_loss":
+        losses = example_losses_of(run.learner, run.final, take(splits.train, rows))
+        return [rows[losses.argsort(descending=True)[:size]].sort().values]
+    if settings.rows == "highest_influence":
+        influence = _influence(run, splits, progress)
+        return [influence.abs().argsort(descending=True)[:size].sort().values]
+    draws = (torch.randperm(len(rows), generator=generator(cfg.seed, 22, i)) for i in range(cfg.sets))
+    return [rows[order[:size]].sort().values for order in draws]
+
+
+def _influence(run: RecordedRun, splits: Splits, progress: Progress) -> Tensor:
+    """d (test loss) / d (weight) of every row, by an exact replay of the run."""
+    run.learner.adopt(run.initial)
+    weights, objective = mg.DataWeights(run.present.float()), mg.mean_loss(splits.test)
+    found = mg.metagradient(run.learner, run.batches_of(run.present), weights, objective, progress=progress.callback())
+    return found["weights"].cpu() * run.present
+
+
+def _read_rows(file: str | None) -> Tensor:
+    if file is None:
+        raise UserError("delete.rows=file needs row numbers, one a line: set delete.file=rows.txt")
+    words = Path(file).read_text(encoding="utf-8").split()
+    wrong = [word for word in words if not word.isdigit()]
+    if wrong or not words:
+        raise UserError(f"{file} must hold row numbers, one a line, not {wrong[0]!r}" if wrong else f"{file} is empty")
+    return torch.tensor([int(word) for word in words])
+
+
+@dataclass(frozen=True)
+class Answer:
+    """One request met twice, by retraining and by the method; seconds of each."""
+
+    request: Request
+    retrained: Unlearned
+    unlearned: Unlearned
+    retrain_seconds: float
+    seconds: float
+
+    @property
+    def training_runs(self) -> float:
+        """What both cost: the retraining 1, the method its share of gradients."""
+        return 1 + self.unlearned.gradients / self.retrained.gradients
+
+
+def ask(method: Method, run: RecordedRun, request: Request, turn: int, cfg: DictConfig, progress: Progress) -> Answer:
+    """Both in an order that alternates with `turn`; nothing but them lies inside the clocks."""
+    both = {"retrain": Retrain(), "method": method}
+    done: dict[str, tuple[Unlearned, float]] = {}
+    for name in sorted(both, reverse=turn % 2 == 0):
+        started = perf_counter()
+        result = both[name](run, request, progress=progress.callback())
+        if result.state.params.is_cuda:
+            torch.cuda.synchronize()
+        done[name] = result, perf_counter() - started
+    (retrained, slow), (unlearned, fast) = done["retrain"], done["method"]
+    if cfg.output_noise:
+        unlearned = replace(unlearned, state=perturbed(unlearned.state, cfg.output_noise, fold_in(cfg.seed, 7, turn)))
+    return Answer(request, retrained, unlearned, slow, fast)
+
+
+def judge(run: RecordedRun, answer: Answer, splits: Splits) -> dict[str, float]:
+    """What tells the method's model from the retrained one: `asked`, `kept` and `test` are examples, a gap is
+    (method - retrained)."""
+    learner, new, true = run.learner, answer.unlearned.state, answer.retrained.state
+    asked = take(splits.train, answer.request.rows)
+    kept = take(splits.train, answer.request.apply(run.present) & run.present)
+    error, moved = distance(new, true), distance(run.final, true)
+    row = {
+        "distance_to_retrained": error,
+        "distance_original_to_retrained": moved,
+        "error_ratio": moved / error if error else float("inf"),
+        "speedup": answer.retrain_seconds / answer.seconds,
+        "gradient_share": answer.unlearned.gradients / answer.retrained.gradients,
+        "agreement": agreement(learner, new, true, splits.test),
+    }
+    for name, examples in {"asked": asked, "kept": kept, "test": splits.test}.items():
+        row[f"{name}_accuracy"] = accuracy(learner, new, examples)
+        row[f"{name}_loss"] = mean_cross_entropy(learner, new, examples)
+        row[f"{name}_loss_gap"] = row[f"{name}_loss"] - mean_cross_entropy(learner, true, examples)
+    aucs = [membership_auc(learner, state, asked, splits.test) for state in (new, true)]
+    return {**row, "membership_auc": aucs[0], "membership_gap": aucs[0] - aucs[1]}
+
+
+def klom_table(
+    cfg: DictConfig,
+    routine: mg.Routine,
+    splits: Splits,
+    present: Tensor,
+    method: Method,
+    request: Request,
+    progress: Progress,
+) -> dict[str, dict[str, float]]:
+    """Mean KLOM on asked, kept and test examples: of the method's models, the original ones, and retrained ones.
+
+    All three against one set of retrained models, every model from a seed of its own. The retrained models' row is what
+    so few models read for a perfect answer.
+    """
+    if not cfg.klom.models:
+        return {}
+    after = request.apply(present)
+    parts = {
+        "asked": take(splits.train, request.rows[: cfg.klom.examples]),
+        "kept": take(splits.train, (present & after).nonzero().flatten()[: cfg.klom.examples]),
+        "test": take(splits.test, torch.arange(min(cfg.klom.examples, len(splits.test["y"])))),
+    }
+    seen: dict[str, list[Tensor]] = {"method": [], "original": [], "retrained": [], "truth": []}
+    for i in progress.track(range(cfg.klom.models), "KLOM: models of other seeds"):
+        seeds = [fold_in(cfg.seed, stream, i) for stream in (31, 32, 33)]
+        batches = [routine.batches(splits.train, seed) for seed in seeds]
+        learners = [routine.learner(seed, len(b)) for seed, b in zip(seeds, batches, strict=True)]
+        run = record_run(learners[0], batches[0], present, progress=progress.callback())
+        states = {"method": (learners[0], method(run, request).state), "original": (learners[0], run.final)}
+        for name, learner, others in zip(("retrained", "truth"), learners[1:], batches[1:], strict=True):
+            rest = record_run(learner, others, after, progress=progress.callback())
+            states[name] = learner, rest.final
+        for name, (learner, state) in states.items():
+            seen[name].append(torch.cat([margins(learner, state, examples) for examples in parts.values()]))
+    truth = torch.stack(seen.pop("truth"))
+    sizes = [len(examples["y"]) for examples in parts.values()]
+    table = {}
+    for name, found in seen.items():
+        scores = klom(torch.stack(found), truth).split(sizes)
+        table[name] = {part: float(score.mean()) for part, score in zip(parts, scores, strict=True)}
+    return table
+
+
+def klom_runs(cfg: DictConfig, answer: Answer) -> float:
+    """The trainings behind `klom_table`: three of each seed, and the method."""
+    return cfg.klom.models * (2 + answer.training_runs)

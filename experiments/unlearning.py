@@ -1,0 +1,79 @@
+"""What would the model be without these examples? DeltaGrad and its baselines, judged by retraining.
+
+A run is trained and recorded step by step. Then it is asked to forget (or learn) sets of examples, each set a request
+of its own: the method answers, a retraining from the same first state says what is true, and both are timed in turn.
+"""
+
+import logging
+import statistics
+
+import torch
+from metagradient.experiments import _setup, _unlearning
+from metagradient.experiments._unlearning_figures import draw
+from omegaconf import DictConfig
+from safetensors.torch import save_file
+
+from metagradient.reporting import Progress, Record
+from metagradient.unlearning import WORTHWHILE, DeltaGrad, Request, predicted_saving
+
+log = logging.getLogger(__name__)
+
+
+def run(cfg: DictConfig, record: Record) -> float:
+    _setup.prepare(cfg, sets=1)
+    splits = _setup.build(cfg.data)
+    routine = _setup.classifier_routine(cfg, splits)
+    method = _setup.build(cfg.method, _convert_="all")
+    n = len(splits.train["y"])
+
+    with Progress() as progress:
+        # 1. Train, and keep every step; rows that will be added later are in the plan, but absent.
+        new = _unlearning.to_add(cfg, n)
+        present = torch.ones(n, dtype=torch.bool)
+        for rows in new:
+            present[rows] = False
+        trained = _unlearning.record(cfg, routine, splits, present, progress)
+
+        # 2. Ask, after a warm-up on the first request: the method and a retraining in turn.
+        kind = "add" if new else "delete"
+        requests = [Request(kind, rows) for rows in new or _unlearning.to_delete(cfg, trained, splits, progress)]
+        if isinstance(method, DeltaGrad):
+            saving = predicted_saving(method, trained, requests[0])
+            record.result({"predicted_saving": saving, "retrain_instead": saving < WORTHWHILE})
+            if saving < WORTHWHILE:
+                log.warning("DeltaGrad would be %.2fx as fast as retraining: too little, retrain instead", saving)
+        method(trained, requests[0])
+        answers, rows = [], []
+        for i, request in enumerate(progress.track(requests, f"requests to {kind}")):
+            answers.append(_unlearning.ask(method, trained, request, i, cfg, progress))
+            rows.append(_unlearning.judge(trained, answers[-1], splits))
+            record.curve(i, rows[-1])
+        klom = _unlearning.klom_table(cfg, routine, splits, present, method, requests[0], progress)
+
+    # 3. Tell: medians over the requests; accuracies and losses are means.
+    names = list(rows[0])
+    record.csv("requests", names, [list(row.values()) for row in rows])
+    for i, request in enumerate(requests):
+        record.csv(f"rows_{i}", ["index"], [[row] for row in request.rows.tolist()])
+    middle = {name: statistics.median(row[name] for row in rows) for name in names}
+    spread = [min(row[name] for row in rows) for name in names], [max(row[name] for row in rows) for name in names]
+    record.table(
+        f"{len(rows)} requests to {kind} {len(requests[0].rows)} of {int(present.sum())} rows",
+        ["", "median", "lowest", "highest"],
+        [[name, middle[name], low, high] for name, low, high in zip(names, *spread, strict=True)],
+    )
+    record.result({**middle, "error_ratio_lowest": spread[0][names.index("error_ratio")]})
+    if klom:
+        record.table("klom", ["models", "asked", "kept", "test"], [[name, *row.values()] for name, row in klom.items()])
+        record.result({f"klom_{name}_{part}": v for name, row in klom.items() for part, v in row.items()})
+    draw(record, trained, method, answers[0], rows)
+    model = trained.learner.adopt(answers[0].unlearned.state).state_dict()
+    save_file({name: x.contiguous() for name, x in model.items()}, record.artifact_path("model.safetensors"))
+    record.cost(training_runs=sum(a.training_runs for a in answers) + 1 + _unlearning.klom_runs(cfg, answers[0]))
+    return middle["error_ratio"]
+
+
+if __name__ == "__main__":
+    from metagradient.cli import launch
+
+    launch("unlearning")
