@@ -148,6 +148,11 @@ def test_methods_without_a_history_say_so(method) -> None:  # type: ignore[no-un
         method(recorded("full"), delete(0), keep=MemoryStorage())
 
 
+def test_first_order_needs_a_linear_update() -> None:
+    with pytest.raises(UserError, match="SGD, not Adam"):
+        FirstOrder()(recorded("full", optimizer=mg.Adam(), schedule=0.01), delete(0))
+
+
 def test_noise_on_the_output_has_its_deviation_and_its_seed() -> None:
     state = mg.TrainState(torch.zeros(20_000), (), torch.zeros(0))
     noisy = perturbed(state, 0.3, seed=1).params

@@ -1,0 +1,142 @@
+"""`metagradient unlearning`, end to end on a small budget, and what it says to bad input."""
+
+import csv
+import io
+import json
+import logging
+import os
+from contextlib import redirect_stderr, redirect_stdout
+from pathlib import Path
+from typing import NamedTuple
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from metagradient.cli import main
+
+SMALL = [
+    "data.train=120",
+    "data.test=60",
+    "learner.epochs=30",
+    "sets=2",
+    "klom.models=0",
+    "logger.mode=disabled",
+]
+
+
+class Done(NamedTuple):
+    status: int
+    out: str
+    err: str
+
+
+def run(directory: Path, *overrides: str) -> Done:
+    """The console command in this process (importing torch for each case would take most of the time)."""
+    out, err, before, level = io.StringIO(), io.StringIO(), Path.cwd(), logging.getLogger().level
+    os.chdir(directory)
+    try:
+        with redirect_stdout(out), redirect_stderr(err):
+            main(["unlearning", *overrides])
+        status = 0
+    except SystemExit as stop:
+        status = int(stop.code or 0)
+    finally:
+        os.chdir(before)
+        logging.getLogger().setLevel(level)
+    return Done(status, out.getvalue(), err.getvalue())
+
+
+def folder_of(directory: Path) -> Path:
+    return max((directory / "outputs" / "unlearning").iterdir())
+
+
+def metrics_of(directory: Path) -> dict[str, float]:
+    return json.loads((folder_of(directory) / "metrics.json").read_text())
+
+
+def test_a_run_leaves_what_it_promises(tmp_path: Path) -> None:
+    done = run(tmp_path, *SMALL, "klom.models=3", "klom.examples=20")
+    assert done.status == 0, done.err
+    folder, metrics = folder_of(tmp_path), metrics_of(tmp_path)
+    assert 0 < metrics["result/distance_to_retrained"] < metrics["result/distance_original_to_retrained"]
+    assert metrics["result/error_ratio"] > 5
+    assert 0 < metrics["result/gradient_share"] < 1
+    assert metrics["result/speedup"] > 0
+    assert metrics["result/klom_method_asked"] >= 0
+    assert {path.stem for path in (folder / "figures").iterdir()} == {"distances", "path"}
+    rows = list(csv.DictReader((folder / "artifacts" / "requests.csv").open()))
+    assert len(rows) == 2
+    assert len((folder / "artifacts" / "rows_1.csv").read_text().splitlines()) == 1 + 1  # 1 % of 120
+    model = load_file(folder / "artifacts" / "model.safetensors")
+    assert sum(x.numel() for x in model.values()) == 650
+
+
+@pytest.mark.parametrize(
+    "method", ["retrain", "newton", "first_order", "finetune", "gradient_ascent", "neggrad_plus", "deltagrad_guarded"]
+)
+def test_every_method_answers(tmp_path: Path, method: str) -> None:
+    done = run(tmp_path, *SMALL, f"method={method}")
+    assert done.status == 0, done.err
+    if method == "retrain":
+        assert metrics_of(tmp_path)["result/distance_to_retrained"] == 0
+
+
+def test_rows_are_added(tmp_path: Path) -> None:
+    done = run(tmp_path, *SMALL, "add.fraction=0.05", "method.period=1")
+    assert done.status == 0, done.err
+    metrics = metrics_of(tmp_path)
+    assert metrics["result/distance_to_retrained"] == 0
+    assert metrics["result/distance_original_to_retrained"] > 0
+    rows = [(folder_of(tmp_path) / "artifacts" / f"rows_{i}.csv").read_text().split()[1:] for i in range(2)]
+    assert len(set(rows[0]) | set(rows[1])) == 12
+
+
+@pytest.mark.parametrize("rule", ["class", "highest_loss", "highest_influence", "file"])
+def test_deletion_sets_follow_their_rule(tmp_path: Path, rule: str) -> None:
+    (tmp_path / "rows.txt").write_text("3\n14\n15\n")
+    extra = {"class": ["delete.label=3", "delete.fraction=1"], "file": ["delete.file=rows.txt"]}.get(rule, [])
+    done = run(tmp_path, *SMALL, f"delete.rows={rule}", "delete.fraction=0.05", *extra)
+    assert done.status == 0, done.err
+    rows = torch.tensor([int(x) for x in (folder_of(tmp_path) / "artifacts" / "rows_0.csv").read_text().split()[1:]])
+    if rule == "file":
+        assert rows.tolist() == [3, 14, 15]
+    elif rule == "class":
+        from metagradient.data import digits
+
+        assert torch.equal(rows, (digits(train=120, validation=0, test=60).train["y"] == 3).nonzero().flatten())
+    else:
+        assert len(rows) == 6
+
+
+@pytest.mark.parametrize(
+    ("overrides", "says"),
+    [
+        (["delete.fraction=1"], "leaves nothing to train on"),
+        (["delete.fraction=1.5"], "delete.fraction"),
+        (["delete.count=121"], "delete.fraction"),
+        (["delete.rows=worst"], "highest_loss"),
+        (["delete.rows=class"], "delete.label"),
+        (["delete.rows=file"], "delete.file"),
+        (["delete.rows=file", "delete.file=nowhere.txt"], "nowhere.txt"),
+        (["delete.rows=file", "delete.file=twice.txt"], "row 4 stands 2 times"),
+        (["delete.rows=file", "delete.file=outside.txt"], "row 120 is not one of the 120"),
+        (["delete.rows=file", "delete.file=words.txt"], "'four'"),
+        (["add.fraction=0.6"], "sets=1"),
+        (["method.period=0"], "method.period=1"),
+        (["history.dtype=float16"], "history.dtype"),
+        (["history.storage=tape"], "storage"),
+        (["sets=0"], "sets"),
+        (["output_noise=-1"], "output_noise"),
+    ],
+    ids=lambda value: " ".join(value) if isinstance(value, list) else "",
+)
+def test_bad_input_is_one_clear_line(tmp_path: Path, overrides: list[str], says: str) -> None:
+    for name, text in {"twice": "4 4", "outside": "120", "words": "four"}.items():
+        (tmp_path / f"{name}.txt").write_text(text)
+    done = run(tmp_path, *SMALL, *overrides)
+    assert done.status != 0
+    lines = [line for line in done.err.splitlines() if line.startswith("metagradient unlearning:")]
+    assert len(lines) == 1, done.err
+    assert says in lines[0]
+    assert "Traceback" not in done.err
