@@ -113,6 +113,8 @@ def _schedule(settings: Any, steps: int) -> mg.Schedule:
     match settings.schedule:
         case ScheduleName.constant:
             return mg.Constant(rate)
+        case ScheduleName.halved:
+            return mg.Halved(rate, steps)
         case ScheduleName.cosine:
             return mg.Cosine(rate, steps)
         case ScheduleName.one_cycle:

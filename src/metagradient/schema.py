@@ -15,6 +15,7 @@ class ScheduleName(Enum):
     """How the learning rate moves over a run."""
 
     constant = "constant"
+    halved = "halved"
     cosine = "cosine"
     one_cycle = "one_cycle"
     warmup_decay = "warmup_decay"

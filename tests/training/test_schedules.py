@@ -115,3 +115,9 @@ def test_the_metaparameter_and_the_schedule_are_one_interpolation(log: bool) -> 
 def test_bad_settings_are_one_line(make: Callable[[], object], message: str) -> None:
     with pytest.raises(UserError, match=rf"^[^\n]*{message}[^\n]*$"):
         make()
+
+
+def test_halved_is_a_step_schedule_with_one_step() -> None:
+    steps = 10
+    truth = torchs(lambda o: lr_scheduler.StepLR(o, step_size=steps // 2, gamma=0.5), steps, 0.2)
+    assert [mg.Halved(0.2, steps)(t) for t in range(steps)] == pytest.approx(truth)

@@ -3,5 +3,6 @@
 from metagradient.data.corruption import LabelNoise, LabelTruth
 from metagradient.data.sources import digits, hub
 from metagradient.data.splits import Splits
+from metagradient.data.tabular import a9a, covtype, rcv1
 
-__all__ = ["LabelNoise", "LabelTruth", "Splits", "digits", "hub"]
+__all__ = ["LabelNoise", "LabelTruth", "Splits", "a9a", "covtype", "digits", "hub", "rcv1"]

@@ -65,10 +65,16 @@ class PinnedStorage:
 
 class DiskStorage:
     """One safetensors file a state, with a CRC-32 of every tensor, below `folder` (default: the system's temporary
-    one), in a folder of its own that goes with the object: two runs never meet."""
+    one), in a folder of its own that goes with the object: two runs never meet. With `keep` they lie in `folder`
+    itself and stay."""
 
-    def __init__(self, folder: str | Path | None = None) -> None:
+    def __init__(self, folder: str | Path | None = None, *, keep: bool = False) -> None:
         try:
+            if folder is not None and keep:
+                self.folder = Path(folder)
+                self.folder.mkdir(parents=True, exist_ok=True)
+                self._device = torch.device("cpu")
+                return
             if folder is not None:
                 Path(folder).mkdir(parents=True, exist_ok=True)
             self._temporary = tempfile.TemporaryDirectory(prefix="metagradient-", dir=folder)

@@ -15,7 +15,7 @@ from metagradient.training.optimizers import SGD, Adam, AdamW, Optimizer
 from metagradient.training.plans import count_plan, epoch_plan, full_batch_plan, given_plan
 from metagradient.training.routine import Routine
 from metagradient.training.run import NonFiniteLoss, initial_state, train
-from metagradient.training.schedules import Constant, Cosine, Knots, OneCycle, Schedule, WarmupDecay
+from metagradient.training.schedules import Constant, Cosine, Halved, Knots, OneCycle, Schedule, WarmupDecay
 from metagradient.training.state import TrainState
 from metagradient.training.step import step
 
@@ -31,6 +31,7 @@ __all__ = [
     "ContrastiveLearner",
     "Cosine",
     "DataWeights",
+    "Halved",
     "InitialParameters",
     "InputPerturbation",
     "Knots",

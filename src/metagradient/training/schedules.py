@@ -59,6 +59,20 @@ class Cosine:
 
 
 @dataclass(frozen=True)
+class Halved:
+    """`rate` in the first half of the run of `steps` steps, half of it in the second."""
+
+    rate: float
+    steps: int
+
+    def __post_init__(self) -> None:
+        _check(self.steps, rate=self.rate)
+
+    def __call__(self, t: int) -> float:
+        return self.rate if 2 * t < self.steps else 0.5 * self.rate
+
+
+@dataclass(frozen=True)
 class OneCycle:
     """One-cycle (Smith & Topin): half a cosine up from peak / start_divisor, half a cosine down to peak / end_divisor.
 

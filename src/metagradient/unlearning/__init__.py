@@ -9,6 +9,8 @@ from metagradient.unlearning.policies import Adaptive, Guard
 from metagradient.unlearning.requests import Request, pool
 from metagradient.unlearning.run import RecordedRun, RecordRun, record
 from metagradient.unlearning.saving import WORTHWHILE, predicted_saving
+from metagradient.unlearning.stored import load, save
+from metagradient.unlearning.stream import Served, stream
 
 __all__ = [
     "WORTHWHILE",
@@ -27,9 +29,13 @@ __all__ = [
     "Request",
     "Retrain",
     "SecantPairs",
+    "Served",
     "Unlearned",
+    "load",
     "perturbed",
     "pool",
     "predicted_saving",
     "record",
+    "save",
+    "stream",
 ]

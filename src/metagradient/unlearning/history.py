@@ -8,6 +8,7 @@ from concurrent.futures import ThreadPoolExecutor
 import torch
 from torch import Tensor
 
+from metagradient.replay.budget import format_bytes
 from metagradient.replay.storage import MemoryStorage, Storage, make_storage
 from metagradient.training.state import TrainState
 
@@ -39,12 +40,19 @@ class History:
         self.window = window or max(1, min(steps, _WINDOW_BYTES // bytes_per_step))
         self.recorded = 0
         self._block: tuple[Tensor, Tensor] | None = None
-        self._native = dtype
+        self._like = torch.empty(0, dtype=dtype)  # device and dtype of what was recorded
 
     @property
     def nbytes(self) -> int:
         """2 T P numbers."""
         return 2 * self.steps * self.size * torch.empty(0, dtype=self.dtype).element_size()
+
+    def __str__(self) -> str:
+        where = "in memory" if isinstance(self.storage, MemoryStorage) else "outside memory"
+        return (
+            f"the history of {self.steps} steps, parameters and gradients of {self.size} numbers, takes "
+            f"{format_bytes(self.nbytes)} {where}"
+        )
 
     @property
     def windows(self) -> int:
@@ -63,7 +71,7 @@ class History:
 
     def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
         for block in self._blocks():
-            params, gradients = block.params.to(self._native), block.slots[0].to(self._native)
+            params, gradients = block.params.to(self._like), block.slots[0].to(self._like)
             yield from zip(params.unbind(), gradients.unbind(), strict=True)
 
     def _blocks(self) -> Iterator[TrainState]:
@@ -87,16 +95,14 @@ class History:
         other = self.like(storage)
         for i, block in enumerate(self._blocks()):
             storage.save(i, block)
-        other.recorded, other._native = self.recorded, self._native
+        other.recorded, other._like = self.recorded, self._like
         return other
 
     @classmethod
-    def stored(
-        cls, storage: Storage, steps: int, size: int, dtype: torch.dtype, window: int, native: torch.dtype
-    ) -> History:
-        """A history whose windows are in `storage` already."""
-        history = cls(steps, size, storage, dtype, window)
-        history.recorded, history._native = steps, native
+    def stored(cls, storage: Storage, steps: int, window: int, dtype: torch.dtype, like: Tensor) -> History:
+        """A history whose windows are in `storage` already; `like` a vector [P] of the device and dtype to read them to."""
+        history = cls(steps, len(like), storage, dtype, window)
+        history.recorded, history._like = steps, like.new_empty(0)
         return history
 
     def free(self) -> None:
@@ -110,7 +116,7 @@ class History:
         if self._block is None:
             rows = min(self.window, self.steps - self.recorded)
             empty = torch.empty(rows, self.size, dtype=self.dtype, device=params.device)
-            self._block, self._native = (empty, torch.empty_like(empty)), params.dtype
+            self._block, self._like = (empty, torch.empty_like(empty)), params.detach().new_empty(0)
         self._block[0][row].copy_(params.detach())
         self._block[1][row].copy_(gradient.detach())
         self.recorded += 1

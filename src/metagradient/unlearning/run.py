@@ -145,6 +145,7 @@ class RecordRun(lightning.Callback):
         self.run = None
         self._recorder = _Recorder(module, self._all, self._present, self._storage, self._dtype)
         module.metaparameters = (self._recorder.tap,)
+        log.info("%s", self._recorder.history)
 
     def on_train_batch_start(self, trainer: lightning.Trainer, module: Any, batch: Any, batch_idx: int) -> None:
         if batch_idx == 0:
@@ -174,9 +175,9 @@ class _Recorder:
         params = learner.layout.params()
         check(learner, batches)
         if params.device.type == "cpu":
-            keep_freed_memory()
+            keep_freed_memory(large=True)
         self.history = History(len(batches), len(params), storage, params.dtype if dtype is None else dtype)
-        _announce(self.history)
+        _fits(self.history)
         self.batches = Batches(batches.examples, masked_plan(batches.plan, self.present), batches.seed)
         self.tap = GradientTap(sink=self.history.record)
 
@@ -196,15 +197,10 @@ def _members(batches: Batches, present: Tensor | None) -> Tensor:
     return present.cpu()
 
 
-def _announce(history: History) -> None:
-    where = "in memory" if isinstance(history.storage, MemoryStorage) else "outside memory"
-    size = format_bytes(history.nbytes)
-    log.info("history: %s %s (%d steps, %d parameters, twice)", size, where, history.steps, history.size)
-    if where == "in memory" and history.nbytes > psutil.virtual_memory().available:
-        raise UserError(
-            f"the history of {history.steps} steps takes {size}, but only "
-            f"{format_bytes(psutil.virtual_memory().available)} are free: set history.storage=disk"
-        )
+def _fits(history: History) -> None:
+    free = psutil.virtual_memory().available
+    if isinstance(history.storage, MemoryStorage) and history.nbytes > free:
+        raise UserError(f"{history}, but only {format_bytes(free)} are free: set history.storage=disk")
 
 
 def check(learner: Learner, batches: Batches) -> None:

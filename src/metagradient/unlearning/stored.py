@@ -1,0 +1,129 @@
+"""A recorded run in a folder: found again only by the recipe that made it, replaced whole or not at all."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import zlib
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from metagradient.errors import UserError
+from metagradient.replay.storage import DiskStorage, MemoryStorage, Storage
+from metagradient.training.batches import Batches
+from metagradient.training.learner import Learner
+from metagradient.training.run import initial_state
+from metagradient.training.state import TrainState
+from metagradient.unlearning.history import History
+from metagradient.unlearning.run import RecordedRun
+
+_FILE, _ENDS, _FORMAT = "run.json", "ends.safetensors", 1
+
+
+def save(run: RecordedRun, folder: str | Path, notes: Mapping[str, Any] | None = None, **tensors: Tensor) -> None:
+    """Keep a run in `folder`, in place of the one there; `notes` (JSON) and named `tensors` are kept beside it.
+
+    The new run is written beside the old one and takes its place in one step: whoever is killed in the middle leaves
+    the old one. The run's learner must be in its first state or the run's own.
+    """
+    folder = Path(folder)
+    generation = 1 + max((int(p.name.rpartition("-")[2]) for p in folder.glob("generation-*")), default=0)
+    place = folder / f"generation-{generation}"
+    history = run.history.copy_to(DiskStorage(place, keep=True))
+    ends = {f"initial.{i}": x for i, x in enumerate(run.initial.tensors())}
+    ends |= {f"final.{i}": x for i, x in enumerate(run.final.tensors())}
+    ends |= {"present": run.present, **{f"extra.{name}": x for name, x in tensors.items()}}
+    save_file({name: x.detach().cpu().contiguous().clone() for name, x in ends.items()}, place / _ENDS)
+    page = {
+        "format": _FORMAT,
+        "generation": generation,
+        "window": history.window,
+        "dtype": str(history.dtype).removeprefix("torch."),
+        "recipe": recipe(run.learner, run.batches, run.initial),
+        "notes": dict(notes or {}),
+    }
+    draft = folder / f".{_FILE}.{os.getpid()}"
+    draft.write_text(json.dumps(page, indent=1) + "\n", encoding="utf-8")
+    os.replace(draft, folder / _FILE)
+    for old in folder.glob("generation-*"):
+        if old != place:
+            shutil.rmtree(old, ignore_errors=True)
+
+
+def exists(folder: str | Path) -> bool:
+    """Whether a run is kept there."""
+    return (Path(folder) / _FILE).exists()
+
+
+def load(
+    folder: str | Path, learner: Learner, batches: Batches, storage: Storage | None = None
+) -> tuple[RecordedRun, dict[str, Any], dict[str, Tensor]]:
+    """(run, notes, tensors) from `folder`; the history is read into `storage` (default: memory).
+
+    learner: freshly initialised as it was for the run; batches: those of the run, all rows. UserError where the run
+    was made from anything else, or is damaged.
+    """
+    folder = Path(folder)
+    try:
+        page = json.loads((folder / _FILE).read_text(encoding="utf-8"))
+        place = folder / f"generation-{page['generation']}"
+        ends = load_file(place / _ENDS)
+        format_, kept = page["format"], page["recipe"]
+    except (OSError, ValueError, KeyError, SafetensorError) as error:
+        raise UserError(
+            f"the run stored in {folder} cannot be read ({error}): record it anew in another run_folder"
+        ) from error
+    if format_ != _FORMAT:
+        raise UserError(
+            f"the run stored in {folder} has format {format_}, not {_FORMAT}: record it anew in another run_folder"
+        )
+    start = initial_state(learner)
+    asked = recipe(learner, batches, start)
+    differ = [
+        f"{name} {kept.get(name)} there, {value} here" for name, value in asked.items() if kept.get(name) != value
+    ]
+    if differ:
+        raise UserError(
+            f"the run stored in {folder} was made by another recipe ({'; '.join(differ)}): give the settings of that run, "
+            "or another run_folder"
+        )
+    dtype, like = getattr(torch, page["dtype"]), start.params
+    history = History.stored(DiskStorage(place, keep=True), len(batches), page["window"], dtype, like)
+    history = history.copy_to(MemoryStorage() if storage is None else storage)
+
+    def state(name: str) -> TrainState:
+        parts = [ends[f"{name}.{i}"].to(like.device) for i in range(len(start.tensors()))]
+        return TrainState.of(parts)
+
+    run = RecordedRun(learner, batches, ends["present"], history, state("initial"), state("final"))
+    extra = {name.removeprefix("extra."): x for name, x in ends.items() if name.startswith("extra.")}
+    return run, page["notes"], extra
+
+
+def recipe(learner: Learner, batches: Batches, initial: TrainState) -> dict[str, str | int]:
+    """All that decides a run, each in a few words or as a checksum."""
+    plan = batches.plan[:1] if batches.plan.stride(0) == 0 else batches.plan
+    rates = [float(learner.schedule(t)) for t in range(len(batches))]
+    mask = learner.decay_mask
+    return {
+        "model": " ".join(repr(learner).split()),
+        "optimizer": repr(learner.optimizer),
+        "learning rates": f"{rates[0]:.6g} .. {rates[-1]:.6g} ({_sum(torch.tensor(rates))})",
+        "weight decay": "on all parameters" if mask is None else f"masked ({_sum(mask)})",
+        "steps": len(batches),
+        "precision": str(initial.params.dtype).removeprefix("torch."),
+        "first parameters": _sum(initial.params),
+        "order of batches": _sum(plan),
+        "data": " ".join(f"{name} {list(x.shape)} {_sum(x)}" for name, x in sorted(batches.examples.items())),
+    }
+
+
+def _sum(x: Tensor) -> str:
+    return f"{zlib.crc32(x.detach().cpu().contiguous().numpy().data):08x}" if x.numel() else "empty"
