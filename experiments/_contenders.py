@@ -59,7 +59,9 @@ class CaseLearner(mg.Learner):
 
 
 def _classification(model: nn.Module, fields: dict[str, Tensor]) -> Tensor:
-    return F.cross_entropy(model(fields["x"]), fields["y"], reduction="none")
+    # Class by class, as `mg.Classifier` does.
+    log_probabilities = F.log_softmax(model(fields["x"]).T, dim=0)
+    return -log_probabilities.gather(0, fields["y"].unsqueeze(0)).squeeze(0)
 
 
 def _next_token(model: nn.Module, fields: dict[str, Tensor]) -> Tensor:
