@@ -97,3 +97,9 @@ def _row(
         "gradient norm": None if health is None else f"{health.norm:.2g}",
         "remark": "; ".join(filter(None, [problem, sick and "metagradient: " + sick.partition(".")[0]])) or "",
     }
+
+
+if __name__ == "__main__":
+    from metagradient.cli import launch
+
+    launch("smoothness")

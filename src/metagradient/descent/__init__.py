@@ -1,5 +1,8 @@
-"""Metagradient descent: update rules, the outer loop's state, data selection."""
+"""Metagradient descent: the outer loop, update rules, data selection, poisoning."""
 
+from metagradient.descent.gradient_cancelling import GradientCancelling
+from metagradient.descent.loop import Loop
+from metagradient.descent.poisoning import PixelPoisoning, Poisons, noise_poisons, poison_rows
 from metagradient.descent.problem import DescentProblem, Reading, Selection
 from metagradient.descent.selection import CountSelection, WeightSelection
 from metagradient.descent.state import DescentState
@@ -12,6 +15,10 @@ __all__ = [
     "CountSelection",
     "DescentProblem",
     "DescentState",
+    "GradientCancelling",
+    "Loop",
+    "PixelPoisoning",
+    "Poisons",
     "Raw",
     "Reading",
     "Selection",
@@ -20,4 +27,6 @@ __all__ = [
     "UpdateRule",
     "WeightMap",
     "WeightSelection",
+    "noise_poisons",
+    "poison_rows",
 ]

@@ -38,3 +38,34 @@ def smoothness_figure(rows: Sequence[Mapping[str, Any]]) -> Figure:
     handles = {h.get_label(): h for axes in grid for h in axes.containers}
     figure.legend(list(handles.values()), list(map(str, handles)), loc="outside right upper")
     return figure
+
+
+@styled
+def drops_figure(rows: Sequence[Mapping[str, Any]]) -> Figure:
+    """Accuracy lost against the poisoned share: one line for each attack, one panel for each kind of victims.
+
+    Args:
+        rows: mappings with share, attack, victims, drop, `sd of drop` (over fresh seeds).
+    """
+    panels = list(dict.fromkeys(row["victims"] for row in rows))
+    attacks = list(dict.fromkeys(row["attack"] for row in rows))
+    shares = sorted({row["share"] for row in rows})
+    figure = Figure(figsize=(1.2 + 3.0 * len(panels), 3.8))
+    grid = figure.subplots(1, len(panels), squeeze=False, sharey=True)[0]
+    for axes, victims in zip(grid, panels, strict=True):
+        for i, attack in enumerate(attacks):
+            points = {row["share"]: row for row in rows if (row["victims"], row["attack"]) == (victims, attack)}
+            x = [100 * share * (1 + 0.04 * (i - (len(attacks) - 1) / 2)) for share in shares]  # side by side
+            axes.errorbar(
+                x, [points[share]["drop"] for share in shares], [points[share]["sd of drop"] for share in shares],
+                color=COLOURS[i % len(COLOURS)], marker=MARKERS[i % len(MARKERS)], capsize=2.5, label=attack,
+                linestyle="-" if len(shares) > 1 else "none",
+            )  # fmt: skip
+        axes.axhline(0, color=GREY, linewidth=1.0)
+        axes.set(title="victims: " + victims, xlabel="training images replaced, %")
+        axes.set_xticks([100 * share for share in shares], [f"{100 * share:g}" for share in shares])
+        axes.set_xlim(0.6 * 100 * shares[0], 1.25 * 100 * shares[-1])
+    grid[0].set_ylabel("test accuracy lost")
+    handles, labels = grid[0].get_legend_handles_labels()
+    figure.legend(handles, labels, loc="outside lower center", ncols=min(4, len(labels)))
+    return figure

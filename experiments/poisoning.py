@@ -1,0 +1,120 @@
+"""How much can a small share of bad training data cost? Metagradient ascent on the pixels of training images.
+
+For measuring robustness: a share of the training images is replaced in place, labels kept and pixels in range, by
+signs of exact metagradients of the held-out loss through whole training runs. Victims have fresh initialisations and
+orders; other routines are trained on the same poisons; gradient cancelling and noise replace the same rows by the same
+rules; and defenders try to find what was done.
+"""
+
+import statistics
+
+import torch
+from metagradient.experiments import _poisoning, _setup, _smoothness
+from omegaconf import DictConfig
+
+from metagradient.descent import DescentProblem, Poisons, noise_poisons, poison_rows
+from metagradient.evaluation import Victims, deviation, take, train_victims
+from metagradient.reporting import Progress, Record, descent_figures
+from metagradient.training.random import fold_in, generator
+
+OURS = "metagradient"
+
+
+def run(cfg: DictConfig, record: Record) -> float:
+    _setup.prepare(cfg, victims=1)
+    splits = _setup.build(cfg.data)
+    routine = _setup.classifier_routine(cfg, splits)
+    train, validation = splits.train, splits.validation
+    order = torch.randperm(len(validation["y"]), generator=generator(cfg.seed, 1))
+    held = _setup.share(cfg.held_out, len(order), "held_out")
+    held_out, steer = take(validation, order[:held]), take(validation, order[held:])
+    resume = _setup.folder(cfg.resume)
+    routines = {"the same": routine} | {
+        str(name): _setup.classifier_routine(_setup.variant(cfg, edits), splits) for name, edits in cfg.transfer.items()
+    }
+    seeds = [fold_in(cfg.seed, 3, i) % 2**31 for i in range(cfg.victims)]
+
+    with Progress() as progress:
+        # 1. Attack: each share of the rows by metagradients, by the peers, and by noise.
+        rows = {share: poison_rows(len(train["y"]), share, fold_in(cfg.seed, 9)) for share in cfg.shares}
+        _smoothness.at_the_start(cfg, record, progress, routine, train, "pixels", rows[cfg.shares[0]])
+        attacks: dict[tuple[float, str], Poisons] = {}
+        curves: dict[float, list[dict[str, float]]] = {share: [] for share in cfg.shares}
+        for share in progress.track(cfg.shares, "attacks"):
+            folder = record.artifact_path(f"descent_{share:g}")
+            folder.mkdir()
+            before = None if resume is None else resume / "artifacts" / folder.name
+            problem = DescentProblem(
+                train,
+                steer,
+                score=_poisoning.scores(held_out, splits.test),
+                routine=routine,
+                fit=_setup.TrainerFit(cfg, progress),
+                seed=fold_in(cfg.seed, 2),
+                folder=folder,
+                resume=before if before is not None and any(before.iterdir()) else None,
+            )
+
+            def on_metastep(metastep: int, values: dict[str, float], x: object, share: float = share) -> None:
+                curves[share].append({"metastep": metastep, **values})
+                if share == cfg.shares[0]:
+                    record.curve(metastep, values)
+
+            method = _setup.build(cfg.method, _convert_="all")
+            attacks[share, OURS] = method.run(
+                problem, rows[share], on_metastep=on_metastep, progress=progress.callback()
+            )
+            for name, peer in (cfg.peers or {}).items():
+                made = _setup.build(peer, _convert_="all").run(problem, rows[share], progress.callback())
+                attacks[share, str(name).replace("_", " ")] = made
+            attacks[share, "uniform noise"] = noise_poisons(train, rows[share], cfg.seed)
+            _poisoning.save(record, splits, attacks[share, OURS], share, share == cfg.shares[0])
+
+        # 2. Judge: fresh victims, the same routine and others, on clean and on poisoned data.
+        clean = {name: train_victims(r, train, splits.test, seeds, progress.callback()) for name, r in routines.items()}
+        judged: dict[tuple[float, str, str], Victims] = {}
+        for (share, attack), poisons in progress.track(attacks.items(), "victims of each attack"):
+            for name, other in routines.items():
+                examples = poisons.apply(train)
+                judged[share, attack, name] = train_victims(other, examples, splits.test, seeds, progress.callback())
+        ours = attacks[cfg.shares[0], OURS]
+        defences, spent = None, 0.0
+        if cfg.defences:
+            mask = ours.mask(len(train["y"]))
+            defences, spent = _poisoning.defend(cfg, splits, routine, ours.apply(train), mask, progress)
+
+    # 3. Tell.
+    table = []
+    for (share, attack, name), victims in judged.items():
+        drops = victims.drops_from(clean[name])
+        drop, sd, cost = statistics.fmean(drops), deviation(drops), attacks[share, attack].cost
+        table.append(
+            [share, attack, name, clean[name].mean, victims.mean, victims.sd, victims.peak_mean, drop, sd, cost]
+        )
+        if name == "the same":
+            key = "" if attack == OURS else "_" + attack.replace(" ", "_")
+            key += "" if share == cfg.shares[0] else f"_at_{share:g}"
+            record.result({f"drop{key}": drop, f"drop{key}_sd": sd})
+    columns = ["share", "attack", "victims", "clean", "poisoned", "sd", "peak epoch", "drop", "sd of drop", "cost"]
+    record.table("victims", columns, table)
+    if defences is not None:
+        record.table("defences", ["defence", "test accuracy", "dropped", "poisons dropped", "AUROC"], defences)
+    headline, same = judged[cfg.shares[0], OURS, "the same"], clean["the same"]
+    record.result({"clean_accuracy": same.mean, "clean_accuracy_sd": same.sd, "chosen_metastep": ours.metastep})
+    record.result({"poisoned_accuracy": headline.mean, "poisoned_accuracy_sd": headline.sd})
+    record.result({"poisoned_accuracy_peak": headline.peak_mean, "poisoned_accuracy_peak_sd": headline.peak_sd})
+    trainings = len(seeds) * (len(judged) + len(clean))
+    record.cost(training_runs=sum(poisons.cost for poisons in attacks.values()) + trainings + spent)
+    for share in cfg.shares:
+        levels = {"clean": same.mean, "victims": judged[share, OURS, "the same"].mean}
+        _poisoning.draw(
+            record, splits, attacks[share, OURS], curves[share], levels, "" if share == cfg.shares[0] else f"_{share:g}"
+        )
+    record.figure("drops", descent_figures.drops_figure([dict(zip(columns, row, strict=True)) for row in table]))
+    return statistics.fmean(headline.drops_from(same))
+
+
+if __name__ == "__main__":
+    from metagradient.cli import launch
+
+    launch("poisoning")

@@ -1,0 +1,88 @@
+"""`metagradient poisoning`, end to end on a small budget, and what it says to bad input."""
+
+import csv
+import json
+import logging
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from metagradient.cli import main
+
+SMALL = [
+    "data.train=100",
+    "data.validation=50",
+    "data.test=60",
+    "learner.epochs=2",
+    "method.metasteps=2",
+    "method.update.step=0.3",
+    "shares=[0.1,0.05]",
+    "filter_fractions=[0.0,0.1]",
+    "defender.metasteps=1",
+    "victims=2",
+    "+peers.gradient_cancelling.steps=3",
+    "+peers.gradient_cancelling_unclipped.steps=3",
+    "logger.mode=disabled",
+]
+
+
+def run(directory: Path, monkeypatch: pytest.MonkeyPatch, *overrides: str) -> int:
+    monkeypatch.chdir(directory)
+    level = logging.getLogger().level
+    try:
+        main(["poisoning", *overrides])
+    except SystemExit as stop:
+        return int(stop.code or 0)
+    finally:
+        logging.getLogger().setLevel(level)
+    return 0
+
+
+def test_a_run_leaves_what_it_promises_and_goes_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert run(tmp_path, monkeypatch, *SMALL, "hydra.run.dir=first") == 0
+    first = tmp_path / "first"
+    metrics = json.loads((first / "metrics.json").read_text())
+    drop = metrics["result/clean_accuracy"] - metrics["result/poisoned_accuracy"]
+    assert metrics["result/drop"] == pytest.approx(drop, abs=1e-6)
+    assert metrics["result/poisoned_accuracy_peak"] >= metrics["result/poisoned_accuracy"]
+    assert -1 <= metrics["result/metasmoothness"] <= 1
+    poisons = load_file(first / "artifacts" / "poisons.safetensors")
+    assert poisons["images"].shape == (10, 1, 8, 8)
+    assert float(poisons["images"].min()) >= 0
+    assert float(poisons["images"].max()) <= 1
+    index = list(csv.DictReader((first / "artifacts" / "poison_index.csv").open()))
+    assert [int(row["index"]) for row in index] == poisons["index"].tolist()
+    rows = list(csv.DictReader((first / "artifacts" / "victims.csv").open()))
+    assert len(rows) == 2 * 4 * 2  # shares, attacks, routines
+    assert {path.stem for path in (first / "figures").iterdir()} >= {"before_after", "metasteps", "drops"}
+    assert len(list(csv.DictReader((first / "artifacts" / "defences.csv").open()))) == 8
+
+    # a run that goes on from a finished one takes over its poisons, both shares', and judges them again
+    assert run(tmp_path, monkeypatch, *SMALL, "hydra.run.dir=again", "resume=first", "defences=false") == 0
+    for name in ("poisons", "poisons_0.05"):
+        again = load_file(tmp_path / "again" / "artifacts" / f"{name}.safetensors")
+        assert torch.equal(again["images"], load_file(first / "artifacts" / f"{name}.safetensors")["images"])
+    assert json.loads((tmp_path / "again" / "metrics.json").read_text())["result/drop"] == metrics["result/drop"]
+
+
+@pytest.mark.parametrize(
+    ("overrides", "says"),
+    [
+        (["shares=[2.0]"], "shares=[0.03]"),
+        (["method.harm=pain"], "soft_error"),
+        (["data.standardize=true"], "data.standardize=false"),
+        (["resume=/no/such/run"], "resume=/no/such/run"),
+        (["victims=0"], "victims"),
+        (["held_out=0.0"], "held_out"),
+    ],
+    ids=lambda value: value[0] if isinstance(value, list) else "",
+)
+def test_bad_input_is_one_clear_line(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], overrides: list[str], says: str
+) -> None:
+    assert run(tmp_path, monkeypatch, *overrides, "logger.mode=disabled") == 2
+    lines = [line for line in capsys.readouterr().err.splitlines() if line.startswith("metagradient poisoning:")]
+    assert len(lines) == 1
+    assert says in lines[0]
