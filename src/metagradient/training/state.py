@@ -126,7 +126,8 @@ class Layout:
 
     def views(self, params: Tensor) -> list[Tensor]:
         """The vector [P] as tensors of the parameters' shapes."""
-        return [p.view(shape) for p, shape in zip(params.split(self.sizes), self.shapes, strict=True)]
+        parts = zip(params.split(self.sizes), self.shapes, strict=True)
+        return [p if len(shape) == 1 else p.view(shape) for p, shape in parts]
 
     @contextmanager
     def bind(self, params: Tensor, buffers: Tensor) -> Iterator[None]:
