@@ -11,7 +11,14 @@ from metagradient.schema import register
 
 CONF = Path(__file__).parents[2] / "conf"
 METHODS = [path.stem for path in sorted((CONF / "selection" / "method").glob("*.yaml"))]
-PRESETS = [(path.parent.parent.name, path.stem) for path in sorted(CONF.glob("*/experiment/*.yaml"))]
+FOLDERS = {"smoothness": "metasmoothness"}  # the others are named as their experiment
+PRESETS = [
+    (
+        next((e for e, folder in FOLDERS.items() if folder == path.parent.parent.name), path.parent.parent.name),
+        path.stem,
+    )
+    for path in sorted(CONF.glob("*/experiment/*.yaml"))
+]
 
 
 def composed(experiment: str, *overrides: str) -> DictConfig:
@@ -23,7 +30,7 @@ def composed(experiment: str, *overrides: str) -> DictConfig:
 @pytest.mark.parametrize(("experiment", "preset"), PRESETS)
 def test_each_setting_of_a_preset_takes_effect(experiment: str, preset: str) -> None:
     cfg = composed(experiment, f"experiment={preset}")
-    written = OmegaConf.load(CONF / experiment / "experiment" / f"{preset}.yaml")
+    written = OmegaConf.load(CONF / FOLDERS.get(experiment, experiment) / "experiment" / f"{preset}.yaml")
     assert isinstance(written, DictConfig)
     settings = {key: value for key, value in written.items() if key != "defaults"}
     assert settings, "a preset that sets nothing"
@@ -38,6 +45,11 @@ def test_the_command_line_beats_the_preset(experiment: str) -> None:
     )
     assert cfg.seed == 7
     assert cfg.trainer.threads == 3
+
+
+@pytest.mark.parametrize("experiment", ["selection", "poisoning"])
+def test_a_descent_can_leave_out_its_smoothness_reading(experiment: str) -> None:
+    assert composed(experiment, "smoothness=null").smoothness is None
 
 
 @pytest.mark.parametrize("method", METHODS)
