@@ -17,7 +17,7 @@ from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
 
 import metagradient as mg
-from metagradient.data import Splits
+from metagradient.data import Splits, TextSplits
 from metagradient.errors import UserError
 from metagradient.replay.metagradient import describe
 from metagradient.reporting import Progress, print_table
@@ -89,14 +89,24 @@ def device(cfg: DictConfig) -> torch.device:
 
 def classifier_routine(cfg: DictConfig, splits: Splits) -> mg.Routine:
     """The routine of `cfg.learner` and `cfg.model` for a classification data set."""
+    return _routine(cfg, mg.Classifier, input_shape=splits.input_shape, classes=len(splits.classes))
+
+
+def language_routine(cfg: DictConfig, splits: TextSplits) -> mg.Routine:
+    """The routine of `cfg.learner` and `cfg.model` for a language model of characters."""
+    length = splits.train["tokens"].shape[1] - 1
+    return _routine(cfg, mg.LanguageModel, vocab=len(splits.vocabulary), block=length)
+
+
+def _routine(cfg: DictConfig, kind: type[mg.Classifier] | type[mg.LanguageModel], **sizes: Any) -> mg.Routine:
     settings, where = cfg.learner, device(cfg)
     optimizer = build(settings.optimizer, _convert_="all")
     matrices = settings.decay is Decay.matrices
 
     def make_learner(schedule: mg.Schedule) -> mg.Learner:
-        model = build(cfg.model, input_shape=splits.input_shape, classes=len(splits.classes))
+        model = build(cfg.model, **sizes)
         decay = (lambda name, shape: len(shape) > 1) if matrices else None
-        learner = mg.Classifier(model, optimizer, schedule, normalize=settings.normalize.value, decay=decay)
+        learner = kind(model, optimizer, schedule, normalize=settings.normalize.value, decay=decay)
         return learner.to(device=where, dtype=torch.float64 if cfg.trainer.precision == "64-true" else torch.float32)
 
     return mg.Routine(

@@ -6,12 +6,15 @@ from metagradient.attribution.exact import ExactScores, exact_scores
 from metagradient.attribution.hooks import ExampleGradients
 from metagradient.attribution.influence import Influence, Scorer, scores
 from metagradient.attribution.kernel import KernelInfluence
+from metagradient.attribution.peers import TRAK, checkpoints, tracin
 from metagradient.attribution.projections import PCA, SJLT, DropoutSJLT, FactorGaussian, Gaussian
+from metagradient.attribution.store import ScoreFile, read_scores
 
 __all__ = [
     "DAMPINGS",
     "PCA",
     "SJLT",
+    "TRAK",
     "Compressor",
     "Dropout",
     "DropoutSJLT",
@@ -22,8 +25,12 @@ __all__ = [
     "Gaussian",
     "Influence",
     "KernelInfluence",
+    "ScoreFile",
     "Scorer",
     "Uncompressed",
+    "checkpoints",
     "exact_scores",
+    "read_scores",
     "scores",
+    "tracin",
 ]

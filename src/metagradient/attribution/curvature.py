@@ -10,7 +10,7 @@ from torch import Tensor
 
 from metagradient.errors import UserError
 
-DAMPINGS = (1e-4, 3e-4, 1e-3, 3e-3, 1e-2, 3e-2, 0.1, 0.3, 1.0, 3.0, 10.0)
+DAMPINGS = (1e-2, 3e-2, 0.1, 0.3, 1.0, 3.0, 10.0, 30.0, 100.0, 300.0)
 """Dampings worth trying, relative to the mean eigenvalue of F; which one is right only held-out queries can say."""
 
 

@@ -66,12 +66,12 @@ class Source:
             yield Batch(0, rows, {k: v[rows[0] : rows[-1] + 1] for k, v in self.examples.items()})
 
 
-def curvature_target(name: CurvatureName, labels: int | None, seed: int) -> Target:
+def curvature_target(name: CurvatureName, labels: int | None, seed: int, own: Target = losses) -> Target:
     """Whose gradients' second moment the curvature is."""
     if name not in ("gauss_newton", "fisher"):
         raise UserError(f"curvature must be gauss_newton, fisher or identity, not '{name}': set curvature=gauss_newton")
     if name == "fisher":
-        return losses
+        return own
     if labels is not None and labels < 1:
         raise UserError(f"labels must be the number of draws for each example (or null: all classes), not {labels}")
     return enumerated if labels is None else drawn(labels, seed)
@@ -87,6 +87,7 @@ class Influence:
     batch_size: examples at a time.
     cache:      bytes that the training examples' compressed gradients may take in memory; beyond, they are recomputed
                 for each set of queries.
+    target:     whose gradients are compared (and make up the empirical Fisher): the losses.
     """
 
     compressor: Compressor
@@ -95,6 +96,7 @@ class Influence:
     batch_size: int = 512
     cache: int = 2**30
     seed: int = 0
+    target: Target = losses
 
     def fit(
         self, learner: Learner, state: TrainState, train: Fields, progress: Progress | None = None
@@ -109,14 +111,14 @@ class Influence:
                 if progress is not None:
                     progress(what, int(batch.index[-1]) + 1, source.n)
 
-        compress = self.compressor.bind(gradients.parameters, state.params, lambda: go(losses, "fitting"))
+        compress = self.compressor.bind(gradients.parameters, state.params, lambda: go(self.target, "fitting"))
         curvature: Curvature = Identity()
         if self.curvature != "identity":
-            target = curvature_target(self.curvature, self.labels, self.seed)
+            target = curvature_target(self.curvature, self.labels, self.seed, self.target)
             rows = source.n * _passes(gradients, source, target)
             features = (compress(pieces) for pieces in go(target, "curvature"))
             curvature = from_features(features, source.n, rows, compress.k)
-        return CompressedScorer(gradients, compress, curvature, source, self.cache, progress)
+        return CompressedScorer(gradients, compress, curvature, source, self.target, self.cache, progress)
 
 
 def _passes(gradients: ExampleGradients, source: Source, target: Target) -> int:
@@ -137,17 +139,18 @@ class CompressedScorer:
         compress: Compress,
         curvature: Curvature,
         source: Source,
+        target: Target,
         cache: int,
         progress: Progress | None = None,
     ) -> None:
         self.gradients, self.compress, self.curvature, self.source = gradients, compress, curvature, source
-        self.n, self.progress = source.n, progress
+        self.n, self.target, self.progress = source.n, target, progress
         fits = source.n * compress.k * gradients.state.params.element_size() <= cache
         self._kept: list[Tensor] | None = [] if fits else None
 
     def features(self, batch: Batch) -> Tensor:
-        """Compressed loss gradients [B, k]."""
-        (pieces,) = self.gradients(batch)
+        """Compressed gradients [B, k]."""
+        (pieces,) = self.gradients(batch, self.target)
         return self.compress(pieces)
 
     def _train_features(self, start: int) -> Iterator[Tensor]:

@@ -5,6 +5,7 @@ from metagradient.data.corruption import LabelNoise, LabelTruth
 from metagradient.data.sources import digits, hub
 from metagradient.data.splits import Splits
 from metagradient.data.tabular import a9a, covtype, rcv1
+from metagradient.data.text import TextSplits, characters
 
 __all__ = [
     "GaussianNoise",
@@ -12,7 +13,9 @@ __all__ = [
     "LabelTruth",
     "RandomShift",
     "Splits",
+    "TextSplits",
     "a9a",
+    "characters",
     "covtype",
     "digits",
     "hub",

@@ -2,29 +2,55 @@
 
 from metagradient.evaluation.batched import losses_of_runs, train_batched
 from metagradient.evaluation.classification import accuracy, example_losses_of, mean_cross_entropy
+from metagradient.evaluation.datamodels import (
+    Correlation,
+    check_scores,
+    leave_one_out_correlation,
+    linear_datamodeling_score,
+)
 from metagradient.evaluation.filtering import filter_by_loss, filter_by_suspicion, neighbour_distances
+from metagradient.evaluation.groundtruth import GroundTruth, recipe, subsets
+from metagradient.evaluation.ranking import (
+    brittleness,
+    inspection_curve,
+    mislabel_auc,
+    source_precision,
+    with_every_label,
+)
 from metagradient.evaluation.retraining import Retraining, join, take
 from metagradient.evaluation.unlearning import agreement, distance, klom, margins, membership_auc
 from metagradient.evaluation.victims import Victims, deviation, train_victims
 
 __all__ = [
+    "Correlation",
+    "GroundTruth",
     "Retraining",
     "Victims",
     "accuracy",
     "agreement",
+    "brittleness",
+    "check_scores",
     "deviation",
     "distance",
     "example_losses_of",
     "filter_by_loss",
     "filter_by_suspicion",
+    "inspection_curve",
     "join",
     "klom",
+    "leave_one_out_correlation",
+    "linear_datamodeling_score",
     "losses_of_runs",
     "margins",
     "mean_cross_entropy",
     "membership_auc",
+    "mislabel_auc",
     "neighbour_distances",
+    "recipe",
+    "source_precision",
+    "subsets",
     "take",
     "train_batched",
     "train_victims",
+    "with_every_label",
 ]

@@ -186,7 +186,7 @@ def image_grid(
         axes.set_axis_off()
     flags = wrong if wrong is not None else [False] * len(captions)
     for axes, picture, caption, bad in zip(grid, pictures, captions, flags, strict=False):
-        axes.imshow(_displayable(picture), cmap="gray_r" if len(picture) == 1 else None, vmin=0, vmax=1)
+        axes.imshow(displayable(picture), cmap="gray_r" if len(picture) == 1 else None, vmin=0, vmax=1)
         axes.set_title(caption, loc="center", fontsize=10, pad=3, color=CRIMSON if bad else BLACK)
     return figure
 
@@ -282,7 +282,7 @@ def _bins(values: np.ndarray) -> list[float]:
     return np.linspace(low, high if high > low else low + 1.0, 41).tolist()
 
 
-def _displayable(picture: np.ndarray) -> np.ndarray:
+def displayable(picture: np.ndarray) -> np.ndarray:
     low, high = picture.min(), picture.max()
     if low < 0 or high > 1:
         picture = (picture - low) / (high - low or 1.0)

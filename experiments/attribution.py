@@ -1,0 +1,114 @@
+"""Which training examples made the model say this? Exact scores by replay beside compressed influence functions.
+
+One run, many methods, one judge. A score is the predicted rise of a query's loss, in nats, when a training example is
+removed: positive means the example helps. The methods are judged by models that were retrained without some of the
+examples, with the same initialisation and order (linear datamodeling score); held-out queries choose the dampings.
+"""
+
+import logging
+import os
+from pathlib import Path
+from time import perf_counter
+
+from metagradient.experiments import _attribution, _attribution_figures, _setup
+from omegaconf import DictConfig
+from torch import Tensor
+
+from metagradient.data import TextSplits
+from metagradient.errors import UserError
+from metagradient.evaluation import GroundTruth, join, linear_datamodeling_score, subsets
+from metagradient.reporting import Progress, Record
+from metagradient.training.random import fold_in
+
+log = logging.getLogger(__name__)
+
+
+def run(cfg: DictConfig, record: Record) -> float:
+    _setup.prepare(cfg, queries=1, held_out=1, retrainings=3, batch=1, at_once=1)
+    if not cfg.methods or not cfg.drop:
+        raise UserError("attribution needs methods and drop: for example methods=[exact] drop=[0.5]")
+    task, splits = _attribution.make_task(cfg)
+    folder = _setup.folder(cfg.resume) or record.directory
+
+    with Progress() as progress:
+        # 1. The truth: models retrained without some of the examples, once for all methods.
+        truth = GroundTruth(
+            task.learner,
+            task.batches,
+            join(task.held_out, task.queries),
+            folder=_cache() if cfg.keep_retrainings else None,
+            at_once=cfg.at_once,
+            progress=progress.callback(),
+        )
+        start = perf_counter()
+        kept, held_out, judged = dict[float, Tensor](), dict[float, Tensor](), dict[float, Tensor]()
+        for drop in progress.track(cfg.drop, "retraining without some examples"):
+            kept[drop] = subsets(task.n, drop, cfg.retrainings, fold_in(cfg.seed, 7))
+            losses = truth.losses(kept[drop])
+            held_out[drop], judged[drop] = losses[:, : cfg.held_out], losses[:, cfg.held_out :]
+
+        if truth.runs == cfg.retrainings * len(cfg.drop):  # none was found on disk: what it cost beside single runs
+            share = (perf_counter() - start) / truth.runs / task.seconds
+            record.result({"retrainings_share_of_a_loop": share, "seconds_training": task.seconds})
+
+        def quality(scores: Tensor) -> float:
+            """What dampings are tuned for: the mean LDS of the held-out queries."""
+            found = [linear_datamodeling_score(scores, kept[d], held_out[d], resamples=0).mean for d in cfg.drop]
+            return sum(found) / len(found)
+
+        # 2. The methods, and 3. their judgement.
+        methods = _attribution.Methods(cfg, task, quality, folder / "artifacts", progress.callback())
+        outcomes, rows = [], []
+        for word in progress.track(list(cfg.methods), "methods"):
+            outcome = methods(str(word))
+            outcomes.append(outcome)
+            for drop in cfg.drop:
+                lds = linear_datamodeling_score(outcome.scores[drop], kept[drop], judged[drop], seed=cfg.seed)
+                row = {"method": outcome.name, "drop": drop, "lds": lds.mean, "low": lds.low, "high": lds.high}
+                rows.append(row | {"damping": outcome.damping, "k": outcome.k, "compression": outcome.compression})
+            log.info(
+                "%s: %s",
+                outcome.name,
+                ", ".join(f"LDS {r['lds']:.3f} at {r['drop']:g}" for r in rows[-len(cfg.drop) :]),
+            )
+
+    # 4. Tell.
+    table = []
+    for outcome in outcomes:
+        own = [row for row in rows if row["method"] == outcome.name]
+        cells = [f"{row['lds']:.3f} ({row['low']:.2f} - {row['high']:.2f})" for row in own]
+        compression = None if outcome.compression is None else round(outcome.compression, 3)
+        table.append([outcome.name, *cells, outcome.damping, outcome.k, compression, round(outcome.seconds, 2)])
+        slug = _attribution.slug(outcome.name)
+        record.result(
+            {f"lds_{slug}_drop{row['drop']:g}": row["lds"] for row in own} | {f"seconds_{slug}": outcome.seconds}
+        )
+        record.result({f"trainings_of_time_{slug}": outcome.seconds / task.seconds})
+        record.cost(training_runs=outcome.runs)
+    columns = ["method", *(f"LDS, {drop:.0%} removed" for drop in cfg.drop)]
+    record.table("attribution", [*columns, "damping", "k", "compress s", "seconds"], table)
+    record.csv("lds", list(rows[0]), [list(row.values()) for row in rows])
+    record.cost(training_runs=1 + truth.runs)
+    _attribution_figures.draw(record, cfg, task, splits, outcomes, rows)
+    if isinstance(splits, TextSplits):
+        if bool((splits.query_sources[: cfg.queries] >= 0).any()):
+            _attribution_figures.planted(record, task, splits, outcomes)
+    else:
+        if splits.truth is not None and bool(splits.truth.wrong.any()):
+            _attribution_figures.mislabelled(record, task, splits.truth.wrong, outcomes)
+        if cfg.brittleness:
+            record.cost(training_runs=_attribution_figures.brittle(record, cfg, task, len(splits.classes), outcomes))
+    headline = rows[len(cfg.drop) - 1]
+    record.result({"lds": headline["lds"], "lds_low": headline["low"], "lds_high": headline["high"]})
+    return float(headline["lds"])
+
+
+def _cache() -> Path:
+    root = os.environ.get("METAGRADIENT_CACHE") or "~/.cache/metagradient"
+    return Path(root).expanduser() / "retrainings"
+
+
+if __name__ == "__main__":
+    from metagradient.cli import launch
+
+    launch("attribution")

@@ -1,0 +1,60 @@
+"""Scores on disk: valid files from the first moment, resumable, refused where they are of something else."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from metagradient.attribution import ScoreFile, read_scores
+from metagradient.errors import UserError
+
+SCORES = torch.randn(7, 4, generator=torch.Generator().manual_seed(0))
+
+
+def test_a_file_filled_in_pieces_across_processes(tmp_path: Path) -> None:
+    path = tmp_path / "folder" / "scores.safetensors"
+    first = ScoreFile(path, 7, 4, "run")
+    first.write_rows(SCORES[:3])
+    assert not first.complete
+    again = ScoreFile(path, 7, 4, "run")
+    assert again.done == 3
+    again.write_rows(SCORES[3:])
+    assert again.complete
+    assert ScoreFile(path, 7, 4, "run").complete
+    torch.testing.assert_close(load_file(path)["scores"], SCORES)  # another reader
+    assert [p.name for p in path.parent.iterdir()] == ["scores.safetensors"]
+    for k, lowest in ((2, False), (3, True)):
+        expected = SCORES[:, 1].argsort(descending=not lowest)[:k]
+        assert torch.equal(again.top(1, k, lowest), expected)
+
+
+def test_columns_as_well(tmp_path: Path) -> None:
+    file = ScoreFile(tmp_path / "s.safetensors", 7, 4)
+    file.write_columns(SCORES[:, :1])
+    assert file.done == 1
+    file.write_columns(SCORES[:, 1:])
+    torch.testing.assert_close(file.scores, SCORES)
+
+
+def test_a_file_of_another_run_is_refused(tmp_path: Path) -> None:
+    ScoreFile(tmp_path / "s.safetensors", 7, 4, "one")
+    for shape, recipe in (((7, 4), "two"), ((4, 7), "one")):
+        with pytest.raises(UserError, match="another run"):
+            ScoreFile(tmp_path / "s.safetensors", *shape, recipe)
+
+
+def test_scores_from_anywhere(tmp_path: Path) -> None:
+    np.save(tmp_path / "a.npy", SCORES.numpy().astype(np.float64))
+    save_file({"whatever": SCORES}, tmp_path / "b.safetensors")
+    for name in ("a.npy", "b.safetensors"):
+        torch.testing.assert_close(read_scores(tmp_path / name), SCORES)
+    np.save(tmp_path / "c.npy", SCORES[0].numpy())
+    save_file({"one": SCORES, "two": SCORES.clone()}, tmp_path / "d.safetensors")
+    (tmp_path / "e.txt").touch()
+    for name, says in (("c.npy", "n_train, n_query"), ("d.safetensors", "one, two"), ("e.txt", r"\.npy or")):
+        with pytest.raises(UserError, match=says):
+            read_scores(tmp_path / name)
+    with pytest.raises(FileNotFoundError):
+        read_scores(tmp_path / "missing.npy")

@@ -1,0 +1,118 @@
+"""`metagradient attribution`, end to end on a small budget, and what it says to bad input."""
+
+import io
+import json
+import logging
+import os
+from contextlib import redirect_stderr, redirect_stdout
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from metagradient.cli import main
+
+SMALL = ["data.train=150", "learner.epochs=3", "queries=6", "held_out=5", "retrainings=12", "logger.mode=disabled"]
+
+
+def run(directory: Path, *overrides: str) -> tuple[int, str, str]:
+    out, err, before, level = io.StringIO(), io.StringIO(), Path.cwd(), logging.getLogger().level
+    os.chdir(directory)
+    try:
+        with redirect_stdout(out), redirect_stderr(err):
+            main(["attribution", *overrides])
+        status = 0
+    except SystemExit as stop:
+        status = int(stop.code or 0)
+    finally:
+        os.chdir(before)
+        logging.getLogger().setLevel(level)
+    return status, out.getvalue(), err.getvalue()
+
+
+@pytest.fixture(autouse=True)
+def _own_cache(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("METAGRADIENT_CACHE", str(tmp_path_factory.getbasetemp() / "cache"))
+
+
+ALL = (
+    "methods=[exact,exact:alpha,none,dropout:256,factor_dropout:256,gaussian:64,factor_gaussian:256,sjlt:64,"
+    "dropout_sjlt:64,pca:32,gradient_dot,cosine,tracin:2,trak:2]"
+)
+
+
+def test_every_method_on_a_run_with_wrong_labels(tmp_path: Path) -> None:
+    few = ["dampings=[1.0,30.0,300.0]", "drop=[0.1,0.5]", "labels=1", "data.noise.fraction=0.1", "brittleness=[5,30]"]
+    status, out, err = run(tmp_path, *SMALL, *few, ALL, "trak_k=64", "none_primal=100")
+    assert status == 0, err
+    (folder,) = (tmp_path / "outputs" / "attribution").iterdir()
+    metrics = json.loads((folder / "metrics.json").read_text())
+    assert metrics["result/lds_exact_drop0.1"] > 0.85
+    assert metrics["result/lds_exact_alpha_drop0.5"] > 0.7
+    assert metrics["result/lds_low"] < metrics["result/lds"] < metrics["result/lds_high"]
+    assert metrics["result/lds_none_drop0.5"] > 0.6
+    assert 0.5 < metrics["result/mislabel_auc"] <= 1
+    assert "flipped" in out
+    scores = load_file(folder / "artifacts" / "scores.safetensors")["scores"]
+    assert scores.shape == (150, 6)
+    assert {p.stem for p in (folder / "figures").iterdir()} == {"lds", "pareto", "top_examples", "inspection"}
+    for name in ("top_examples.png", "top_examples.csv", "lds.csv", "wrong_labels_found.csv"):
+        assert (folder / "artifacts" / name).stat().st_size > 0
+    assert len(list((folder / "artifacts").glob("scores*.safetensors"))) == 15
+
+    # The same scores from a file are judged alike, and nothing is retrained for it.
+    np.save(tmp_path / "theirs.npy", scores.numpy())
+    status, _, err = run(tmp_path, *SMALL, *few[:4], f"methods=[{tmp_path / 'theirs.npy'}]")
+    assert status == 0, err
+    newest = max((tmp_path / "outputs" / "attribution").iterdir())
+    again = json.loads((newest / "metrics.json").read_text())
+    assert again["result/lds_theirs_drop0.5"] == pytest.approx(metrics["result/lds_exact_drop0.5"])
+    assert again["cost/training_runs"] == 1
+
+
+def test_a_run_that_was_cut_short_goes_on(tmp_path: Path) -> None:
+    assert run(tmp_path, *SMALL, "methods=[exact]", "queries_per_replay=2")[0] == 0
+    (folder,) = (tmp_path / "outputs" / "attribution").iterdir()
+    file = folder / "artifacts" / "scores.safetensors"
+    whole = load_file(file)["scores"].clone()
+    raw = np.memmap(file, "<f4", "r+", offset=file.stat().st_size - whole.nbytes, shape=(150, 6))
+    raw[:, 4:] = 0  # as if killed after four queries
+    raw.flush()
+    file.with_name(file.name + ".progress").write_text("4")
+    status, _, err = run(tmp_path, *SMALL, "methods=[exact]", "queries_per_replay=2", f"resume={folder}")
+    assert status == 0, err
+    assert torch.equal(load_file(file)["scores"], whole)
+    status, _, err = run(tmp_path, *SMALL, "methods=[exact]", "learner.epochs=4", f"resume={folder}")
+    assert status == 2
+    assert "another run" in err
+
+
+@pytest.mark.parametrize(
+    ("overrides", "says"),
+    [
+        (["methods=[dropuot:4]"], "dropout:k"),
+        (["methods=[dropout]"], "dropout:k"),
+        (["methods=[dropout:0]"], "dropout:k"),
+        (["methods=[dropout:10000000]"], "not 10000000"),
+        (["methods=[]"], "methods"),
+        (["methods=[missing.npy]"], "missing.npy"),
+        (["queries=100000"], "queries=100000"),
+        (["retrainings=1"], "retrainings"),
+        (["drop=[0.0001]"], "drop=0.5"),
+        (["curvature=hessian", "methods=[dropout:64]"], "gauss_newton"),
+        (["damping=-1", "methods=[dropout:64]"], "damping"),
+        (["resume=nowhere"], "resume=nowhere"),
+    ],
+    ids=lambda value: value[0] if isinstance(value, list) else "",
+)
+def test_bad_input_is_one_clear_line(tmp_path: Path, overrides: list[str], says: str) -> None:
+    small = [*SMALL, "drop=[0.5]", "labels=1"]
+    given = {o.partition("=")[0] for o in overrides}
+    status, _, err = run(tmp_path, *[o for o in small if o.partition("=")[0] not in given], *overrides)
+    assert status == 2
+    lines = [line for line in err.splitlines() if line.startswith("metagradient attribution:")]
+    assert len(lines) == 1, err
+    assert says in lines[0]
+    assert "Traceback" not in err
