@@ -50,13 +50,17 @@ class Loop:
     metasteps:          updates of x.
     seeds_per_metastep: fresh inner seeds whose gradients, each normalised, are averaged (with one, it stays as it is).
     patience:           a metastep whose objective rises by more than this share above the last accepted is rejected.
+    average_from:       accepted iterates from this share of the metasteps on are averaged into `mean_x` (1: none).
     """
 
     metasteps: int = 10
     seeds_per_metastep: int = 1
     patience: float = 0.5
+    average_from: float = 1.0
 
     def __post_init__(self) -> None:
+        if not 0 <= self.average_from <= 1:
+            raise UserError(f"method.average_from is a share of the metasteps in [0, 1], not {self.average_from}")
         if not self.patience > 0:
             raise UserError(f"method.patience must be > 0, not {self.patience}")
         if self.metasteps < 1 or self.seeds_per_metastep < 1:
@@ -162,4 +166,6 @@ class Loop:
             log.warning("metastep %d: the metagradient is exactly 0, so nothing moves", state.metastep)
         state.accepted_x, state.accepted_objective = state.x.clone(), values["objective"]
         state.accepted_memory = dict(state.memory)
+        if state.metastep >= self.average_from * self.metasteps:
+            state.average()
         move(state, gradient)

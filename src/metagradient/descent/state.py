@@ -15,14 +15,14 @@ from torch import Tensor
 from metagradient.errors import UserError
 
 _NUMBERS = (
-    "metastep", "best_score", "best_metastep", "accepted_objective", "scale", "cost", "history", "identity",
+    "metastep", "best_score", "best_metastep", "accepted_objective", "scale", "cost", "history", "identity", "averaged",
 )  # fmt: skip
 
 
 @dataclass
 class DescentState:
     """metastep: how many metasteps are done. memory: the update rule's. best_*: chosen so far on held-out data;
-    accepted_*: where a rejected metastep goes back to. identity: the descent's settings; only the same may go on."""
+    mean_x: of the `averaged` last accepted iterates; accepted_*: where a rejected metastep goes back to. identity: the descent's settings; only the same may go on."""
 
     x: Tensor
     metastep: int = 0
@@ -31,6 +31,8 @@ class DescentState:
     best_score: float = float("-inf")
     best_metastep: int = 0
     accepted_x: Tensor | None = None
+    mean_x: Tensor | None = None
+    averaged: int = 0
     accepted_objective: float = float("inf")
     accepted_memory: dict[str, Tensor] = field(default_factory=dict)
     scale: float = 1.0
@@ -43,11 +45,16 @@ class DescentState:
         if score > self.best_score:
             self.best_x, self.best_score, self.best_metastep = self.x.clone(), score, self.metastep
 
+    def average(self) -> None:
+        """Count the current x into the mean of the iterates."""
+        self.averaged += 1
+        self.mean_x = self.x.clone() if self.mean_x is None else self.mean_x + (self.x - self.mean_x) / self.averaged
+
     def save(self, path: Path) -> None:
         """Write to `path`; a reader sees the old file or the new one, never half of it."""
         tensors = {"x": self.x, **{f"memory.{k}": v for k, v in self.memory.items()}}
         tensors |= {f"accepted_memory.{k}": v for k, v in self.accepted_memory.items()}
-        for name in ("best_x", "accepted_x"):
+        for name in ("best_x", "accepted_x", "mean_x"):
             if getattr(self, name) is not None:
                 tensors[name] = getattr(self, name)
         rest: dict[str, Any] = {name: getattr(self, name) for name in _NUMBERS}

@@ -4,7 +4,11 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
+from matplotlib import colormaps
+from matplotlib.cm import ScalarMappable
+from matplotlib.colors import Normalize
 from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
 
 from metagradient.reporting.figures import BLACK, COLOURS, GREY, MARKERS, styled
 
@@ -68,4 +72,51 @@ def drops_figure(rows: Sequence[Mapping[str, Any]]) -> Figure:
     grid[0].set_ylabel("test accuracy lost")
     handles, labels = grid[0].get_legend_handles_labels()
     figure.legend(handles, labels, loc="outside lower center", ncols=min(4, len(labels)))
+    return figure
+
+
+@styled
+def schedules_figure(path: Sequence[Sequence[float]]) -> Figure:
+    """The learning rate of every step, one line for each metastep, from dark (first) to bright (last)."""
+    figure = Figure(figsize=(6.4, 3.6))
+    axes = figure.subplots()
+    colours = colormaps["viridis"]
+    for metastep, rates in enumerate(path):
+        axes.plot(rates, color=colours(0.95 * metastep / max(len(path) - 1, 1)), linewidth=1.2)
+    axes.set(xlabel="training step", ylabel="learning rate", yscale="log")
+    scale = ScalarMappable(Normalize(0, max(len(path) - 1, 1) / 0.95), colours)
+    figure.colorbar(
+        scale,
+        ax=axes,
+        label="metastep",
+        boundaries=np.linspace(0, max(len(path) - 1, 1), 100),
+        ticks=MaxNLocator(6, integer=True),
+    )
+    return figure
+
+
+@styled
+def pair_figure(schedules: Mapping[str, Sequence[float]]) -> Figure:
+    """Named schedules, learning rate against step, linear and logarithmic."""
+    figure = Figure(figsize=(9.2, 3.4))
+    for axes, scale in zip(figure.subplots(1, 2), ("linear", "log"), strict=True):
+        for (name, rates), colour in zip(schedules.items(), COLOURS, strict=False):
+            shown = np.asarray(rates, dtype=float)
+            axes.plot(np.where(shown > 0, shown, np.nan), color=colour, label=name)
+        axes.set(xlabel="training step", ylabel="learning rate", yscale=scale)
+    axes.legend(handlelength=1.4)
+    return figure
+
+
+@styled
+def compute_figure(ways: Mapping[str, tuple[Sequence[float], Sequence[float]]]) -> Figure:
+    """Test loss of what each searcher would have chosen so far, against the training runs it had spent."""
+    figure = Figure(figsize=(6.4, 3.8))
+    axes = figure.subplots()
+    for (name, (spent, losses)), colour in zip(ways.items(), COLOURS, strict=False):
+        shown = np.where(np.isfinite(losses), losses, np.nan)
+        axes.step(spent, shown, where="post", color=colour, label=name)
+    axes.set(xlabel="training runs spent", ylabel="test loss of the choice so far", yscale="log")
+    axes.yaxis.set_minor_formatter(lambda value, _: f"{value:.2g}")
+    axes.legend(handlelength=1.4)
     return figure

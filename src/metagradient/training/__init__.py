@@ -9,6 +9,7 @@ from metagradient.training.metaparameters import (
     InputPerturbation,
     LearningRates,
     Metaparameter,
+    Momentum,
     WeightDecay,
 )
 from metagradient.training.optimizers import SGD, Adam, AdamW, Optimizer
@@ -39,6 +40,7 @@ __all__ = [
     "Learner",
     "LearningRates",
     "Metaparameter",
+    "Momentum",
     "NonFiniteLoss",
     "OneCycle",
     "Optimizer",

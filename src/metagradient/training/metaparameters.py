@@ -153,21 +153,35 @@ class LearningRates(Metaparameter):
 
     def rate(self, t: int) -> Tensor:
         """The learning rate at step t (a scalar tensor)."""
-        if self.steps is None:
-            if t >= len(self.value):
-                raise UserError(
-                    f"LearningRates has {len(self.value)} values but the run reaches step {t}: give steps=T"
-                )
-            value = self.value[t]
-        else:
-            left, fraction = knot_position(t, len(self.value), self.steps)
-            value = self.value[left]
-            if fraction:
-                value = value + fraction * (self.value[left + 1] - value)
+        value = _value_at(self, t)
         return value.exp() if self.log else value
 
     def on_hyper(self, hyper: Mapping[str, Scalar], t: int) -> Mapping[str, Scalar]:
         return {**hyper, "learning_rate": self.rate(t)}
+
+
+@dataclass(frozen=True, eq=False)
+class Momentum(Metaparameter):
+    """The momentum of SGD at every step: value [T], or [K] knots, linearly interpolated over the `steps` of the run."""
+
+    name: str = "momentum"
+    steps: int | None = None
+
+    def on_hyper(self, hyper: Mapping[str, Scalar], t: int) -> Mapping[str, Scalar]:
+        if not hyper.get("momentum"):
+            raise UserError("Momentum needs SGD with a momentum to replace: set learner.optimizer.momentum=0.9")
+        return {**hyper, "momentum": _value_at(self, t)}
+
+
+def _value_at(m: LearningRates | Momentum, t: int) -> Tensor:
+    """The value at step t, a scalar: an entry of [T], or between two of [K] knots where `steps` is given."""
+    value = m.value
+    if m.steps is None:
+        if t >= len(value):
+            raise UserError(f"{type(m).__name__} has {len(value)} values but the run reaches step {t}: give steps=T")
+        return value[t]
+    left, fraction = knot_position(t, len(value), m.steps)
+    return value[left] + fraction * (value[left + 1] - value[left]) if fraction else value[left]
 
 
 @dataclass(frozen=True, eq=False)

@@ -1,0 +1,110 @@
+"""Which learning-rate schedule should I have used? Found by gradient, against tuning at equal compute.
+
+Log learning rates at a few knots are moved along exact metagradients of the held-out loss, from a flat schedule, each
+metastep with a fresh initialisation and order. A grid of one-cycle and cosine schedules, random search and Optuna's TPE
+spend as many training runs. Finalists of every searcher are chosen on validation rows; the test rows are used once, with
+fresh seeds.
+"""
+
+import statistics
+
+import torch
+from metagradient.experiments import _schedule, _setup, _smoothness
+from metagradient.experiments._schedule import FLAT, GRID, OURS, RANDOM, TPE
+from omegaconf import DictConfig
+
+from metagradient.descent import DescentProblem, Recipe
+from metagradient.descent.schedule_baselines import Trial, geometric, grid, grid_search, random_search, tpe_search
+from metagradient.evaluation import deviation, mean_cross_entropy, take
+from metagradient.reporting import Progress, Record
+from metagradient.training.random import fold_in, generator
+
+
+def run(cfg: DictConfig, record: Record) -> float:
+    _setup.prepare(cfg, retrainings=1, finalists=1, finalist_seeds=1, stretch=1)
+    splits = _setup.build(cfg.data)
+    routine = _setup.classifier_routine(cfg, splits)
+    order = torch.randperm(len(splits.validation["y"]), generator=generator(cfg.seed, 1))
+    held = _setup.share(cfg.held_out, len(order), "held_out")
+    held_out, steer = take(splits.validation, order[:held]), take(splits.validation, order[held:])
+    method = _setup.build(cfg.method, _convert_="all")
+    steps = len(routine.batches(splits.train, 0))
+    recipes = grid(steps, geometric(cfg.grid.low, cfg.grid.high, cfg.grid.peaks), list(cfg.grid.warmups))
+    family = _setup.build(cfg.family)
+
+    with Progress() as progress:
+        # 1. Descend: from a flat schedule, along metagradients through whole runs.
+        problem = DescentProblem(
+            splits.train,
+            steer,
+            score=lambda learner, state: {
+                "held_out_loss": mean_cross_entropy(learner, state, held_out),
+                "test_loss": mean_cross_entropy(learner, state, splits.test),  # drawn, never chosen by
+            },
+            routine=routine,
+            fit=_setup.TrainerFit(cfg, progress),
+            seed=fold_in(cfg.seed, 2),
+            folder=record.directory,
+            resume=_setup.folder(cfg.resume),
+        )
+        _smoothness.at_the_start(cfg, record, progress, routine, splits.train, "schedule")
+        judge = _schedule.Judge(problem, splits, cfg.seed)
+        ways, path = {OURS: _schedule.Searcher()}, list[torch.Tensor]()
+        per_metastep = 3.0 * method.seeds_per_metastep
+
+        def on_metastep(metastep: int, values: dict[str, float], x: torch.Tensor | None) -> None:
+            record.curve(metastep, values)
+            rates = torch.full((steps,), torch.nan) if x is None else method.space.recipe(x, steps).rates
+            path.append(rates)
+            ways[OURS].trials.append(Trial(f"metastep {metastep}", Recipe(rates), values["held_out_loss"]))
+            ways[OURS].tests.append(values["test_loss"])
+            ways[OURS].spent.append(per_metastep * (metastep + 1))
+
+        found = method.run(problem, on_metastep=on_metastep, progress=progress.callback())
+
+        # 2. Tune: the baselines, each with one training a trial; random search and TPE with our number of runs.
+        tests: list[float] = []
+
+        def evaluate(recipe: Recipe) -> float:
+            loss, test, _ = judge.losses(recipe, fold_in(cfg.seed, 30, len(tests)) % 2**31)
+            tests.append(test)
+            return loss
+
+        runs = round(found.cost)
+        searches = {
+            GRID: (grid_search(evaluate, recipes), len(recipes)),
+            RANDOM: (random_search(evaluate, family, steps, runs, cfg.seed), runs),
+            TPE: (tpe_search(evaluate, family, steps, runs, cfg.seed), runs),
+        }
+        for name, (trials, total) in searches.items():
+            way = judge.follow(name, trials, tests, total, progress)
+            if way.trials:
+                ways[name] = way
+
+        # 3. Choose each searcher's best on validation rows, then test once.
+        ours = [method.space.recipe(x, steps) for x in found.finalists][: cfg.finalists]
+        chosen = {FLAT: method.space.recipe(method.flat(routine), steps)}
+        for name, way in progress.track(ways.items(), "finalists"):
+            finalists = ours if name == OURS else [trial.recipe for trial in way.best(cfg.finalists)]
+            chosen[name] = judge.choose(finalists, cfg.finalist_seeds)
+        losses, accuracies = {}, {}
+        for name, recipe in progress.track(chosen.items(), "test with fresh seeds"):
+            losses[name], accuracies[name] = judge.test(recipe, cfg.retrainings)
+        kinds = (OURS, GRID) if cfg.stretch > 1 else ()
+        longer = {name: judge.test(chosen[name], cfg.retrainings, cfg.stretch)[0] for name in kinds}
+
+    # 4. Tell.
+    spent = {name: way.spent[-1] for name, way in ways.items()} | {OURS: found.cost}
+    record.cost(training_runs=found.cost + judge.spent[0])
+    record.result({"chosen_metastep": found.metastep, "test_accuracy": statistics.fmean(accuracies[OURS])})
+    record.result({"test_accuracy_sd": deviation(accuracies[OURS])})
+    _schedule.tell(record, losses, accuracies, longer, spent, cfg.finalists * cfg.finalist_seeds)
+    record.csv("schedule", ["step", "learning_rate"], enumerate(chosen[OURS].rates.tolist()))
+    _schedule.draw(record, path, chosen, ways)
+    return statistics.fmean(losses[OURS])
+
+
+if __name__ == "__main__":
+    from metagradient.cli import launch
+
+    launch("schedule")

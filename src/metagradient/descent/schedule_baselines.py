@@ -1,0 +1,122 @@
+"""What a schedule search must beat at equal compute: a grid of known shapes, random search, Optuna's TPE."""
+
+from __future__ import annotations
+
+import importlib.util
+import logging
+import math
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from metagradient.descent.schedule import Recipe
+from metagradient.errors import UserError
+from metagradient.training.random import generator
+
+log = logging.getLogger(__name__)
+
+Evaluate = Callable[[Recipe], float]
+"""One training: the validation loss under a recipe, infinite where training diverges."""
+
+
+@dataclass(frozen=True)
+class Trial:
+    """One recipe that was tried, and its validation loss."""
+
+    name: str
+    recipe: Recipe
+    loss: float
+
+
+def rise_and_fall(
+    steps: int, peak: float, warmup: float, start: float = 0.04, final: float = 1e-4, *, linear: bool = False
+) -> Tensor:
+    """[T] rates: from start * peak up to the peak at `warmup` of the run, along half a cosine or a line; then half a
+    cosine down to final * peak. One-cycle: start 1/25, final 1e-4; cosine with linear warm-up: start and final 0."""
+    t = torch.arange(steps) / steps
+    up = (t / max(warmup, 1e-9)).clamp(max=1.0)
+    up = up if linear else 0.5 * (1 - torch.cos(math.pi * up))
+    down = ((t - warmup) / max(1 - warmup, 1e-9)).clamp(0.0, 1.0)
+    falling = final + (1 - final) * 0.5 * (1 + torch.cos(math.pi * down))
+    return peak * torch.where(t < warmup, start + (1 - start) * up, falling)
+
+
+@dataclass(frozen=True)
+class Family:
+    """Where the baselines look: ranges of peak (a learning rate) and warm-up (a share of the run)."""
+
+    peak: tuple[float, float] = (0.01, 3.0)
+    warmup: tuple[float, float] = (0.0, 0.7)
+    start: tuple[float, float] = (0.01, 1.0)
+    final: tuple[float, float] = (1e-4, 1.0)
+
+    def __post_init__(self) -> None:
+        for name in ("peak", "start", "final"):
+            low, high = getattr(self, name)
+            if not 0 < low < high:
+                raise UserError(f"family.{name} must be two numbers 0 < low < high, not [{low}, {high}]")
+        if not 0 <= self.warmup[0] <= self.warmup[1] < 1:
+            raise UserError(f"family.warmup must lie in [0, 1), not {list(self.warmup)}")
+
+
+def grid(steps: int, peaks: Sequence[float], warmups: Sequence[float]) -> list[tuple[str, Recipe]]:
+    """One-cycle, and cosine with linear warm-up, each at every peak and warm-up: (name, recipe)."""
+    return [
+        (
+            f"{kind}, peak {peak:.3g}, warm-up {warmup:g}",
+            Recipe(rise_and_fall(steps, peak, warmup, start, final, linear=linear)),
+        )
+        for kind, start, final, linear in (("one-cycle", 0.04, 1e-4, False), ("cosine", 0.0, 0.0, True))
+        for peak in peaks
+        for warmup in warmups
+    ]
+
+
+def geometric(low: float, high: float, count: int) -> list[float]:
+    """`count` learning rates from low to high, each the same factor above the last."""
+    if not 0 < low <= high or count < 1:
+        raise UserError(f"a grid of peaks needs 0 < low <= high and a count >= 1, not {low}, {high} and {count}")
+    return [low * (high / low) ** (i / max(count - 1, 1)) for i in range(count)]
+
+
+def grid_search(evaluate: Evaluate, recipes: Sequence[tuple[str, Recipe]]) -> Iterator[Trial]:
+    """Each recipe once."""
+    for name, recipe in recipes:
+        yield Trial(name, recipe, evaluate(recipe))
+
+
+def random_search(evaluate: Evaluate, family: Family, steps: int, runs: int, seed: int) -> Iterator[Trial]:
+    """`runs` random members of the family: peak, start and final log-uniform, warm-up uniform."""
+    rng = generator(seed, 21)
+
+    def uniform(low: float, high: float) -> float:
+        return low + (high - low) * float(torch.rand((), generator=rng))
+
+    for i in range(runs):
+        peak, start, final = (
+            math.exp(uniform(math.log(low), math.log(high))) for low, high in (family.peak, family.start, family.final)
+        )
+        recipe = Recipe(rise_and_fall(steps, peak, uniform(*family.warmup), start, final))
+        yield Trial(f"random {i}", recipe, evaluate(recipe))
+
+
+def tpe_search(evaluate: Evaluate, family: Family, steps: int, runs: int, seed: int) -> Iterator[Trial]:
+    """Optuna's tree-structured Parzen estimator on the same family; nothing, said once, where Optuna is missing."""
+    if importlib.util.find_spec("optuna") is None:
+        log.warning("TPE is left out, Optuna is not installed: pip install 'metagradient[search]'")
+        return
+    import optuna
+
+    optuna.logging.set_verbosity(optuna.logging.WARNING)
+    study = optuna.create_study(sampler=optuna.samplers.TPESampler(seed=seed % 2**31))
+    for i in range(runs):
+        trial = study.ask()
+        peak, start, final = (
+            trial.suggest_float(name, *getattr(family, name), log=True) for name in ("peak", "start", "final")
+        )
+        recipe = Recipe(rise_and_fall(steps, peak, trial.suggest_float("warmup", *family.warmup), start, final))
+        loss = evaluate(recipe)
+        study.tell(trial, min(loss, 1e6))
+        yield Trial(f"TPE {i}", recipe, loss)

@@ -1,0 +1,82 @@
+"""`metagradient schedule`, end to end on a small budget, and what it says to bad input."""
+
+import csv
+import json
+import logging
+import math
+from pathlib import Path
+
+import pytest
+
+from metagradient.cli import main
+
+SMALL = [
+    "model=linear",
+    "data.train=100",
+    "data.validation=50",
+    "data.test=60",
+    "learner.epochs=4",
+    "method.metasteps=3",
+    "grid.peaks=2",
+    "grid.warmups=[0.0,0.3]",
+    "finalist_seeds=1",
+    "retrainings=2",
+    "logger.mode=disabled",
+]
+
+
+def run(directory: Path, monkeypatch: pytest.MonkeyPatch, *overrides: str) -> int:
+    monkeypatch.chdir(directory)
+    level = logging.getLogger().level
+    try:
+        main(["schedule", *overrides])
+    except SystemExit as stop:
+        return int(stop.code or 0)
+    finally:
+        logging.getLogger().setLevel(level)
+    return 0
+
+
+def test_a_run_leaves_what_it_promises_and_goes_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert run(tmp_path, monkeypatch, *SMALL, "hydra.run.dir=first") == 0
+    metrics = json.loads((tmp_path / "first" / "metrics.json").read_text())
+    for key in ("test_loss", "test_loss_grid_best", "test_loss_flat", "test_loss_random"):
+        assert 0 < metrics[f"result/{key}"] < 10
+        assert metrics[f"result/{key}_sd"] >= 0
+    assert 0 <= metrics["result/test_accuracy"] <= 1
+    tpe = "result/test_loss_tpe" in metrics
+    # smoothness 3, ours 3 x 3 + 1, grid 8, random (and TPE) as many as ours, finalists, tests, the longer runs
+    searchers = 4 if tpe else 3
+    expected = 3 + 10 + 8 + 10 * (searchers - 2) + 3 * searchers + 2 * (searchers + 1) + 2 * 2 * 2
+    assert metrics["cost/training_runs"] == expected
+    rows = list(csv.DictReader((tmp_path / "first" / "artifacts" / "schedule.csv").open()))
+    assert [int(row["step"]) for row in rows] == [0, 1, 2, 3]
+    assert all(float(row["learning_rate"]) > 0 for row in rows)
+    figures = {path.stem for path in (tmp_path / "first" / "figures").iterdir()}
+    assert figures == {"schedule_by_metastep", "found_against_grid", "test_loss_against_compute"}
+
+    # what was found already is taken over, and judged to the same numbers
+    assert run(tmp_path, monkeypatch, *SMALL, "hydra.run.dir=again", "resume=first") == 0
+    again = json.loads((tmp_path / "again" / "metrics.json").read_text())
+    assert math.isclose(again["result/test_loss"], metrics["result/test_loss"], rel_tol=0, abs_tol=0)
+
+
+@pytest.mark.parametrize(
+    ("overrides", "says"),
+    [
+        (["method.space.knots=0"], "method.space.knots"),
+        (["method.start=-1"], "flat learning rate"),
+        (["grid.low=0"], "grid of peaks"),
+        (["family.peak=[1,0.1]"], "family.peak"),
+        (["method.space.momentum=true", "learner.optimizer.momentum=0"], "learner.optimizer.momentum"),
+        (["stretch=0"], "stretch"),
+    ],
+    ids=lambda value: value[0] if isinstance(value, list) else "",
+)
+def test_bad_input_is_one_clear_line(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], overrides: list[str], says: str
+) -> None:
+    assert run(tmp_path, monkeypatch, *SMALL, *overrides) == 2
+    lines = [line for line in capsys.readouterr().err.splitlines() if line.startswith("metagradient schedule:")]
+    assert len(lines) == 1
+    assert says in lines[0]
