@@ -1,5 +1,6 @@
 """The parts of an unlearning experiment: whom to forget, timing beside the truth, what the judges say."""
 
+import logging
 from dataclasses import dataclass, replace
 from pathlib import Path
 from time import perf_counter
@@ -8,6 +9,7 @@ import lightning
 import torch
 from metagradient.experiments import _setup
 from omegaconf import DictConfig
+from safetensors.torch import save_file
 from torch import Tensor
 
 import metagradient as mg
@@ -24,24 +26,41 @@ from metagradient.evaluation import (
     membership_auc,
     take,
 )
-from metagradient.reporting import Progress
+from metagradient.replay.storage import Storage
+from metagradient.reporting import Progress, Record
 from metagradient.training.random import fold_in, generator
-from metagradient.unlearning import Method, RecordedRun, RecordRun, Request, Retrain, Unlearned, perturbed
+from metagradient.unlearning import Method, RecordedRun, RecordRun, Request, Retrain, Unlearned, perturbed, stored
 from metagradient.unlearning import record as record_run
+
+log = logging.getLogger(__name__)
 
 CHOICES = ("random", "class", "highest_loss", "highest_influence", "file")
 DTYPES = {None: None, "float32": torch.float32, "float64": torch.float64}
 
 
-def record(cfg: DictConfig, routine: mg.Routine, splits: Splits, present: Tensor, progress: Progress) -> RecordedRun:
-    """Train with Lightning's Trainer and keep every step."""
+def storage(cfg: DictConfig) -> Storage:
+    """A place for one history."""
+    return mg.make_storage(cfg.history.storage, cfg.history.folder)
+
+
+def recorded(cfg: DictConfig, routine: mg.Routine, splits: Splits, present: Tensor, progress: Progress) -> RecordedRun:
+    """The run: trained with Lightning's Trainer, every step kept; or found in `run_folder`, where it is kept from then
+    on."""
     if cfg.history.dtype not in DTYPES:
         raise UserError(f"history.dtype must be float32, float64 or null, not '{cfg.history.dtype}'")
     batches = routine.batches(splits.train, fold_in(cfg.seed, 1))
     learner = routine.learner(fold_in(cfg.seed, 1), len(batches))
-    storage = mg.make_storage(cfg.history.storage, cfg.history.folder)
+    folder = None if cfg.run_folder is None else Path(cfg.run_folder) / "start"
+    if folder is not None and stored.exists(folder):
+        run, _, _ = stored.load(folder, learner, batches, storage(cfg))
+        if not torch.equal(run.present, present):
+            raise UserError(
+                f"the run stored in {folder} was trained on other rows: give its add.* and seed, or another run_folder"
+            )
+        log.info("the run was found in %s", folder)
+        return run
     callback = RecordRun(
-        batches, present, storage=storage, dtype=DTYPES[cfg.history.dtype], progress=progress.callback()
+        batches, present, storage=storage(cfg), dtype=DTYPES[cfg.history.dtype], progress=progress.callback()
     )
     trainer = lightning.Trainer(
         max_epochs=1,
@@ -58,6 +77,8 @@ def record(cfg: DictConfig, routine: mg.Routine, splits: Splits, present: Tensor
     trainer.fit(learner, callback.batches)
     learner.to(_setup.device(cfg))
     assert callback.run is not None
+    if folder is not None:
+        stored.save(callback.run, folder)
     return callback.run
 
 
@@ -98,6 +119,8 @@ def to_delete(cfg: DictConfig, run: RecordedRun, splits: Splits, progress: Progr
         rows = rows[labels[rows] == label]
         if settings.count is None and settings.fraction == 1:
             return [rows]
+    if size == 0:
+        raise UserError("there is nothing to delete or to add: set delete.fraction=0.01 or add.fraction=0.01")
     if size > len(rows):
         raise UserError(f"cannot delete {size} of {len(rows)} rows: set a smaller delete.fraction")
     if settings.rows == "highest_loss":
@@ -147,17 +170,27 @@ class Answer:
 def ask(method: Method, run: RecordedRun, request: Request, turn: int, cfg: DictConfig, progress: Progress) -> Answer:
     """Both in an order that alternates with `turn`; nothing but them lies inside the clocks."""
     both = {"retrain": Retrain(), "method": method}
-    done: dict[str, tuple[Unlearned, float]] = {}
-    for name in sorted(both, reverse=turn % 2 == 0):
-        started = perf_counter()
-        result = both[name](run, request, progress=progress.callback())
-        if result.state.params.is_cuda:
-            torch.cuda.synchronize()
-        done[name] = result, perf_counter() - started
+    order = sorted(both, reverse=turn % 2 == 0)
+    done = {name: timed(both[name], run, request, progress) for name in order}
     (retrained, slow), (unlearned, fast) = done["retrain"], done["method"]
     if cfg.output_noise:
         unlearned = replace(unlearned, state=perturbed(unlearned.state, cfg.output_noise, fold_in(cfg.seed, 7, turn)))
     return Answer(request, retrained, unlearned, slow, fast)
+
+
+def timed(method: Method, run: RecordedRun, request: Request, progress: Progress) -> tuple[Unlearned, float]:
+    """A method's answer and the seconds it took."""
+    started = perf_counter()
+    result = method(run, request, progress=progress.callback())
+    if result.state.params.is_cuda:
+        torch.cuda.synchronize()
+    return result, perf_counter() - started
+
+
+def save_model(record: Record, learner: mg.Learner, state: mg.TrainState) -> None:
+    """model.safetensors: the model under the names of its own state dict."""
+    model = learner.adopt(state).state_dict()
+    save_file({name: x.contiguous() for name, x in model.items()}, record.artifact_path("model.safetensors"))
 
 
 def judge(run: RecordedRun, answer: Answer, splits: Splits) -> dict[str, float]:

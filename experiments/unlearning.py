@@ -8,10 +8,9 @@ import logging
 import statistics
 
 import torch
-from metagradient.experiments import _setup, _unlearning
+from metagradient.experiments import _setup, _unlearning, _unlearning_stream
 from metagradient.experiments._unlearning_figures import draw
 from omegaconf import DictConfig
-from safetensors.torch import save_file
 
 from metagradient.reporting import Progress, Record
 from metagradient.unlearning import WORTHWHILE, DeltaGrad, Request, predicted_saving
@@ -28,11 +27,14 @@ def run(cfg: DictConfig, record: Record) -> float:
 
     with Progress() as progress:
         # 1. Train, and keep every step; rows that will be added later are in the plan, but absent.
-        new = _unlearning.to_add(cfg, n)
         present = torch.ones(n, dtype=torch.bool)
-        for rows in new:
+        queue = _unlearning_stream.requests_of(cfg, n) if cfg.stream.requests else []
+        new = [] if queue else _unlearning.to_add(cfg, n)
+        for rows in [*new, *(request.rows for request in queue if request.kind == "add")]:
             present[rows] = False
-        trained = _unlearning.record(cfg, routine, splits, present, progress)
+        trained = _unlearning.recorded(cfg, routine, splits, present, progress)
+        if queue:
+            return _unlearning_stream.serve(cfg, record, trained, method, queue, splits, progress)
 
         # 2. Ask, after a warm-up on the first request: the method and a retraining in turn.
         kind = "add" if new else "delete"
@@ -67,8 +69,7 @@ def run(cfg: DictConfig, record: Record) -> float:
         record.table("klom", ["models", "asked", "kept", "test"], [[name, *row.values()] for name, row in klom.items()])
         record.result({f"klom_{name}_{part}": v for name, row in klom.items() for part, v in row.items()})
     draw(record, trained, method, answers[0], rows)
-    model = trained.learner.adopt(answers[0].unlearned.state).state_dict()
-    save_file({name: x.contiguous() for name, x in model.items()}, record.artifact_path("model.safetensors"))
+    _unlearning.save_model(record, trained.learner, answers[0].unlearned.state)
     record.cost(training_runs=sum(a.training_runs for a in answers) + 1 + _unlearning.klom_runs(cfg, answers[0]))
     return middle["error_ratio"]
 

@@ -128,6 +128,10 @@ def test_deletion_sets_follow_their_rule(tmp_path: Path, rule: str) -> None:
         (["history.storage=tape"], "storage"),
         (["sets=0"], "sets"),
         (["output_noise=-1"], "output_noise"),
+        (["stream.requests=200", "delete.count=1"], "delete.count"),
+        (["stream.requests=2", "delete.fraction=0"], "delete.count=1"),
+        (["stream.requests=2", "method=newton"], "method=deltagrad"),
+        (["delete.fraction=0"], "delete.fraction"),
     ],
     ids=lambda value: " ".join(value) if isinstance(value, list) else "",
 )
@@ -140,3 +144,52 @@ def test_bad_input_is_one_clear_line(tmp_path: Path, overrides: list[str], says:
     assert len(lines) == 1, done.err
     assert says in lines[0]
     assert "Traceback" not in done.err
+
+
+def test_a_stream_is_served_and_goes_on_where_it_was_cut(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked = [*SMALL, "delete.count=2", "add.count=1", "stream.requests=6", "stream.judge_every=2"]
+    assert run(tmp_path, *asked, "run_folder=whole").status == 0
+    whole = load_file(folder_of(tmp_path) / "artifacts" / "model.safetensors")
+    metrics = metrics_of(tmp_path)
+    assert metrics["result/requests"] == 6
+    assert metrics["result/rows"] == 120 - 3 * 2
+    assert metrics["result/error_ratio"] > 5
+
+    from metagradient.unlearning import stored
+
+    saves, save = 0, stored.save
+
+    def dying(*args, **kwargs):  # type: ignore[no-untyped-def]
+        nonlocal saves
+        saves += 1
+        if saves == 4:  # the run itself is the first
+            raise KeyboardInterrupt
+        save(*args, **kwargs)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(stored, "save", dying)
+        assert run(tmp_path, *asked, "run_folder=cut").status == 130
+    assert run(tmp_path, *asked, "run_folder=cut").status == 0
+    rest = load_file(folder_of(tmp_path) / "artifacts" / "model.safetensors")
+    assert all(torch.equal(whole[name], rest[name]) for name in whole)
+    assert len((folder_of(tmp_path) / "artifacts" / "stream.csv").read_text().splitlines()) == 1 + 2  # after 4 and 6
+    assert "are served" in run(tmp_path, *asked, "run_folder=cut").err
+
+
+def test_a_stored_run_of_another_recipe_is_refused(tmp_path: Path) -> None:
+    assert run(tmp_path, *SMALL, "run_folder=kept").status == 0
+    files = {file: file.read_bytes() for file in (tmp_path / "kept").rglob("*") if file.is_file()}
+    done = run(tmp_path, *SMALL, "run_folder=kept", "learner.learning_rate=0.05")
+    assert done.status == 2
+    assert "made by another recipe (learning rates 0.1" in done.err
+    assert files == {file: file.read_bytes() for file in (tmp_path / "kept").rglob("*") if file.is_file()}
+    assert run(tmp_path, *SMALL, "run_folder=kept", "method=newton").status == 0
+
+
+def test_a_sweep_ends_in_a_comparison(tmp_path: Path) -> None:
+    done = run(tmp_path, "-m", *SMALL, "method=deltagrad,gradient_ascent", "seed=0,1", "hydra.sweep.dir=sweep")
+    assert done.status == 0, done.err
+    rows = list(csv.DictReader((tmp_path / "sweep" / "comparison.csv").open()))
+    assert [(row["run"], row["seeds"]) for row in rows] == [("deltagrad", "2"), ("gradient_ascent", "2")]
+    assert float(rows[0]["error_ratio"]) > float(rows[1]["error_ratio"])
+    assert (tmp_path / "sweep" / "comparison.png").exists()

@@ -142,7 +142,7 @@ class Record:
     def csv(self, name: str, header: Sequence[str], rows: Iterable[Sequence[Any]]) -> Path:
         """Write artifacts/<name>.csv; its path."""
         path = self.artifact_path(name if name.endswith(".csv") else f"{name}.csv")
-        _write_csv(path, header, rows)
+        write_rows(path, header, rows)
         return path
 
     def artifact_path(self, name: str) -> Path:
@@ -164,7 +164,7 @@ class Record:
             return
         self._curve_saved = monotonic()
         columns = list(dict.fromkeys(key for row in self._curve for key in row))
-        _write_csv(self.directory / "curves.csv", columns, [[row.get(key) for key in columns] for row in self._curve])
+        write_rows(self.directory / "curves.csv", columns, [[row.get(key) for key in columns] for row in self._curve])
 
     def _summarise(self, mode: str, place: str) -> None:
         """The last thing on the terminal."""
@@ -196,7 +196,8 @@ def write_atomically(path: Path, text: str) -> None:
     os.replace(draft, path)
 
 
-def _write_csv(path: Path, header: Sequence[str], rows: Iterable[Sequence[Any]]) -> None:
+def write_rows(path: Path, header: Sequence[str], rows: Iterable[Sequence[Any]]) -> None:
+    """Write a CSV file as a whole."""
     draft = path.with_name(f".{path.name}.{os.getpid()}")
     with draft.open("w", newline="", encoding="utf-8") as file:
         writer = csv.writer(file)

@@ -31,7 +31,7 @@ def save(run: RecordedRun, folder: str | Path, notes: Mapping[str, Any] | None =
     """Keep a run in `folder`, in place of the one there; `notes` (JSON) and named `tensors` are kept beside it.
 
     The new run is written beside the old one and takes its place in one step: whoever is killed in the middle leaves
-    the old one. The run's learner must be in its first state or the run's own.
+    the old one.
     """
     folder = Path(folder)
     generation = 1 + max((int(p.name.rpartition("-")[2]) for p in folder.glob("generation-*")), default=0)
@@ -63,12 +63,17 @@ def exists(folder: str | Path) -> bool:
 
 
 def load(
-    folder: str | Path, learner: Learner, batches: Batches, storage: Storage | None = None
+    folder: str | Path,
+    learner: Learner,
+    batches: Batches,
+    storage: Storage | None = None,
+    *,
+    initial: TrainState | None = None,
 ) -> tuple[RecordedRun, dict[str, Any], dict[str, Tensor]]:
     """(run, notes, tensors) from `folder`; the history is read into `storage` (default: memory).
 
-    learner: freshly initialised as it was for the run; batches: those of the run, all rows. UserError where the run
-    was made from anything else, or is damaged.
+    learner: initialised as it was for the run, or with its first state given as `initial`; batches: those of the run, all
+    rows. UserError where the run was made from anything else, or is damaged.
     """
     folder = Path(folder)
     try:
@@ -84,7 +89,7 @@ def load(
         raise UserError(
             f"the run stored in {folder} has format {format_}, not {_FORMAT}: record it anew in another run_folder"
         )
-    start = initial_state(learner)
+    start = initial_state(learner) if initial is None else initial
     asked = recipe(learner, batches, start)
     differ = [
         f"{name} {kept.get(name)} there, {value} here" for name, value in asked.items() if kept.get(name) != value

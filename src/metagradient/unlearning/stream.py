@@ -52,7 +52,7 @@ def stream(
     key = _key(requests)
     run, done, seconds, gradients, original = start, 0, 0.0, 0, start.final
     if stored.exists(folder):
-        run, notes, tensors = stored.load(folder, start.learner, start.batches, storage())
+        run, notes, tensors = stored.load(folder, start.learner, start.batches, storage(), initial=start.initial)
         if notes.get("stream") != key:
             raise UserError(f"{folder} holds another stream of requests: give another run_folder")
         done, seconds, gradients = notes["done"], notes["seconds"], notes["gradients"]

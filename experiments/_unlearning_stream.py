@@ -1,0 +1,97 @@
+"""A stream of requests: one after the other, each to the run that the last one left; now and then the truth."""
+
+from pathlib import Path
+
+import torch
+from metagradient.experiments import _unlearning
+from omegaconf import DictConfig
+
+from metagradient.data import Splits
+from metagradient.errors import UserError
+from metagradient.evaluation import accuracy, agreement, distance
+from metagradient.reporting import Progress, Record, figures
+from metagradient.training.random import generator
+from metagradient.unlearning import Method, RecordedRun, Request, Retrain, stream
+
+
+def requests_of(cfg: DictConfig, n: int) -> list[Request]:
+    """`stream.requests` disjoint random sets: additions where add.* asks for them, deletions where delete.* does,
+    both in turn where both do."""
+    kinds = [kind for kind in ("delete", "add") if _unlearning.amount(cfg[kind], n, kind)]
+    sizes = {kind: _unlearning.amount(cfg[kind], n, kind) for kind in kinds}
+    if not kinds:
+        raise UserError("a stream needs requests of at least one row: set delete.count=1 or add.count=1")
+    order, requests = torch.randperm(n, generator=generator(cfg.seed, 23)), []
+    for i in range(cfg.stream.requests):
+        kind = kinds[i % len(kinds)]
+        rows, order = order[: sizes[kind]], order[sizes[kind] :]
+        if len(order) == 0:
+            raise UserError(f"{cfg.stream.requests} requests take all {n} rows: set a smaller delete.count")
+        requests.append(Request(kind, rows.sort().values))  # type: ignore[arg-type]
+    return requests
+
+
+def serve(
+    cfg: DictConfig,
+    record: Record,
+    start: RecordedRun,
+    method: Method,
+    requests: list[Request],
+    splits: Splits,
+    progress: Progress,
+) -> float:
+    """All requests; after every `judge_every` a timed retraining on what is then the training set."""
+    folder = Path(cfg.run_folder or record.directory) / "stream"
+    rows, learner = [], start.learner
+    method(start, requests[0])  # warm-up
+    served = stream(
+        method, start, requests, folder, storage=lambda: _unlearning.storage(cfg), progress=progress.callback()
+    )
+    bar = progress.bar("requests", len(requests), patience=0)
+    for state in served:
+        bar.update(state.done)
+        if state.done % cfg.stream.judge_every and state.done != len(requests):
+            continue
+        present = state.run.present
+        truth, took = _unlearning.timed(
+            Retrain(), state.run, Request("delete", torch.empty(0, dtype=torch.int64)), progress
+        )
+        moved = distance(state.original, truth.state)
+        error = distance(state.run.final, truth.state)
+        rows.append(
+            {
+                "requests": state.done,
+                "distance_to_retrained": error,
+                "distance_original_to_retrained": moved,
+                "error_ratio": moved / error if error else float("inf"),
+                "speedup": took / (state.seconds / state.done),
+                "gradient_share": state.gradients / state.done / truth.gradients,
+                "agreement": agreement(learner, state.run.final, truth.state, splits.test),
+                "test_accuracy": accuracy(learner, state.run.final, splits.test),
+                "test_accuracy_retrained": accuracy(learner, truth.state, splits.test),
+                "retrain_seconds": took,
+                "rows": int(present.sum()),
+            }
+        )
+        record.curve(state.done, rows[-1])
+    if not rows:
+        raise UserError(f"all {len(requests)} requests of the stream in {folder} are served: give another run_folder")
+    mean = sum(row["retrain_seconds"] for row in rows) / len(rows)
+    overall = mean * len(requests) / state.seconds
+    record.table("stream", list(rows[0]), [list(row.values()) for row in rows])
+    record.result({key: rows[-1][key] for key in rows[0] if key != "speedup"} | {"speedup": overall})
+    record.figure(
+        "stream",
+        figures.curves(
+            [row["requests"] for row in rows],
+            {
+                "untouched model": [row["distance_original_to_retrained"] for row in rows],
+                "after the requests": [row["distance_to_retrained"] for row in rows],
+            },
+            "distance to the retrained model",
+            xlabel="requests served",
+        ),
+    )
+    record.cost(training_runs=1 + len(rows) + len(requests) * rows[-1]["gradient_share"])
+    _unlearning.save_model(record, learner, state.run.final)
+    return float(rows[-1]["error_ratio"])
