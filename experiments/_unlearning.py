@@ -205,7 +205,7 @@ def judge(run: RecordedRun, answer: Answer, splits: Splits) -> dict[str, float]:
         "distance_original_to_retrained": moved,
         "error_ratio": moved / error if error else float("inf"),
         "speedup": answer.retrain_seconds / answer.seconds,
-        "gradient_share": answer.unlearned.gradients / answer.retrained.gradients,
+        "gradient_saving": answer.retrained.gradients / max(answer.unlearned.gradients, 1),
         "agreement": agreement(learner, new, true, splits.test),
     }
     for name, examples in {"asked": asked, "kept": kept, "test": splits.test}.items():

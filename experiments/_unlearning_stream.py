@@ -9,7 +9,8 @@ from omegaconf import DictConfig
 from metagradient.data import Splits
 from metagradient.errors import UserError
 from metagradient.evaluation import accuracy, agreement, distance
-from metagradient.reporting import Progress, Record, figures
+from metagradient.reporting import Progress, Record
+from metagradient.reporting.distances import path_distances
 from metagradient.training.random import generator
 from metagradient.unlearning import Method, RecordedRun, Request, Retrain, stream
 
@@ -65,7 +66,7 @@ def serve(
                 "distance_original_to_retrained": moved,
                 "error_ratio": moved / error if error else float("inf"),
                 "speedup": took / (state.seconds / state.done),
-                "gradient_share": state.gradients / state.done / truth.gradients,
+                "gradient_saving": truth.gradients * state.done / state.gradients,
                 "agreement": agreement(learner, state.run.final, truth.state, splits.test),
                 "test_accuracy": accuracy(learner, state.run.final, splits.test),
                 "test_accuracy_retrained": accuracy(learner, truth.state, splits.test),
@@ -82,16 +83,15 @@ def serve(
     record.result({key: rows[-1][key] for key in rows[0] if key != "speedup"} | {"speedup": overall})
     record.figure(
         "stream",
-        figures.curves(
+        path_distances(
             [row["requests"] for row in rows],
             {
                 "untouched model": [row["distance_original_to_retrained"] for row in rows],
                 "after the requests": [row["distance_to_retrained"] for row in rows],
             },
-            "distance to the retrained model",
             xlabel="requests served",
         ),
     )
-    record.cost(training_runs=1 + len(rows) + len(requests) * rows[-1]["gradient_share"])
+    record.cost(training_runs=1 + len(rows) + len(requests) / rows[-1]["gradient_saving"])
     _unlearning.save_model(record, learner, state.run.final)
     return float(rows[-1]["error_ratio"])

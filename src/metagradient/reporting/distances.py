@@ -26,13 +26,15 @@ def paired_distances(before: Sequence[float], after: Sequence[float], names: tup
 
 
 @styled
-def path_distances(steps: Sequence[int], series: Mapping[str, Sequence[float]]) -> Figure:
+def path_distances(
+    steps: Sequence[int], series: Mapping[str, Sequence[float]], xlabel: str = "training step"
+) -> Figure:
     """Named distances to the retrained run's parameters at every step, on a logarithmic axis."""
     figure = Figure(figsize=(6.4, 3.2))
     axes = figure.subplots()
     for (name, values), colour in zip(series.items(), (RED, *COLOURS), strict=False):
         axes.plot(steps, [value if value > 0 else np.nan for value in values], color=colour, label=name)
-    axes.set(xlabel="training step", ylabel="distance to the retrained run", yscale="log")
+    axes.set(xlabel=xlabel, ylabel="distance to the retrained model", yscale="log")
     figure.legend(*axes.get_legend_handles_labels(), loc="outside upper left", ncols=2, handlelength=1.4)
     return figure
 

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from metagradient.errors import UserError
+from metagradient.replay.heap import keep_large_blocks
 from metagradient.replay.storage import Storage
 from metagradient.training.batches import Batch, Batches
 from metagradient.training.metaparameters import LearningRates
@@ -33,7 +34,8 @@ class Retrain:
         batches = run.batches_of(after)
         gradients = sum(batch_sizes(batches.plan))
         if keep is None:
-            return Unlearned(train(run.learner, batches, state=run.initial, progress=progress), gradients)
+            with keep_large_blocks():
+                return Unlearned(train(run.learner, batches, state=run.initial, progress=progress), gradients)
         new = record(
             run.learner,
             run.batches,

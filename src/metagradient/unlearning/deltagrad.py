@@ -9,6 +9,7 @@ from statistics import median
 from torch import Tensor
 
 from metagradient.errors import UserError
+from metagradient.replay.heap import keep_large_blocks
 from metagradient.replay.storage import Storage
 from metagradient.training.run import Progress, cast, check_loss, run_mode
 from metagradient.training.state import TrainState
@@ -59,7 +60,7 @@ class DeltaGrad:
     ) -> Unlearned:
         """The model after the request, for one gradient over the batch in `period` steps and c gradients in each."""
         walk = _Walk(self, run, Change(run, request), keep)
-        with run_mode(run.learner, run.batches):
+        with run_mode(run.learner, run.batches), keep_large_blocks():
             for t, (w, g) in enumerate(run.history):
                 walk.step(t, w, g)
                 if progress is not None:

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from metagradient.errors import UserError
 from metagradient.replay.budget import format_bytes
-from metagradient.replay.heap import keep_freed_memory
+from metagradient.replay.heap import keep_large_blocks
 from metagradient.replay.storage import MemoryStorage, Storage
 from metagradient.training.batches import Batch, Batches
 from metagradient.training.learner import Learner
@@ -112,7 +112,8 @@ def record(
     """
     recorder = _Recorder(learner, batches, present, storage, dtype)
     initial = initial_state(learner) if initial is None else initial
-    final = train(learner, recorder.batches, (recorder.tap,), state=initial, progress=progress)
+    with keep_large_blocks():
+        final = train(learner, recorder.batches, (recorder.tap,), state=initial, progress=progress)
     return recorder.finish(initial, final)
 
 
@@ -174,8 +175,6 @@ class _Recorder:
         self.learner, self.all, self.present = learner, batches, _members(batches, present)
         params = learner.layout.params()
         check(learner, batches)
-        if params.device.type == "cpu":
-            keep_freed_memory(large=True)
         self.history = History(len(batches), len(params), storage, params.dtype if dtype is None else dtype)
         _fits(self.history)
         self.batches = Batches(batches.examples, masked_plan(batches.plan, self.present), batches.seed)
