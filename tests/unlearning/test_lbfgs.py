@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from metagradient.unlearning import SecantPairs
+from metagradient.unlearning import Guard, SecantPairs
 
 
 def _problem(p: int = 7, m: int = 4) -> tuple[Tensor, list[Tensor]]:
@@ -59,3 +59,15 @@ def test_two_equal_pairs_count_as_one() -> None:
     memory.push(s, hessian @ s)
     assert torch.isfinite(memory.product(s)).all()
     torch.testing.assert_close(memory.product(s), hessian @ s, rtol=1e-8, atol=1e-8)
+
+
+def test_the_guard_looks_at_growth_and_curvature() -> None:
+    s = torch.tensor([1.0, 0.0], dtype=torch.float64)
+    memory = SecantPairs(1)
+    memory.push(s, 2 * s)  # |s| = 1, curvature 2
+    guard = Guard(curvature=1.5, growth=1.5)
+    for length, product, accepted in [(1.4, 2.9, True), (1.6, 1.0, False), (1.0, 2.9, True), (1.0, 3.1, False)]:
+        v = torch.tensor([0.0, length], dtype=torch.float64)
+        assert guard.accepts(v, v / length * product, memory) is accepted
+    assert not guard.accepts(v, v * torch.nan, memory)
+    assert not guard.accepts(v * torch.nan, v, memory)
