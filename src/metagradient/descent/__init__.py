@@ -3,7 +3,7 @@
 from metagradient.descent.gradient_cancelling import GradientCancelling
 from metagradient.descent.loop import Loop
 from metagradient.descent.poisoning import PixelPoisoning, Poisons, noise_poisons, poison_rows
-from metagradient.descent.problem import DescentProblem, Reading, Selection
+from metagradient.descent.problem import STATE, DescentProblem, Reading, Selection
 from metagradient.descent.schedule import FoundRecipe, Recipe, RecipeSpace, ScheduleSearch
 from metagradient.descent.schedule_baselines import Family
 from metagradient.descent.selection import CountSelection, WeightSelection
@@ -12,6 +12,7 @@ from metagradient.descent.updates import Adam, Clipped, Sign, UpdateRule
 from metagradient.descent.weights import Raw, Sigmoid, WeightMap
 
 __all__ = [
+    "STATE",
     "Adam",
     "Clipped",
     "CountSelection",

@@ -54,7 +54,7 @@ def drops_figure(rows: Sequence[Mapping[str, Any]]) -> Figure:
     panels = list(dict.fromkeys(row["victims"] for row in rows))
     attacks = list(dict.fromkeys(row["attack"] for row in rows))
     shares = sorted({row["share"] for row in rows})
-    figure = Figure(figsize=(1.2 + 3.0 * len(panels), 3.8))
+    figure = Figure(figsize=(2.4 + 3.0 * len(panels), 4.0))
     grid = figure.subplots(1, len(panels), squeeze=False, sharey=True)[0]
     for axes, victims in zip(grid, panels, strict=True):
         for i, attack in enumerate(attacks):
@@ -71,7 +71,7 @@ def drops_figure(rows: Sequence[Mapping[str, Any]]) -> Figure:
         axes.set_xlim(0.6 * 100 * shares[0], 1.25 * 100 * shares[-1])
     grid[0].set_ylabel("test accuracy lost")
     handles, labels = grid[0].get_legend_handles_labels()
-    figure.legend(handles, labels, loc="outside lower center", ncols=min(4, len(labels)))
+    figure.legend(handles, labels, loc="outside lower center", ncols=2)
     return figure
 
 
