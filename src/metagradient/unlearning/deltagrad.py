@@ -40,7 +40,8 @@ class DeltaGrad:
     burn_in:  j0, the steps 0 .. burn_in are exact. So is every step until there are `pairs` pairs.
     pairs:    m, of L-BFGS.
     guard:    turns approximate steps that look wrong into exact ones: for losses that are not convex, or stiff.
-    adaptive: sets the period from the measured error of B instead.
+    adaptive: sets the period from the measured error of B instead; better than a fixed one on full batches, worse on
+              mini-batches, whose noise it takes for error (so it is off by default).
     """
 
     period: int = 5
@@ -79,7 +80,7 @@ class _Walk:
         self.age = 0  # approximate steps since the last exact one
         self.new = None if keep is None else run.history.like(keep)
         self.count: Counter[str] = Counter()
-        self.errors: list[float] = []
+        self.drifts: list[float] = []
 
     def step(self, t: int, w: Tensor, g: Tensor) -> None:
         """Step t of the new run, given w_t and g_t of the old one."""
@@ -111,7 +112,7 @@ class _Walk:
             if size.changed:
                 part = self._changed(t, state)
                 old = (size.after * gradient - self.change.sign * size.changed * part) / size.before
-            self._learn(v, old - g)
+            self._learn(t, v, old - g)
         return gradient
 
     def _approximate(self, t: int, estimate: Tensor) -> Tensor:
@@ -142,15 +143,20 @@ class _Walk:
         self.count["refused_steps"] += 1
         return None
 
-    def _learn(self, v: Tensor, y: Tensor) -> None:
+    def _learn(self, t: int, v: Tensor, y: Tensor) -> None:
         """A new pair; with `adaptive`, first what the old ones would have said about it."""
         adaptive = self.method.adaptive
         if adaptive is not None and self.pairs.ready:
-            error = float((self.pairs.product(v) - y).norm() / y.norm())
-            self.errors.append(error)
-            self.period = adaptive.next_period(self.age + 1, error)
+            drift = self._rate(t) * float((self.pairs.product(v) - y).norm() / v.norm())
+            self.drifts.append(drift)
+            self.period = adaptive.next_period(self.age + 1, drift)
         if not self.pairs.push(v, y):
             self.count["refused_pairs"] += 1
+
+    def _rate(self, t: int) -> float:
+        """How far a gradient moves the parameters in all: the learning rate, over 1 - momentum."""
+        momentum = float(self.run.learner.optimizer.hyper().get("momentum", 0.0))
+        return self.run.learner.schedule(t) / (1 - momentum)
 
     def finish(self) -> Unlearned:
         if not bool(self.state.params.isfinite().all()):
@@ -163,6 +169,6 @@ class _Walk:
             self.new.finish(self.state.params)
             kept = replace(self.run, present=self.change.after, history=self.new, final=self.state)
         details = {name: float(self.count[name]) for name in ("exact_steps", "refused_pairs", "refused_steps")}
-        if self.errors:
-            details["secant_error"] = median(self.errors)
+        if self.drifts:
+            details["drift"] = median(self.drifts)
         return Unlearned(self.state, self.count["gradients"], kept, details)

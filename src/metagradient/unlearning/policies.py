@@ -38,23 +38,27 @@ class Guard:
 class Adaptive:
     """Sets the distance to the next exact step from the error of B, measured where it is exact.
 
-    At an exact step, `age` steps after the last one, the old pairs' prediction B v is compared with the true y:
-    error = |B v - y| / |y|. Taken to grow in proportion to the age, it reaches `target` after age * target / error
-    steps; the period follows that, by at most a factor of two at a time, up to `longest`.
+    At an exact step the last pairs' prediction B v is compared with the true y. A step taken on it would have put v wrong
+    by the share
+
+        drift = eta |B v - y| / |v|,    eta = learning rate / (1 - momentum),
+
+    so that `target` is reached after target / drift steps. The period follows that, by at most a factor of two at a
+    time, up to `longest`. What is bounded is the error that one period adds, relative to what the request moves: a
+    noisy Hessian (small batches) costs as little as its noise moves the parameters, a stiff one brings exact steps.
     """
 
-    target: float = 0.2
+    target: float = 0.02
     longest: int = 50
 
     def __post_init__(self) -> None:
         if not self.target > 0:
-            raise UserError(f"target must be > 0, not {self.target}: set method.adaptive.target=0.2")
+            raise UserError(f"target must be > 0, not {self.target}: set method.adaptive.target=0.02")
         if self.longest < 1:
             raise UserError(f"longest must be at least 1, not {self.longest}: set method.adaptive.longest=50")
 
-    def next_period(self, age: int, error: float) -> int:
-        """Steps from this exact step to the next one."""
-        if not error > 0:
-            return min(2 * age, self.longest)
-        wanted = age * self.target / error
-        return int(min(max(wanted, age / 2, 1), 2 * age, self.longest))
+    def next_period(self, age: int, drift: float) -> int:
+        """Steps to the next exact step, `age` steps after the last one; a drift that is no number asks for 1."""
+        if not drift > 0:
+            return min(2 * age, self.longest) if drift == 0 else 1
+        return int(min(max(self.target / drift, age / 2, 1), 2 * age, self.longest))
