@@ -10,7 +10,7 @@ import os
 from pathlib import Path
 from time import perf_counter
 
-from metagradient.experiments import _attribution, _attribution_figures, _setup
+from metagradient.experiments import _attribution, _attribution_figures, _compression, _setup
 from omegaconf import DictConfig
 from torch import Tensor
 
@@ -71,6 +71,9 @@ def run(cfg: DictConfig, record: Record) -> float:
                 outcome.name,
                 ", ".join(f"LDS {r['lds']:.3f} at {r['drop']:g}" for r in rows[-len(cfg.drop) :]),
             )
+
+        if cfg.race.methods:
+            _compression.race(record, cfg, task, progress.track)
 
     # 4. Tell.
     table = []

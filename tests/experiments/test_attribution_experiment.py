@@ -43,9 +43,12 @@ ALL = (
 )
 
 
+RACE = "race={methods:[dropout:32,sjlt:32,pca:32],examples:40,repeats:1}"
+
+
 def test_every_method_on_a_run_with_wrong_labels(tmp_path: Path) -> None:
     few = ["dampings=[1.0,30.0,300.0]", "drop=[0.1,0.5]", "labels=1", "data.noise.fraction=0.1", "brittleness=[5,30]"]
-    status, out, err = run(tmp_path, *SMALL, *few, ALL, "trak_k=64", "none_primal=100")
+    status, out, err = run(tmp_path, *SMALL, *few, ALL, "trak_k=64", "none_primal=100", RACE)
     assert status == 0, err
     (folder,) = (tmp_path / "outputs" / "attribution").iterdir()
     metrics = json.loads((folder / "metrics.json").read_text())
@@ -55,6 +58,8 @@ def test_every_method_on_a_run_with_wrong_labels(tmp_path: Path) -> None:
     assert metrics["result/lds_none_drop0.5"] > 0.6
     assert 0.5 < metrics["result/mislabel_auc"] <= 1
     assert "flipped" in out
+    assert metrics["result/compression_ratio_dropout_32"] == 1
+    assert metrics["result/compression_ratio_sjlt_32"] > 0
     scores = load_file(folder / "artifacts" / "scores.safetensors")["scores"]
     assert scores.shape == (150, 6)
     assert {p.stem for p in (folder / "figures").iterdir()} == {"lds", "pareto", "top_examples", "inspection"}
@@ -103,6 +108,7 @@ def test_a_run_that_was_cut_short_goes_on(tmp_path: Path) -> None:
         (["drop=[0.0001]"], "drop=0.5"),
         (["curvature=hessian", "methods=[dropout:64]"], "gauss_newton"),
         (["damping=-1", "methods=[dropout:64]"], "damping"),
+        (["race.methods=[none]", "methods=[gradient_dot]"], "dropout:k"),
         (["resume=nowhere"], "resume=nowhere"),
     ],
     ids=lambda value: value[0] if isinstance(value, list) else "",
