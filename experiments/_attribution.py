@@ -36,7 +36,7 @@ COMPRESSORS = {
     "pca": at.PCA,
 }
 WORDS = ["exact", "exact:alpha", *(f"{name}:k" for name in COMPRESSORS), "none", "gradient_dot", "cosine"]
-WORDS += ["tracin:checkpoints", "trak:models", "a path to .npy or .safetensors"]
+WORDS += ["tracin:checkpoints", "trak:models", "dattri_trak", "a path to .npy or .safetensors"]
 
 
 @dataclass(frozen=True, eq=False)
@@ -54,7 +54,7 @@ class Task:
     held_out: Fields
     queries: Fields
     retrain: Callable[[int], tuple[mg.Learner, mg.TrainState]]
-    seconds: float = 1.0
+    seconds: float
 
     @property
     def n(self) -> int:
@@ -66,20 +66,22 @@ def make_task(cfg: DictConfig) -> tuple[Task, Splits | TextSplits]:
     splits = _setup.build(cfg.data)
     text = isinstance(splits, TextSplits)
     routine = _setup.language_routine(cfg, splits) if text else _setup.classifier_routine(cfg, splits)
-    learner, batches = (
-        routine.learner(cfg.seed, len(routine.batches(splits.train, cfg.seed))),
-        routine.batches(splits.train, cfg.seed),
-    )
+    batches = routine.batches(splits.train, cfg.seed)
+    learner = routine.learner(cfg.seed, len(batches))
     for name, wanted, there in (("queries", cfg.queries, splits.test), ("held_out", cfg.held_out, splits.validation)):
         if wanted > (rows := len(next(iter(there.values())))):
             raise UserError(f"{name}={wanted}, but there are only {rows} such rows: lower it, or raise data")
     held_out = take(splits.validation, torch.arange(cfg.held_out))
     queries = take(splits.test, torch.arange(cfg.queries))
+    mg.train(learner, batches, stop=min(20, len(batches)))  # warm
+    start = perf_counter()
     state = mg.train(learner, batches)
-    task = Task(
-        learner, batches, state, splits.train, held_out, queries, lambda seed: routine.train(splits.train, seed)
-    )
-    return task, splits
+    seconds = perf_counter() - start
+
+    def retrain(seed: int) -> tuple[mg.Learner, mg.TrainState]:
+        return routine.train(splits.train, seed)
+
+    return Task(learner, batches, state, splits.train, held_out, queries, retrain, seconds), splits
 
 
 def slug(name: str) -> str:
@@ -150,6 +152,8 @@ class Methods:
             return self._exact(word, argument == "alpha")
         if name in ("none", "gradient_dot", "cosine") and argument is None:
             return self._scored(word, lambda: self._uncompressed(name), tuned=name == "none")
+        if name == "dattri_trak" and argument is None:
+            return self._peer(word)
         if argument is not None and argument.isdigit() and int(argument) > 0:
             count = int(argument)
             if name in COMPRESSORS:
@@ -221,6 +225,15 @@ class Methods:
     def _trak(self, count: int) -> at.Scorer:
         models = [self.task.retrain(fold_in(self.cfg.seed, 9, i)) for i in range(count)]
         return at.TRAK(at.Gaussian(min(self.cfg.trak_k, self.task.state.params.numel()))).fit(models, self.task.train)
+
+    def _peer(self, word: str) -> Outcome:
+        from metagradient.experiments._attribution_peers import dattri_trak
+
+        start, file = perf_counter(), self._file(word, str(self.cfg.trak_k))
+        if not file.complete:
+            file.write_columns(dattri_trak(self.task, self.cfg.batch, self.cfg.trak_k))
+        scores = dict.fromkeys(self.cfg.drop, file.scores)
+        return Outcome(word, scores, [file.path], perf_counter() - start, 2 / 3, k=self.cfg.trak_k)
 
     def _scored(self, word: str, fit: Callable[[], at.Scorer], *, tuned: bool, runs: float = 0.0) -> Outcome:
         """Fit, tune the damping on the held-out queries, stream the scores of the others to disk."""

@@ -10,8 +10,10 @@ from torch import Tensor
 
 from metagradient.errors import UserError
 
-DAMPINGS = (1e-2, 3e-2, 0.1, 0.3, 1.0, 3.0, 10.0, 30.0, 100.0, 300.0)
-"""Dampings worth trying, relative to the mean eigenvalue of F; which one is right only held-out queries can say."""
+DAMPINGS = (0.1, 1.0, 3.0, 10.0, 30.0, 100.0, 300.0, 1000.0, 3000.0)
+"""Dampings worth trying, relative to the mean eigenvalue of F. Only held-out queries can say which one is right. A run of
+T steps at learning rate eta that has not converged behaves as if lambda were about 1 / (eta T), which may be far above the
+mean eigenvalue of a large model."""
 
 
 class Curvature(Protocol):
