@@ -10,7 +10,7 @@ import os
 from pathlib import Path
 from time import perf_counter
 
-from metagradient.experiments import _attribution, _attribution_figures, _compression, _setup
+from metagradient.experiments import _attribution, _attribution_figures, _attribution_race, _setup
 from omegaconf import DictConfig
 from torch import Tensor
 
@@ -73,7 +73,7 @@ def run(cfg: DictConfig, record: Record) -> float:
             )
 
         if cfg.race.methods:
-            _compression.race(record, cfg, task, progress.track)
+            _attribution_race.race(record, cfg, task, progress.track)
 
     # 4. Tell.
     table = []
