@@ -1,8 +1,11 @@
 """Which training examples made the model say this? Exact scores by replay beside compressed influence functions.
 
-One run, many methods, one judge. A score is the predicted rise of a query's loss, in nats, when a training example is
-removed: positive means the example helps. The methods are judged by models that were retrained without some of the
-examples, with the same initialisation and order (linear datamodeling score); held-out queries choose the dampings.
+A score is the predicted rise of a query's loss, in nats, when a training example is removed. All methods are judged by the
+same models, retrained without some of the examples (linear datamodeling score); held-out queries choose the dampings.
+
+`metagradient attribution experiment=mnist_mlp` (109,386 parameters, one seed), LDS with 1 % / 10 % / 50 % removed: exact scores
+expanded at the share kept .985 / .968 / .939; influence function .378 / .386 / .338 uncompressed, .341 / .368 / .321 on 8192
+coordinates (mean of two masks); gradient products .095 / .134 / .179.
 """
 
 import logging
