@@ -4,6 +4,10 @@ Log learning rates at a few knots are moved along exact metagradients of the hel
 metastep with a fresh initialisation and order. A grid of one-cycle and cosine schedules, random search and Optuna's TPE
 spend as many training runs. Finalists of every searcher are chosen on validation rows; the test rows are used once, with
 fresh seeds.
+
+`metagradient schedule` (MLP on digits, 200 steps; 100 training runs each; five fresh seeds): test loss .217 flat, .075
+(sd .011) found, .066 (.013) best of the grid, .064 (.012) random search, .064 (.008) TPE: no better than tuning two or
+four numbers, within 1.2 standard errors of the grid.
 """
 
 import statistics
