@@ -24,7 +24,8 @@ MAY_IMPORT = {
     "cli_help": set(),
     "cli_errors": {*GROUND, "cli_help"},
     # the command line hands its arguments on; the two it needs at run time are imported there
-    "cli": {"cli_errors", "cli_help", "schema", "reporting", "experiments"},
+    "cli_compare": {*GROUND, "reporting"},
+    "cli": {*GROUND, "cli_compare", "cli_errors", "cli_help", "schema", "reporting", "experiments"},
 }
 LIGHT = {*sys.stdlib_module_names, "metagradient"}
 

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any, NoReturn
 
 from metagradient.cli_errors import bad_input, check_flags, composition_error, last_line
 from metagradient.cli_help import help_text
+from metagradient.errors import UserError
 
 if TYPE_CHECKING:
     from omegaconf import DictConfig
@@ -23,6 +24,7 @@ if TYPE_CHECKING:
 USAGE = """usage: metagradient <experiment> [key=value ...]   run it
        metagradient <experiment> --help            its choices and settings
        metagradient <experiment> -m seed=0,1,2     run a sweep
+       metagradient compare PATH...                runs side by side, over seeds
        metagradient --version
 """
 BAD_INPUT, FAILED, INTERRUPTED = 2, 1, 130
@@ -37,6 +39,8 @@ def main(argv: Sequence[str] | None = None) -> None:
             print(f"  {name:<14}{first_line(path)}")
     elif arguments[0] == "--version":
         print(f"metagradient {_version()}")
+    elif arguments[0] == "compare":
+        _compare(arguments[1:])
     elif arguments[0] in experiments():
         launch(arguments[0], arguments[1:])
     else:
@@ -111,6 +115,17 @@ def launch(name: str, argv: Sequence[str] | None = None) -> None:
         if message is None:
             raise
         _stop(BAD_INPUT, program, message)
+
+
+def _compare(arguments: list[str]) -> None:
+    from metagradient.cli_compare import compare
+
+    try:
+        compare(arguments)
+    except UserError as error:
+        _stop(BAD_INPUT, "metagradient compare", str(error))
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def _run(name: str, cfg: "DictConfig") -> Any:

@@ -76,6 +76,7 @@ def test_everything_is_on_the_disk() -> None:
         "cost/training_runs": 4.5,
         "meta/steps": 3,
         "seed": 4,
+        "experiment": "selection",
         "status": "finished",
     }
     assert OmegaConf.load(record.directory / "config.yaml").c == 1

@@ -35,7 +35,7 @@ class Record:
     """What a run leaves in its directory, and the same in W&B.
 
     config.yaml, run.log (with any traceback), metrics.json (flat: `result/...`, `cost/...`, `meta/...`, `seed`,
-    `status`), curves.csv, figures/*.png, artifacts/. All of it is written on failure and Ctrl-C too, as far as it got.
+    `experiment`, `status`, of a failed run `error`), curves.csv, figures/*.png, artifacts/. All of it is written on failure and Ctrl-C too, as far as it got.
 
         with Record.open(cfg, experiment="selection") as record:
             record.curve(step, {"objective": loss})
@@ -104,7 +104,9 @@ class Record:
                 "cost/peak_memory_mib": round(memory.peak_mib(), 1),
                 "meta/steps": max((int(row["step"] or 0) for row in self._curve), default=0),
                 **({"seed": plain(self.config["seed"])} if "seed" in self.config else {}),
+                "experiment": self.experiment,
                 "status": status,
+                **({} if error is None else {"error": one_line(error)}),
             }
             mode, place = self._tracker.mode, self._tracker.place
             try:
@@ -174,7 +176,7 @@ class Record:
         elif mode == "offline":
             folder = _short(Path(place))
             footer.append(f"W&B (offline): look with `wandb leet {folder}`, send with `wandb sync {folder}`")
-        metrics = {key: value for key, value in self._metrics.items() if key != "status"}
+        metrics = {key: value for key, value in self._metrics.items() if key not in ("status", "experiment")}
         print_summary(f"{self.experiment}: {self._context.title}", metrics, footer)
 
 
@@ -187,6 +189,12 @@ def plain(value: Any) -> Value:
     if value is None or isinstance(value, float | int | str | bool):
         return value
     raise TypeError(f"expected a number or a string, got {type(value).__name__}: {value!r}")
+
+
+def one_line(error: BaseException) -> str:
+    """`Class: message`, as at the end of a traceback, but on one line."""
+    message = " ".join(str(error).split())
+    return f"{type(error).__name__}: {message}" if message else type(error).__name__
 
 
 def write_atomically(path: Path, text: str) -> None:

@@ -34,6 +34,13 @@ def print_summary(title: str, metrics: Mapping[str, Any], footer: Sequence[str] 
     _print(title, made, *footer)
 
 
+def print_lines(lines: Sequence[str]) -> None:
+    """Print lines of text on stdout, unfolded."""
+    out = Console(width=None if sys.stdout.isatty() else 200)
+    for line in lines:
+        out.print(Text(line, style="dim"), soft_wrap=True)
+
+
 def _print(title: str, made: Table, *footer: str) -> None:
     out = Console(width=None if sys.stdout.isatty() else 200)  # a pipe has no width to fold tables to
     out.print(Text(title, style="bold"), soft_wrap=True)
