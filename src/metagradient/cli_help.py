@@ -4,7 +4,7 @@ import argparse
 import os
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from hydra._internal.hydra import Hydra
@@ -57,13 +57,41 @@ def help_text(name: str, summary: str, arguments: Sequence[str]) -> str:
             options = hydra.config_loader.get_group_options(group, config_name=config_name)
             marked = [f"[{o}]" if o == chosen[group] else o for o in options if o != SCHEMA]
             lines.append(f"  {group:<12}{'  '.join(marked)}")
+        used = _most_used(hydra, config_name)
         settings = OmegaConf.to_yaml(hydra.get_sanitized_cfg(cfg, "job"))
     indented = "\n".join(f"  {line}" for line in settings.rstrip().splitlines())
     return (
         f"{summary}\n\n"
         f"usage: metagradient {name} [group=option ...] [key=value ...]\n"
         f"       metagradient {name} -m seed=0,1,2     one run for each value\n"
+        f"       metagradient {name} +grid=NAME        a grid that comes with it\n"
+        f"       metagradient {name} resume=true       go on with what was cut short\n"
         f"       metagradient {name} --hydra-help      the other flags\n\n"
+        f"{used}"
         f"choices (group=option), in brackets what is chosen now:\n" + "\n".join(lines) + "\n\n"
         f"settings (key=value, with dots for the indented ones):\n{indented}"
     )
+
+
+def _most_used(hydra: "Hydra", config_name: str) -> str:
+    """The overrides named in the comment `# Most used:` at the head of the experiment's configuration."""
+    for source in hydra.config_loader.get_search_path().get_path():
+        lines = _source_text(source.path, config_name).splitlines()
+        if "# Most used:" in lines:
+            start = lines.index("# Most used:") + 1
+            end = next((i for i, line in enumerate(lines) if i >= start and not line.startswith("#   ")), len(lines))
+            return "most used:\n" + "".join(f"  {line[4:]}\n" for line in lines[start:end]) + "\n"
+    return ""
+
+
+def _source_text(path: str, config_name: str) -> str:
+    from importlib.resources import files
+    from pathlib import Path
+
+    scheme, _, place = path.partition("://")
+    if scheme == "pkg":
+        folder: Any = files(place) if place.startswith("metagradient") else None
+    else:
+        folder = Path(place) if scheme == "file" else None
+    file = None if folder is None else folder / f"{config_name}.yaml"
+    return file.read_text(encoding="utf-8") if file is not None and file.is_file() else ""
