@@ -41,7 +41,7 @@ def run(cfg: DictConfig, record: Record) -> float:
         attacks: dict[tuple[float, str], Poisons] = {}
         curves: dict[float, list[dict[str, float]]] = {share: [] for share in cfg.shares}
         for share in progress.track(cfg.shares, "attacks"):
-            (folder := record.artifact_path(f"descent_{share:g}")).mkdir()
+            (folder := record.artifact_path(f"descent_{share:g}")).mkdir(exist_ok=True)
             before = None if resume is None else resume / "artifacts" / folder.name
             begun = before is not None and (before / STATE).exists()  # a later share may not have been
             problem = DescentProblem(

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any, NoReturn
 
 from metagradient.cli_errors import bad_input, check_flags, composition_error, last_line
 from metagradient.cli_help import help_text
+from metagradient.cli_jobs import Placed, place, resumed, tell_of_jobs
 from metagradient.errors import UserError
 
 if TYPE_CHECKING:
@@ -85,8 +86,14 @@ def launch(name: str, argv: Sequence[str] | None = None) -> None:
         directory, sweep = _where()
         directories.append(directory)
         try:
+            done = resumed(cfg, directory)
+            if done is not None:
+                print(f"{program}: {directory} is finished already, nothing to do", file=sys.stderr)
+                return done.metrics.get("objective")
             return _run(name, cfg)
         except Exception as error:
+            if sweep:
+                _note_failure(name, cfg, directory, error)
             status, message = _verdict(error, directory)
             if raw or not message:
                 raise
@@ -96,17 +103,29 @@ def launch(name: str, argv: Sequence[str] | None = None) -> None:
         # Hydra keeps this error until the sweep ends; raised in here it would keep the job's tensors as well
         raise JobFailed(f"job {directory.name}: {message}")
 
+    placed = Placed(arguments, None)
     try:
         check_flags(arguments)
         if {"-h", "--help"} & set(arguments):
             print(help_text(name, first_line(experiments()[name]), arguments))
             return
-        with _full_errors(), _command_line(program, arguments):
+        placed = place(name, arguments)
+        with _full_errors(), _command_line(program, placed.arguments):
             hydra.main(version_base="1.3", config_path="pkg://metagradient.conf", config_name=name)(task)()
+        if placed.sweep is not None:
+            tell_of_jobs(placed.sweep)
     except KeyboardInterrupt:
-        where = f"partial results lie in {directories[-1]}" if directories else "nothing had been run"
+        if placed.sweep is not None:
+            tell_of_jobs(placed.sweep)
+        where = (
+            f"partial results lie in {directories[-1]}; go on with resume=true"
+            if directories
+            else "nothing had been run"
+        )
         _stop(INTERRUPTED, program, f"interrupted; {where}")
     except JobFailed as error:
+        if placed.sweep is not None:
+            tell_of_jobs(placed.sweep)
         _stop(FAILED, program, f"the sweep has failed jobs, each named above; the first is {error}")
     except BrokenPipeError:  # `| head` has seen enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
@@ -134,11 +153,21 @@ def _run(name: str, cfg: "DictConfig") -> Any:
 
     with Record.open(cfg, experiment=name) as record:
         try:
-            return importlib.import_module(f"metagradient.experiments.{name}").run(cfg, record)
+            value = importlib.import_module(f"metagradient.experiments.{name}").run(cfg, record)
+            record.objective(value)
+            return value
         except SystemExit as stop:
             if isinstance(stop.__context__, KeyboardInterrupt):  # Lightning turns Ctrl-C within fit() into exit(1)
                 raise KeyboardInterrupt from stop
             raise
+
+
+def _note_failure(name: str, cfg: "DictConfig", directory: Path, error: Exception) -> None:
+    """A job that failed before its record was open leaves its reason all the same; one that was refused touches nothing."""
+    if not (directory / "config.yaml").exists():
+        from metagradient.reporting.record import leave_failure
+
+        leave_failure(directory, cfg, name, error)
 
 
 def _verdict(error: Exception, directory: Path) -> tuple[int, str]:

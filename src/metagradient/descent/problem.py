@@ -9,6 +9,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from metagradient.descent.state import DescentState
 from metagradient.replay.adjoint import Objective
 from metagradient.replay.metagradient import Metagradients
 from metagradient.training.batches import Batches, Fields
@@ -51,8 +52,9 @@ class DescentProblem:
 
     @property
     def resume_from(self) -> Path | None:
-        """The file of the state to go on from."""
-        return None if self.resume is None else self.resume / STATE
+        """The file of the state to go on from; None where the earlier descent was cut short before it had one."""
+        path = None if self.resume is None else self.resume / STATE
+        return path if path is not None and DescentState.saved_at(path) else None
 
     @property
     def n(self) -> int:

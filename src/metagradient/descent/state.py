@@ -1,18 +1,21 @@
-"""The whole state of a descent in one small object that is saved atomically."""
+"""The whole state of a descent in one small object, saved atomically and with a checksum."""
 
 from __future__ import annotations
 
+import hashlib
 import json
+import logging
 import os
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
 from metagradient.errors import UserError
+
+log = logging.getLogger(__name__)
 
 _NUMBERS = (
     "metastep", "best_score", "best_metastep", "accepted_objective", "scale", "cost", "history", "identity", "averaged",
@@ -51,28 +54,74 @@ class DescentState:
         self.mean_x = self.x.clone() if self.mean_x is None else self.mean_x + (self.x - self.mean_x) / self.averaged
 
     def save(self, path: Path) -> None:
-        """Write to `path`; a reader sees the old file or the new one, never half of it."""
+        """Write to `path` with a checksum; the save before it is kept beside, for the case that this one is damaged.
+
+        A reader, or a kill at any moment, finds the old state or the new one, never half of one.
+        """
         tensors = {"x": self.x, **{f"memory.{k}": v for k, v in self.memory.items()}}
         tensors |= {f"accepted_memory.{k}": v for k, v in self.accepted_memory.items()}
         for name in ("best_x", "accepted_x", "mean_x"):
             if getattr(self, name) is not None:
                 tensors[name] = getattr(self, name)
-        rest: dict[str, Any] = {name: getattr(self, name) for name in _NUMBERS}
+        tensors = {k: v.detach().cpu().clone().contiguous() for k, v in tensors.items()}
+        rest = json.dumps({name: getattr(self, name) for name in _NUMBERS})
         partial = path.with_suffix(".partial")
-        save_file(
-            {k: v.clone().contiguous() for k, v in tensors.items()}, partial, metadata={"state": json.dumps(rest)}
-        )
+        save_file(tensors, partial, metadata={"state": rest, "sha256": _digest(tensors, rest)})
+        _flush(partial)
+        if path.exists():
+            os.replace(path, _before(path))
         os.replace(partial, path)
 
     @staticmethod
+    def saved_at(path: Path) -> bool:
+        """Whether there is a save to go on from."""
+        return path.exists() or _before(path).exists()
+
+    @staticmethod
     def load(path: Path) -> DescentState:
-        """The state saved at `path`."""
+        """The state saved at `path`; where that file is damaged or missing, the one before it, with a warning."""
         try:
-            with safe_open(path, framework="pt") as file:
-                tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-                rest = json.loads((file.metadata() or {})["state"])
+            return _read(path)
         except Exception as error:
-            raise UserError(f"the saved descent {path} cannot be read ({error})") from error
-        for name in ("memory", "accepted_memory"):
-            rest[name] = {k.removeprefix(f"{name}."): v for k, v in tensors.items() if k.startswith(f"{name}.")}
-        return DescentState(**{k: v for k, v in tensors.items() if "." not in k}, **rest)
+            if not _before(path).exists():
+                raise UserError(
+                    f"the saved descent {path} cannot be read ({error}): start anew with resume=null"
+                ) from error
+            log.warning("%s cannot be read (%s): going on from the save before it", path, error)
+        try:
+            return _read(_before(path))
+        except Exception as error:
+            raise UserError(
+                f"{path} and the save before it cannot be read ({error}): start anew with resume=null"
+            ) from error
+
+
+def _read(path: Path) -> DescentState:
+    with safe_open(path, framework="pt") as file:
+        tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+        metadata = file.metadata() or {}
+    if metadata.get("sha256") != _digest(tensors, metadata["state"]):
+        raise ValueError("its checksum is wrong")
+    rest = json.loads(metadata["state"])
+    for name in ("memory", "accepted_memory"):
+        rest[name] = {k.removeprefix(f"{name}."): v for k, v in tensors.items() if k.startswith(f"{name}.")}
+    return DescentState(**{k: v for k, v in tensors.items() if "." not in k}, **rest)
+
+
+def _digest(tensors: dict[str, Tensor], rest: str) -> str:
+    made = hashlib.sha256(rest.encode())
+    for name in sorted(tensors):
+        x = tensors[name]
+        made.update(f"{name} {x.dtype} {list(x.shape)}".encode())
+        made.update(x.numpy().tobytes())
+    return made.hexdigest()
+
+
+def _before(path: Path) -> Path:
+    return path.with_suffix(".before")
+
+
+def _flush(path: Path) -> None:
+    """Onto the disk, so that a power cut does not leave the new name with the content missing."""
+    with path.open("rb") as file:
+        os.fsync(file.fileno())

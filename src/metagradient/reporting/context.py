@@ -77,4 +77,4 @@ def identify(experiment: str, directory: Any = None) -> RunContext:
 
 
 def _tells(override: str) -> bool:
-    return not override.lstrip("+~").startswith(("logger", "hydra"))
+    return not override.lstrip("+~").startswith(("logger", "hydra", "resume"))

@@ -28,14 +28,13 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 Value = float | int | str | bool | None
-_CURVES_EVERY = 5.0  # seconds between two savings of the curves
 
 
 class Record:
     """What a run leaves in its directory, and the same in W&B.
 
     config.yaml, run.log (with any traceback), metrics.json (flat: `result/...`, `cost/...`, `meta/...`, `seed`,
-    `experiment`, `status`, of a failed run `error`), curves.csv, figures/*.png, artifacts/. All of it is written on failure and Ctrl-C too, as far as it got.
+    `experiment`, `objective`, `status`, of a failed run `error`), curves.csv, figures/*.png, artifacts/. All of it is written on failure and Ctrl-C too, as far as it got.
 
         with Record.open(cfg, experiment="selection") as record:
             record.curve(step, {"objective": loss})
@@ -51,7 +50,7 @@ class Record:
         self._context = context
         self._metrics: dict[str, Value] = {}
         self._curve: list[dict[str, Value]] = []
-        self._curve_saved = -math.inf
+        self._earlier: dict[int, dict[str, Value]] = {}
         self._training_runs = 0.0
         self._tracker = Tracker()
         self._exit = ExitStack()
@@ -86,6 +85,8 @@ class Record:
             stack.enter_context(logging_to(self.directory / "run.log"))
             self._tracker = track(identity, str(logger.get("mode", "auto")), self.config, self._context.outputs)
             self._exit = stack.pop_all()
+        if self.config.get("resume") == str(self.directory):  # a resumed loop does not know all it once told
+            self._earlier = _read_curves(self.directory / "curves.csv")
         memory.reset_peak()
         self._begun = monotonic()
         return self
@@ -121,18 +122,22 @@ class Record:
         """Add results: `test_accuracy` becomes `result/test_accuracy`. Accuracies are fractions, losses nats."""
         self._metrics |= {f"result/{key}": plain(value) for key, value in values.items()}
 
+    def objective(self, value: Any) -> None:
+        """Note what the experiment returned, the number that a sweeper optimises."""
+        if value is not None:
+            self._metrics["objective"] = plain(value)
+
     def cost(self, training_runs: float) -> None:
         """Add compute that was spent, in plain-training equivalents; seconds and peak memory are measured anyway."""
         self._training_runs += float(training_runs)
 
     def curve(self, step: int, values: Mapping[str, Any]) -> None:
         """Log `meta/<key>` at metastep `step`: 0 is before the first update, so that the last one is `meta/steps`."""
-        row = {key: plain(value) for key, value in values.items()}
+        row = self._earlier.get(int(step), {}) | {key: plain(value) for key, value in values.items()}
         self._curve.append({"step": int(step), **row})
         self._metrics |= {f"meta/{key}": value for key, value in row.items()}  # W&B's summary also has the last one
         self._tracker.log({"meta/step": int(step)} | {f"meta/{key}": value for key, value in row.items()})
-        if monotonic() - self._curve_saved > _CURVES_EVERY:
-            self._save_curves()
+        self._save_curves()
 
     def table(self, name: str, columns: Sequence[str], rows: Iterable[Sequence[Any]]) -> None:
         """Print a table of results, save it as artifacts/<name>.csv, log it to W&B."""
@@ -164,7 +169,6 @@ class Record:
     def _save_curves(self) -> None:
         if not self._curve:
             return
-        self._curve_saved = monotonic()
         columns = list(dict.fromkeys(key for row in self._curve for key in row))
         write_rows(self.directory / "curves.csv", columns, [[row.get(key) for key in columns] for row in self._curve])
 
@@ -176,7 +180,9 @@ class Record:
         elif mode == "offline":
             folder = _short(Path(place))
             footer.append(f"W&B (offline): look with `wandb leet {folder}`, send with `wandb sync {folder}`")
-        metrics = {key: value for key, value in self._metrics.items() if key not in ("status", "experiment")}
+        metrics = {
+            key: value for key, value in self._metrics.items() if key not in ("status", "experiment", "objective")
+        }
         print_summary(f"{self.experiment}: {self._context.title}", metrics, footer)
 
 
@@ -189,6 +195,17 @@ def plain(value: Any) -> Value:
     if value is None or isinstance(value, float | int | str | bool):
         return value
     raise TypeError(f"expected a number or a string, got {type(value).__name__}: {value!r}")
+
+
+def leave_failure(directory: Path, cfg: DictConfig, experiment: str, error: BaseException) -> None:
+    """What a record would have left of a run that failed before the record could begin."""
+    import traceback
+
+    directory.mkdir(parents=True, exist_ok=True)
+    write_atomically(directory / "config.yaml", OmegaConf.to_yaml(cfg))
+    write_atomically(directory / "run.log", "".join(traceback.format_exception(error)))
+    metrics = {"experiment": experiment, "status": "failed", "error": one_line(error)}
+    write_atomically(directory / "metrics.json", json.dumps(metrics, indent=2) + "\n")
 
 
 def one_line(error: BaseException) -> str:
@@ -212,6 +229,15 @@ def write_rows(path: Path, header: Sequence[str], rows: Iterable[Sequence[Any]])
         writer.writerow(header)
         writer.writerows([plain(value) for value in row] for row in rows)
     os.replace(draft, path)
+
+
+def _read_curves(path: Path) -> dict[int, dict[str, Value]]:
+    """Step -> values of the curves that an interrupted run left."""
+    if not path.exists():
+        return {}
+    with path.open(newline="", encoding="utf-8") as file:
+        rows = [{key: json.loads(value) for key, value in row.items() if value} for row in csv.DictReader(file)]
+    return {int(row.pop("step")): row for row in rows}
 
 
 def _short(path: Path) -> str:

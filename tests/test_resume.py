@@ -1,0 +1,121 @@
+"""`resume`: what is finished is not repeated, what is not goes on, what differs is refused; and after kills."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from test_cli import run_directory, tiny
+
+
+def metrics(directory: Path) -> dict[str, object]:
+    return json.loads((directory / "metrics.json").read_text())
+
+
+def test_a_sweep_repeats_what_failed_and_nothing_else(tmp_path: Path) -> None:
+    first = tiny(tmp_path, "-m", "end=well,bug", "seed=0,1")
+    sweep = run_directory(tmp_path)
+    assert "4 jobs, 2 finished" in first.stdout
+    assert "seed=1 end=bug" in first.stdout or "end=bug seed=1" in first.stdout
+    assert 'KeyError: "a programmer\'s error"' in first.stdout
+    before = {job: (sweep / str(job) / "metrics.json").stat().st_mtime_ns for job in range(4)}
+    again = tiny(tmp_path, "-m", "end=well,bug", "seed=0,1", "resume=true")
+    assert again.returncode == 1
+    assert again.stderr.count("is finished already, nothing to do") == 2
+    assert run_directory(tmp_path) == sweep
+    after = {job: (sweep / str(job) / "metrics.json").stat().st_mtime_ns for job in range(4)}
+    assert [after[job] == before[job] for job in range(4)] == [True, True, False, False]
+    other = tiny(tmp_path, "-m", "end=well", "seed=0,1", "resume=true")
+    assert "nothing unfinished with these settings" in other.stderr
+
+
+def test_a_run_goes_on_in_its_own_directory_only_with_its_own_settings(tmp_path: Path) -> None:
+    tiny(tmp_path, "end=bug", "seed=3")
+    directory = run_directory(tmp_path)
+    assert f"going on in {directory.relative_to(tmp_path)}" in tiny(tmp_path, "end=bug", "seed=3", "resume=true").stderr
+    refused = tiny(tmp_path, "seed=3", f"resume={directory}")
+    assert refused.returncode == 2
+    assert "has other settings (end: bug -> well)" in refused.stderr
+    assert refused.stderr.count("\n") == 1
+    assert metrics(directory)["status"] == "failed"
+    assert "has no config.yaml" in tiny(tmp_path, "resume=outputs").stderr
+
+
+def test_a_finished_run_is_not_repeated(tmp_path: Path) -> None:
+    tiny(tmp_path)
+    directory = run_directory(tmp_path)
+    content = (directory / "metrics.json").read_text()
+    done = tiny(tmp_path, f"resume={directory}")
+    assert (done.returncode, (directory / "metrics.json").read_text()) == (0, content)
+    assert "is finished already, nothing to do" in done.stderr
+
+
+def test_a_job_that_fails_before_its_record_says_why(tmp_path: Path) -> None:
+    done = tiny(tmp_path, "-m", "needed=1,???")
+    sweep = run_directory(tmp_path)
+    assert done.returncode == 1
+    assert metrics(sweep / "1")["error"] == "UserError: no value for needed; give one: needed=..."
+    assert "Traceback" in (sweep / "1" / "run.log").read_text()
+    assert "2 jobs, 1 finished" in done.stdout
+
+
+SMALL = (
+    "data.train=200", "data.validation=60", "data.test=100", "learner.steps=20", "method.metasteps=8", "retrainings=1",
+    "filter_fractions=[0.4]", "smoothness=null", "logger.mode=disabled",
+)  # fmt: skip
+
+
+def selection(cwd: Path, *arguments: str) -> subprocess.Popen[bytes]:
+    code = "from metagradient.cli import main; main()"
+    return subprocess.Popen(
+        [sys.executable, "-c", code, "selection", *SMALL, *arguments],
+        cwd=cwd, env={**os.environ, "OMP_NUM_THREADS": "1"}, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
+    )  # fmt: skip
+
+
+def kept(directory: Path) -> dict[str, object]:
+    """What must be the same in the end."""
+    numbers = {k: v for k, v in metrics(directory).items() if k not in ("cost/seconds", "cost/peak_memory_mib")}
+    files = {path.name: path.read_bytes() for path in sorted((directory / "artifacts").glob("*.csv"))}
+    return {**numbers, **files, "curves": (directory / "curves.csv").read_text()}
+
+
+def killed_and_resumed(tmp_path: Path, metasteps: int) -> dict[str, object]:
+    """A small selection that is killed once so many metasteps are saved, then resumed to its end."""
+    place = tmp_path / f"killed_{metasteps}"
+    place.mkdir()
+    process = selection(place)
+    state, saves, last, until = "outputs/selection/*/descent.safetensors", 0, 0, time.monotonic() + 120
+    while saves < metasteps and process.poll() is None and time.monotonic() < until:
+        changed = [path.stat().st_mtime_ns for path in place.glob(state)]
+        saves, last = (saves + 1, changed[0]) if changed and changed[0] != last else (saves, last)
+        time.sleep(0.002)
+    os.kill(process.pid, signal.SIGKILL)
+    assert process.wait() == -signal.SIGKILL
+    (directory,) = (place / "outputs" / "selection").iterdir()
+    assert not (directory / "metrics.json").exists()
+    assert selection(place, "resume=true").wait() == 0
+    assert [directory] == list((place / "outputs" / "selection").iterdir())
+    return kept(directory)
+
+
+def uninterrupted(tmp_path: Path) -> dict[str, object]:
+    assert selection(tmp_path).wait() == 0
+    (directory,) = (tmp_path / "outputs" / "selection").iterdir()
+    return kept(directory)
+
+
+def test_a_killed_selection_ends_in_the_same_bits(tmp_path: Path) -> None:
+    assert killed_and_resumed(tmp_path, 3) == uninterrupted(tmp_path)
+
+
+@pytest.mark.slow
+def test_wherever_it_is_killed(tmp_path: Path) -> None:
+    expected = uninterrupted(tmp_path)
+    for metasteps in (1, 2, 5, 7):
+        assert killed_and_resumed(tmp_path, metasteps) == expected
