@@ -77,7 +77,8 @@ def is_sweep(arguments: Sequence[str]) -> bool:
     """Whether these arguments start several jobs: by `-m`, by a grid, or by Hydra's own setting."""
     args, _ = parser().parse_known_args(list(arguments))
     given = _given(args.overrides)
-    return bool(args.multirun) or "grid" in given or given.get("hydra.mode") == "MULTIRUN"
+    a_grid = any(item.startswith("+grid=") for item in args.overrides)
+    return bool(args.multirun) or a_grid or given.get("hydra.mode") == "MULTIRUN"
 
 
 def resumed(cfg: "DictConfig", directory: Path) -> "Run | None":
