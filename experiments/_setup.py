@@ -5,6 +5,7 @@ import functools
 import gc
 import logging
 import math
+import os
 import warnings
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -12,6 +13,7 @@ from typing import Any
 
 import lightning
 import torch
+from hydra.core.hydra_config import HydraConfig
 from hydra.errors import InstantiationException
 from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
@@ -35,10 +37,23 @@ def prepare(cfg: DictConfig, **least: int) -> None:
     if cfg.trainer.accelerator not in ("cpu", "gpu", "cuda", "auto"):
         raise UserError(f"trainer.accelerator must be cpu, gpu, cuda or auto, not '{cfg.trainer.accelerator}'")
     gc.freeze()
-    if cfg.trainer.threads is not None:
-        torch.set_num_threads(cfg.trainer.threads)
+    threads = cfg.trainer.threads or threads_of_a_job(_launcher(), os.cpu_count() or 1)
+    if threads is not None:
+        torch.set_num_threads(threads)
     logging.getLogger("lightning.pytorch.utilities.rank_zero").setLevel(logging.WARNING)
     warnings.filterwarnings("ignore", message=".*GPU available but not used.*")
+
+
+def threads_of_a_job(launcher: Mapping[str, Any], cores: int) -> int | None:
+    """Torch threads of a job that shares its machine with others of its sweep; None: torch's own choice."""
+    if "joblib" in str(launcher.get("_target_")):
+        jobs = launcher.get("n_jobs") or 1
+        return max(1, cores // (jobs if jobs > 0 else max(1, cores + 1 + jobs)))
+    return launcher.get("cpus_per_task")  # submitit
+
+
+def _launcher() -> Mapping[str, Any]:
+    return HydraConfig.get().launcher if HydraConfig.initialized() else {}
 
 
 def build(node: Any, **kwargs: Any) -> Any:

@@ -25,8 +25,19 @@ MAY_IMPORT = {
     "cli_errors": {*GROUND, "cli_help"},
     # the command line hands its arguments on; the two it needs at run time are imported there
     "cli_compare": {*GROUND, "reporting"},
+    "cli_completion": set(),
     "cli_jobs": {*GROUND, "cli_help", "reporting"},
-    "cli": {*GROUND, "cli_compare", "cli_jobs", "cli_errors", "cli_help", "schema", "reporting", "experiments"},
+    "cli": {
+        *GROUND,
+        "cli_compare",
+        "cli_completion",
+        "cli_jobs",
+        "cli_errors",
+        "cli_help",
+        "schema",
+        "reporting",
+        "experiments",
+    },
 }
 LIGHT = {*sys.stdlib_module_names, "metagradient"}
 

@@ -26,6 +26,7 @@ USAGE = """usage: metagradient <experiment> [key=value ...]   run it
        metagradient <experiment> --help            its choices and settings
        metagradient <experiment> -m seed=0,1,2     run a sweep
        metagradient compare PATH...                runs side by side, over seeds
+       metagradient completion                     a script for your shell: eval "$(metagradient completion)"
        metagradient --version
 """
 BAD_INPUT, FAILED, INTERRUPTED = 2, 1, 130
@@ -40,6 +41,10 @@ def main(argv: Sequence[str] | None = None) -> None:
             print(f"  {name:<14}{first_line(path)}")
     elif arguments[0] == "--version":
         print(f"metagradient {_version()}")
+    elif arguments[0] == "completion":
+        from metagradient.cli_completion import script
+
+        print(script(list(experiments())))
     elif arguments[0] == "compare":
         _compare(arguments[1:])
     elif arguments[0] in experiments():

@@ -36,7 +36,7 @@ def compare(arguments: Sequence[str]) -> None:
     if args.csv:
         _write_csv(args.csv, made)
     if args.html:
-        title = args.title or " ".join(str(Path(path)) for path in args.paths)
+        title = args.title or "Comparison: " + ", ".join(each.experiment for each in made)
         args.html.parent.mkdir(parents=True, exist_ok=True)
         args.html.write_text(compare_page.page(made, title), encoding="utf-8")
         print(f"page: {args.html} ({args.html.stat().st_size / 2**20:.1f} MiB, loads nothing)")

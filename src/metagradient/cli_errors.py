@@ -17,6 +17,8 @@ TYPES = {
     "Path": "a path",
 }
 
+_EXTRAS = {"hydra/launcher": ("joblib", "slurm"), "hydra/sweeper": ("optuna",)}
+
 
 def bad_input(error: BaseException) -> str | None:
     """The line for an error that a run raised, if it (or one that it was raised from) blames the input; else None."""
@@ -80,6 +82,9 @@ def composition_error(error: BaseException, config_name: str, arguments: Sequenc
 def _missing_option(path: str, options: list[str], message: str) -> str:
     group, _, option = path.rpartition("/")
     options = [name for name in options if name != SCHEMA]
+    if group in _EXTRAS:
+        extras = ", ".join(f"pip install 'metagradient[{extra}]'" for extra in _EXTRAS[group])
+        return f"no option {option!r} for {group!r}; there are: {', '.join(options)}; more of them: {extras}"
     if not options:
         return _one_line(message.partition("\n")[0])
     nearest = _nearest(option, options)

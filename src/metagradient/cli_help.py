@@ -57,6 +57,9 @@ def help_text(name: str, summary: str, arguments: Sequence[str]) -> str:
             options = hydra.config_loader.get_group_options(group, config_name=config_name)
             marked = [f"[{o}]" if o == chosen[group] else o for o in options if o != SCHEMA]
             lines.append(f"  {group:<12}{'  '.join(marked)}")
+        grids = hydra.config_loader.get_group_options("grid", config_name=config_name)
+        if grids:
+            lines.append(f"  {'+grid':<12}{'  '.join(grids)}")
         used = _most_used(hydra, config_name)
         settings = OmegaConf.to_yaml(hydra.get_sanitized_cfg(cfg, "job"))
     indented = "\n".join(f"  {line}" for line in settings.rstrip().splitlines())

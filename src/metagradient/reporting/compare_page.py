@@ -123,7 +123,7 @@ def _scatter(comparison: Comparison) -> str:
             f"<g class='{'base' if i == comparison.baseline else ''}'><title>{_text(row.title)}: {y:.4g} at {x:.4g}</title>"
             f"<line x1={px:.1f} x2={px:.1f} y1={top:.1f} y2={low:.1f} /><circle cx={px:.1f} cy={py:.1f} r=5 />"
             f"<text x={px + (9 if px < width * 0.7 else -9):.1f} y={py - 8:.1f} "
-            f"text-anchor={'start' if px < width * 0.7 else 'end'}>{_text(row.title) if len(points) <= 12 else i + 1}</text></g>"
+            f"text-anchor={'start' if px < width * 0.7 else 'end'}>{_text(_short_title(comparison, i))}</text></g>"
         )
     x0, y0 = left, height - bottom
     ticks = "".join(
@@ -137,6 +137,12 @@ def _scatter(comparison: Comparison) -> str:
         f"<text class=tick x={width - 12} y={height - 8} text-anchor=end>cost in training runs</text>"
         f"<text class=tick x=4 y=10>{_text(name(metric))}</text></svg></figure>"
     )
+
+
+def _short_title(comparison: Comparison, i: int) -> str:
+    """A row's values where they fit beside a point, else the number of the row."""
+    title = ", ".join(value for value in comparison.rows[i].label.values() if value != "–")
+    return title if len(comparison.rows) <= 12 and len(title) <= 30 else f"row {i + 1}"
 
 
 def _figures(comparison: Comparison) -> str:
@@ -222,7 +228,7 @@ _STYLE = """
 main{max-width:1180px;margin:0 auto;padding:24px 16px 64px}h1{font-size:1.5rem;margin:0 0 8px;overflow-wrap:anywhere}
 h2{font-size:1.15rem;margin:24px 0 0}.dim,.note,figcaption{color:var(--dim);font-size:.85rem}.dim{margin:0 0 12px}
 .scroll{overflow-x:auto;border:1px solid var(--line);border-radius:8px}table{border-collapse:collapse;width:100%}
-th,td{padding:8px 12px;text-align:left;vertical-align:top;border-bottom:1px solid var(--line);white-space:nowrap}
+th,td{padding:7px 10px;text-align:left;vertical-align:top;border-bottom:1px solid var(--line);white-space:nowrap}
 tr:last-child td{border-bottom:0}th{background:var(--soft);font-size:.85rem;position:sticky;top:0}
 .sortable th{cursor:pointer;user-select:none}.sortable th:focus-visible{outline:2px solid var(--accent)}
 th[aria-sort=ascending]:after{content:" ↑"}th[aria-sort=descending]:after{content:" ↓"}
