@@ -55,6 +55,8 @@ def error_against_speed(points: Mapping[str, Sequence[tuple[float, float]]], gro
     axes.axhline(1, color=GREY, linewidth=1.0)
     axes.axvline(1, color=GREY, linewidth=1.0)
     axes.set(xlabel="speed-up over retraining", ylabel="error ratio", xscale="log", yscale="log")
+    for ticks in (axes.xaxis.set_major_formatter, axes.xaxis.set_minor_formatter):
+        ticks(lambda value, _: f"{value:g}")
     if group:
         axes.set_title(group)
     figure.legend(*axes.get_legend_handles_labels(), loc="outside right upper", handlelength=1.0)
