@@ -39,7 +39,7 @@ class DeltaGrad:
     period:   T0, one exact step in `period`; 1 is retraining, to the bit.
     burn_in:  j0, the steps 0 .. burn_in are exact. So is every step until there are `pairs` pairs.
     pairs:    m, of L-BFGS.
-    guard:    turns approximate steps that look wrong into exact ones: for losses that are not convex, or stiff.
+    guard:    turns approximate steps that look wrong into exact ones: a safety net for losses that are not convex.
     adaptive: sets the period from the measured error of B instead; better than a fixed one on full batches, worse on
               mini-batches, whose noise it takes for error (so it is off by default).
     """
@@ -162,7 +162,7 @@ class _Walk:
         if not bool(self.state.params.isfinite().all()):
             raise UserError(
                 "DeltaGrad diverged: its parameters are not finite at the end; set a smaller method.period, "
-                "or method=deltagrad_guarded"
+                "or method=deltagrad_adaptive"
             )
         kept = None
         if self.new is not None:
