@@ -122,7 +122,7 @@ def _scatter(comparison: Comparison) -> str:
         marks.append(
             f"<g class='{'base' if i == comparison.baseline else ''}'><title>{_text(row.title)}: {y:.4g} at {x:.4g}</title>"
             f"<line x1={px:.1f} x2={px:.1f} y1={top:.1f} y2={low:.1f} /><circle cx={px:.1f} cy={py:.1f} r=5 />"
-            f"<text x={px + (9 if px < width * 0.7 else -9):.1f} y={py - 8:.1f} "
+            f"<text x={px + (9 if px < width * 0.7 else -9):.1f} y={py + (18 if i % 2 else -8):.1f} "
             f"text-anchor={'start' if px < width * 0.7 else 'end'}>{_text(_short_title(comparison, i))}</text></g>"
         )
     x0, y0 = left, height - bottom
