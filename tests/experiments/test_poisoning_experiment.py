@@ -61,8 +61,10 @@ def test_a_run_leaves_what_it_promises_and_goes_on(tmp_path: Path, monkeypatch: 
     assert len(list(csv.DictReader((first / "artifacts" / "defences.csv").open()))) == 8
 
     # a run that goes on takes over the poisons of the first share, and makes those of the second again
-    shutil.rmtree(first / "artifacts" / "descent_0.05")
-    assert run(tmp_path, monkeypatch, *SMALL, "hydra.run.dir=again", "resume=first", "defences=false") == 0
+    shutil.copytree(first, tmp_path / "again")
+    (tmp_path / "again" / "metrics.json").unlink()
+    shutil.rmtree(tmp_path / "again" / "artifacts" / "descent_0.05")
+    assert run(tmp_path, monkeypatch, *SMALL, "resume=again") == 0
     for name in ("poisons", "poisons_0.05"):
         again = load_file(tmp_path / "again" / "artifacts" / f"{name}.safetensors")
         assert torch.equal(again["images"], load_file(first / "artifacts" / f"{name}.safetensors")["images"])
