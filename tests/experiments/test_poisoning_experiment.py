@@ -63,6 +63,8 @@ def test_a_run_leaves_what_it_promises_and_goes_on(tmp_path: Path, monkeypatch: 
     # a run that goes on takes over the poisons of the first share, and makes those of the second again
     shutil.copytree(first, tmp_path / "again")
     (tmp_path / "again" / "metrics.json").unlink()
+    for left in (tmp_path / "again" / "artifacts").glob("poisons*.safetensors"):
+        left.unlink()
     shutil.rmtree(tmp_path / "again" / "artifacts" / "descent_0.05")
     assert run(tmp_path, monkeypatch, *SMALL, "resume=again") == 0
     for name in ("poisons", "poisons_0.05"):
