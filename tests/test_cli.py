@@ -134,7 +134,9 @@ def test_ctrl_c_keeps_what_there_is(tmp_path: Path) -> None:
     done = tiny(tmp_path, "end=lightning")
     directory = run_directory(tmp_path)
     assert done.returncode == 130
-    assert done.stderr == f"metagradient tiny: interrupted; partial results lie in {directory}\n"
+    assert (
+        done.stderr == f"metagradient tiny: interrupted; partial results lie in {directory}; go on with resume=true\n"
+    )
     metrics = json.loads((directory / "metrics.json").read_text())
     assert (metrics["status"], metrics["result/test_accuracy"]) == ("interrupted", 0.5)
 

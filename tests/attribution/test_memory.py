@@ -3,6 +3,8 @@
 import subprocess
 import sys
 
+import pytest
+
 SCRIPT = """
 import resource, sys, torch
 import metagradient as mg
@@ -41,6 +43,7 @@ def test_scoring_with_dropout_stays_below_one_dense_batch_of_gradients() -> None
     assert used < bound, f"{used / 2**20:.0f} MiB, one [B, P] is {bound / 2**20:.0f} MiB"
 
 
+@pytest.mark.slow
 def test_the_measure_sees_a_dense_batch() -> None:
     used, bound = peak_and_bound("none")
     assert used > bound

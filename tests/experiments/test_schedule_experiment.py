@@ -56,8 +56,9 @@ def test_a_run_leaves_what_it_promises_and_goes_on(tmp_path: Path, monkeypatch: 
     assert figures == {"schedule_by_metastep", "found_against_grid", "test_loss_against_compute"}
 
     # what was found already is taken over, and judged to the same numbers
-    assert run(tmp_path, monkeypatch, *SMALL, "hydra.run.dir=again", "resume=first") == 0
-    again = json.loads((tmp_path / "again" / "metrics.json").read_text())
+    (tmp_path / "first" / "metrics.json").unlink()
+    assert run(tmp_path, monkeypatch, *SMALL, "resume=first") == 0
+    again = json.loads((tmp_path / "first" / "metrics.json").read_text())
     assert math.isclose(again["result/test_loss"], metrics["result/test_loss"], rel_tol=0, abs_tol=0)
 
 
