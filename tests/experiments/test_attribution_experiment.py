@@ -1,35 +1,19 @@
 """`metagradient attribution`, end to end on a small budget, and what it says to bad input."""
 
-import io
 import json
-import logging
-import os
-from contextlib import redirect_stderr, redirect_stdout
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from console import Done, run_in
 from safetensors.torch import load_file
-
-from metagradient.cli import main
 
 SMALL = ["data.train=150", "learner.epochs=3", "queries=6", "held_out=5", "retrainings=12", "logger.mode=disabled"]
 
 
-def run(directory: Path, *overrides: str) -> tuple[int, str, str]:
-    out, err, before, level = io.StringIO(), io.StringIO(), Path.cwd(), logging.getLogger().level
-    os.chdir(directory)
-    try:
-        with redirect_stdout(out), redirect_stderr(err):
-            main(["attribution", *overrides])
-        status = 0
-    except SystemExit as stop:
-        status = int(stop.code or 0)
-    finally:
-        os.chdir(before)
-        logging.getLogger().setLevel(level)
-    return status, out.getvalue(), err.getvalue()
+def run(directory: Path, *overrides: str) -> Done:
+    return run_in(directory, "attribution", *overrides)
 
 
 @pytest.fixture(autouse=True)
@@ -84,6 +68,7 @@ def test_a_run_that_was_cut_short_goes_on(tmp_path: Path) -> None:
     whole = load_file(file)["scores"].clone()
     raw = np.memmap(file, "<f4", "r+", offset=file.stat().st_size - whole.nbytes, shape=(150, 6))
     raw[:, 4:] = 0  # as if killed after four queries
+    raw[0, 0] = whole[0, 0] = 7.0  # what is there already is not computed again
     raw.flush()
     file.with_name(file.name + ".progress").write_text("4")
     (folder / "metrics.json").unlink()

@@ -1,16 +1,10 @@
 """`metagradient selection`, end to end on a small budget, and what it says to bad input."""
 
-import io
 import json
-import logging
-import os
-from contextlib import redirect_stderr, redirect_stdout
 from pathlib import Path
-from typing import NamedTuple
 
 import pytest
-
-from metagradient.cli import main
+from console import Done, run_in
 
 SMALL = [
     "data.train=120",
@@ -24,26 +18,8 @@ SMALL = [
 ]
 
 
-class Done(NamedTuple):
-    status: int
-    out: str
-    err: str
-
-
 def run(directory: Path, *overrides: str) -> Done:
-    """The console command in this process (importing torch for each case would take most of the time)."""
-    out, err, before, level = io.StringIO(), io.StringIO(), Path.cwd(), logging.getLogger().level
-    os.chdir(directory)
-    try:
-        with redirect_stdout(out), redirect_stderr(err):
-            main(["selection", *overrides])
-        status = 0
-    except SystemExit as stop:
-        status = int(stop.code or 0)
-    finally:
-        os.chdir(before)
-        logging.getLogger().setLevel(level)
-    return Done(status, out.getvalue(), err.getvalue())
+    return run_in(directory, "selection", *overrides)
 
 
 @pytest.fixture(scope="module")

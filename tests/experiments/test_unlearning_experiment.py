@@ -1,19 +1,13 @@
 """`metagradient unlearning`, end to end on a small budget, and what it says to bad input."""
 
 import csv
-import io
 import json
-import logging
-import os
-from contextlib import redirect_stderr, redirect_stdout
 from pathlib import Path
-from typing import NamedTuple
 
 import pytest
 import torch
+from console import Done, run_in
 from safetensors.torch import load_file
-
-from metagradient.cli import main
 
 SMALL = [
     "data.train=120",
@@ -25,26 +19,8 @@ SMALL = [
 ]
 
 
-class Done(NamedTuple):
-    status: int
-    out: str
-    err: str
-
-
 def run(directory: Path, *overrides: str) -> Done:
-    """The console command in this process (importing torch for each case would take most of the time)."""
-    out, err, before, level = io.StringIO(), io.StringIO(), Path.cwd(), logging.getLogger().level
-    os.chdir(directory)
-    try:
-        with redirect_stdout(out), redirect_stderr(err):
-            main(["unlearning", *overrides])
-        status = 0
-    except SystemExit as stop:
-        status = int(stop.code or 0)
-    finally:
-        os.chdir(before)
-        logging.getLogger().setLevel(level)
-    return Done(status, out.getvalue(), err.getvalue())
+    return run_in(directory, "unlearning", *overrides)
 
 
 def folder_of(directory: Path) -> Path:
