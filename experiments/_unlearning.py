@@ -1,5 +1,6 @@
 """The parts of an unlearning experiment: whom to forget, timing beside the truth, what the judges say."""
 
+import json
 import logging
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -28,6 +29,7 @@ from metagradient.evaluation import (
 )
 from metagradient.replay.storage import Storage
 from metagradient.reporting import Progress, Record
+from metagradient.reporting.record import write_atomically
 from metagradient.training.random import fold_in, generator
 from metagradient.unlearning import Method, RecordedRun, RecordRun, Request, Retrain, Unlearned, perturbed, stored
 from metagradient.unlearning import record as record_run
@@ -161,11 +163,6 @@ class Answer:
     retrain_seconds: float
     seconds: float
 
-    @property
-    def training_runs(self) -> float:
-        """What both cost: the retraining 1, the method its share of gradients."""
-        return 1 + self.unlearned.gradients / self.retrained.gradients
-
 
 def ask(method: Method, run: RecordedRun, request: Request, turn: int, cfg: DictConfig, progress: Progress) -> Answer:
     """Both in an order that alternates with `turn`; nothing but them lies inside the clocks."""
@@ -216,6 +213,18 @@ def judge(run: RecordedRun, answer: Answer, splits: Splits) -> dict[str, float]:
     return {**row, "membership_auc": aucs[0], "membership_gap": aucs[0] - aucs[1]}
 
 
+class Judged:
+    """The rows of the judges, kept in a file as they come: whoever goes on there (`resume`) repeats none of them."""
+
+    def __init__(self, file: Path, resume: bool = True) -> None:
+        self.file = file
+        self.rows: list[dict[str, float]] = json.loads(file.read_text()) if resume and file.exists() else []
+
+    def add(self, row: dict[str, float]) -> None:
+        self.rows.append(row)
+        write_atomically(self.file, json.dumps(self.rows))
+
+
 def klom_table(
     cfg: DictConfig,
     routine: mg.Routine,
@@ -259,6 +268,6 @@ def klom_table(
     return table
 
 
-def klom_runs(cfg: DictConfig, answer: Answer) -> float:
-    """The trainings behind `klom_table`: three of each seed, and the method."""
-    return cfg.klom.models * (2 + answer.training_runs)
+def klom_runs(cfg: DictConfig, each: float) -> float:
+    """The trainings behind `klom_table`: three of each seed, and the method; `each`: one of them and the method."""
+    return cfg.klom.models * (2 + each)

@@ -4,15 +4,16 @@ from collections.abc import Mapping, Sequence
 
 import torch
 from matplotlib.figure import Figure
-from metagradient.experiments._unlearning import Answer
 
 from metagradient.replay import MemoryStorage
 from metagradient.reporting import Record
 from metagradient.reporting.distances import paired_distances, path_distances
-from metagradient.unlearning import DeltaGrad, Method, RecordedRun, Retrain
+from metagradient.unlearning import DeltaGrad, Method, RecordedRun, Request, Retrain
 
 
-def draw(record: Record, run: RecordedRun, method: Method, answer: Answer, rows: Sequence[Mapping[str, float]]) -> None:
+def draw(
+    record: Record, run: RecordedRun, method: Method, request: Request, rows: Sequence[Mapping[str, float]]
+) -> None:
     """distances.png; of DeltaGrad also path.png."""
     record.figure(
         "distances",
@@ -23,12 +24,12 @@ def draw(record: Record, run: RecordedRun, method: Method, answer: Answer, rows:
         ),
     )
     if isinstance(method, DeltaGrad):
-        record.figure("path", _path(run, method, answer))
+        record.figure("path", _path(run, method, request))
 
 
-def _path(run: RecordedRun, method: DeltaGrad, answer: Answer) -> Figure:
+def _path(run: RecordedRun, method: DeltaGrad, request: Request) -> Figure:
     """Distances to the retrained path at every step: both are run again, keeping their steps."""
-    again = [call(run, answer.request, keep=MemoryStorage()).run for call in (method, Retrain())]
+    again = [call(run, request, keep=MemoryStorage()).run for call in (method, Retrain())]
     assert all(again)
     old, new = [], []
     for (w, _), (w_new, _), (w_true, _) in zip(run.history, *(a.history for a in again if a), strict=True):

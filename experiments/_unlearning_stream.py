@@ -1,5 +1,6 @@
 """A stream of requests: one after the other, each to the run that the last one left; now and then the truth."""
 
+import shutil
 from pathlib import Path
 
 import torch
@@ -12,7 +13,7 @@ from metagradient.evaluation import accuracy, agreement, distance
 from metagradient.reporting import Progress, Record
 from metagradient.reporting.distances import path_distances
 from metagradient.training.random import generator
-from metagradient.unlearning import Method, RecordedRun, Request, Retrain, stream
+from metagradient.unlearning import Method, RecordedRun, Request, Retrain, Served, stream
 
 
 def requests_of(cfg: DictConfig, n: int) -> list[Request]:
@@ -41,42 +42,26 @@ def serve(
     splits: Splits,
     progress: Progress,
 ) -> float:
-    """All requests; after every `judge_every` a timed retraining on what is then the training set."""
+    """All requests; after every `judge_every` a judgement. Both are kept as they come, so that a killed stream goes on."""
     folder = Path(cfg.run_folder or record.directory) / "stream"
-    rows, learner = [], start.learner
+    if not cfg.run_folder and not cfg.resume:
+        shutil.rmtree(folder, ignore_errors=True)
+    judged, learner = _unlearning.Judged(folder / "judged.json"), start.learner
     method(start, requests[0])  # warm-up
     served = stream(
         method, start, requests, folder, storage=lambda: _unlearning.storage(cfg), progress=progress.callback()
     )
     bar = progress.bar("requests", len(requests), patience=0)
+    told = 0
     for state in served:
         bar.update(state.done)
-        if state.done % cfg.stream.judge_every and state.done != len(requests):
-            continue
-        present = state.run.present
-        truth, took = _unlearning.timed(
-            Retrain(), state.run, Request("delete", torch.empty(0, dtype=torch.int64)), progress
-        )
-        moved = distance(state.original, truth.state)
-        error = distance(state.run.final, truth.state)
-        rows.append(
-            {
-                "requests": state.done,
-                "distance_to_retrained": error,
-                "distance_original_to_retrained": moved,
-                "error_ratio": moved / error if error else float("inf"),
-                "speedup": took / (state.seconds / state.done),
-                "gradient_saving": truth.gradients * state.done / state.gradients,
-                "agreement": agreement(learner, state.run.final, truth.state, splits.test),
-                "test_accuracy": accuracy(learner, state.run.final, splits.test),
-                "test_accuracy_retrained": accuracy(learner, truth.state, splits.test),
-                "retrain_seconds": took,
-                "rows": int(present.sum()),
-            }
-        )
-        record.curve(state.done, rows[-1])
-    if not rows:
-        raise UserError(f"all {len(requests)} requests of the stream in {folder} are served: give another run_folder")
+        due = state.done % cfg.stream.judge_every == 0 or state.done == len(requests)
+        if due and state.done not in [row["requests"] for row in judged.rows]:
+            judged.add(_judge(state, splits, progress))
+        for row in judged.rows[told:]:
+            record.curve(int(row["requests"]), row)
+        told = len(judged.rows)
+    rows = judged.rows
     mean = sum(row["retrain_seconds"] for row in rows) / len(rows)
     overall = mean * len(requests) / state.seconds
     record.table("stream", list(rows[0]), [list(row.values()) for row in rows])
@@ -95,3 +80,23 @@ def serve(
     record.cost(training_runs=1 + len(rows) + len(requests) / rows[-1]["gradient_saving"])
     _unlearning.save_model(record, learner, state.run.final)
     return float(rows[-1]["error_ratio"])
+
+
+def _judge(state: Served, splits: Splits, progress: Progress) -> dict[str, float]:
+    """The stream's model beside a timed retraining on what is now the training set."""
+    learner, nothing = state.run.learner, Request("delete", torch.empty(0, dtype=torch.int64))
+    truth, took = _unlearning.timed(Retrain(), state.run, nothing, progress)
+    moved, error = distance(state.original, truth.state), distance(state.run.final, truth.state)
+    return {
+        "requests": state.done,
+        "distance_to_retrained": error,
+        "distance_original_to_retrained": moved,
+        "error_ratio": moved / error if error else float("inf"),
+        "speedup": took / (state.seconds / state.done),
+        "gradient_saving": truth.gradients * state.done / state.gradients,
+        "agreement": agreement(learner, state.run.final, truth.state, splits.test),
+        "test_accuracy": accuracy(learner, state.run.final, splits.test),
+        "test_accuracy_retrained": accuracy(learner, truth.state, splits.test),
+        "retrain_seconds": took,
+        "rows": int(state.run.present.sum()),
+    }

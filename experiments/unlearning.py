@@ -49,15 +49,18 @@ def run(cfg: DictConfig, record: Record) -> float:
             if saving < WORTHWHILE:
                 log.warning("DeltaGrad would be %.2fx as fast as retraining: too little, retrain instead", saving)
         method(trained, requests[0])
-        answers, rows = [], []
+        judged = _unlearning.Judged(record.directory / "judged.json", resume=bool(cfg.resume))
         for i, request in enumerate(progress.track(requests, f"requests to {kind}")):
-            answers.append(_unlearning.ask(method, trained, request, i, cfg, progress))
-            rows.append(_unlearning.judge(trained, answers[-1], splits))
-            record.curve(i, rows[-1])
+            if i == len(judged.rows):  # else an interrupted run has been here
+                answer = _unlearning.ask(method, trained, request, i, cfg, progress)
+                if i == 0:
+                    _unlearning.save_model(record, trained.learner, answer.unlearned.state)
+                judged.add(_unlearning.judge(trained, answer, splits))
+            record.curve(i, judged.rows[i])
         klom = _unlearning.klom_table(cfg, routine, splits, present, method, requests[0], progress)
 
     # 3. Tell: medians over the requests; accuracies and losses are means.
-    names = list(rows[0])
+    rows, names = judged.rows, list(judged.rows[0])
     record.csv("requests", names, [list(row.values()) for row in rows])
     for i, request in enumerate(requests):
         record.csv(f"rows_{i}", ["index"], [[row] for row in request.rows.tolist()])
@@ -72,9 +75,9 @@ def run(cfg: DictConfig, record: Record) -> float:
     if klom:
         record.table("klom", ["models", "asked", "kept", "test"], [[name, *row.values()] for name, row in klom.items()])
         record.result({f"klom_{name}_{part}": v for name, row in klom.items() for part, v in row.items()})
-    draw(record, trained, method, answers[0], rows)
-    _unlearning.save_model(record, trained.learner, answers[0].unlearned.state)
-    record.cost(training_runs=sum(a.training_runs for a in answers) + 1 + _unlearning.klom_runs(cfg, answers[0]))
+    draw(record, trained, method, requests[0], rows)
+    each = [1 + 1 / row["gradient_saving"] for row in rows]  # a retraining, and the method's share of gradients
+    record.cost(training_runs=1 + sum(each) + _unlearning.klom_runs(cfg, each[0]))
     return middle["error_ratio"]
 
 

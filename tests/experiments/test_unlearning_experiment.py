@@ -148,8 +148,54 @@ def test_a_stream_is_served_and_goes_on_where_it_was_cut(tmp_path: Path, monkeyp
     assert run(tmp_path, *asked, "run_folder=cut").status == 0
     rest = load_file(folder_of(tmp_path) / "artifacts" / "model.safetensors")
     assert all(torch.equal(whole[name], rest[name]) for name in whole)
-    assert len((folder_of(tmp_path) / "artifacts" / "stream.csv").read_text().splitlines()) == 1 + 2  # after 4 and 6
-    assert "are served" in run(tmp_path, *asked, "run_folder=cut").err
+    assert len((folder_of(tmp_path) / "artifacts" / "stream.csv").read_text().splitlines()) == 1 + 3  # after 2, 4, 6
+
+
+TIMES = ("cost/seconds", "cost/peak_memory_mib", "result/speedup", "meta/speedup", "result/retrain_seconds",
+         "meta/retrain_seconds", "result/predicted_saving", "result/retrain_instead")  # fmt: skip
+
+
+def kept_of(directory: Path) -> tuple[dict[str, float], dict[str, torch.Tensor], list[str]]:
+    """What must be the same after an interruption: numbers but times, the model, the steps of the curves."""
+    metrics = {key: value for key, value in metrics_of(directory).items() if key not in TIMES}
+    folder = folder_of(directory)
+    steps = [line.partition(",")[0] for line in (folder / "curves.csv").read_text().splitlines()]
+    return metrics, load_file(folder / "artifacts" / "model.safetensors"), steps
+
+
+@pytest.mark.parametrize("served", ["sets", "stream"])
+def test_resume_goes_on_after_what_was_judged(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, served: str) -> None:
+    from metagradient.experiments import _unlearning
+
+    extra = ["sets=4"] if served == "sets" else ["delete.count=2", "stream.requests=6", "stream.judge_every=2"]
+    for place in ("whole", "cut"):
+        (tmp_path / place).mkdir()
+    assert run(tmp_path / "whole", *SMALL, *extra).status == 0
+    kept, add = [], _unlearning.Judged.add
+
+    def dying(self, row):  # type: ignore[no-untyped-def]
+        if len(kept) == 2:
+            raise KeyboardInterrupt
+        add(self, row)
+        kept.append(row)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(_unlearning.Judged, "add", dying)
+        assert run(tmp_path / "cut", *SMALL, *extra).status == 130
+    kept.clear()
+    with monkeypatch.context() as patch:
+        patch.setattr(_unlearning.Judged, "add", lambda self, row: (add(self, row), kept.append(row)))
+        done = run(tmp_path / "cut", *SMALL, *extra, "resume=true")
+    assert done.status == 0, done.err
+    assert len(kept) == (2 if served == "sets" else 1)  # the others were judged before the interruption
+    assert len(list((tmp_path / "cut" / "outputs" / "unlearning").iterdir())) == 1
+    (metrics, model, steps), (metrics_whole, model_whole, steps_whole) = (
+        kept_of(tmp_path / place) for place in ("cut", "whole")
+    )
+    assert metrics == metrics_whole
+    assert steps == steps_whole
+    assert model.keys() == model_whole.keys()
+    assert all(torch.equal(model[name], model_whole[name]) for name in model)
 
 
 def test_a_stored_run_of_another_recipe_is_refused(tmp_path: Path) -> None:

@@ -85,16 +85,16 @@ def test_a_killed_stream_continues_to_the_same_bits(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, method: Method, where: str
 ) -> None:
     *_, whole = stream(method, recorded("batches"), REQUESTS, tmp_path / "whole")
-    calls = 0
+    broken, calls = stream(method, recorded("batches"), REQUESTS, tmp_path / "run"), 0
+    answer = type(method).__call__
 
-    def dying(run, request, **settings):  # type: ignore[no-untyped-def]
+    def dying(*args, **settings):  # type: ignore[no-untyped-def]
         nonlocal calls
         calls += 1
         if calls == 3:
             raise _Killed
-        return method(run, request, **settings)
+        return answer(*args, **settings)
 
-    broken = stream(dying if where == "in the request" else method, recorded("batches"), REQUESTS, tmp_path / "run")
     if where == "in the saving":
         next(broken), next(broken)
         with monkeypatch.context() as patch:
@@ -105,10 +105,12 @@ def test_a_killed_stream_continues_to_the_same_bits(
         assert next(broken).done == 1
         assert next(broken).done == 2
     else:
-        with pytest.raises(_Killed):
-            list(broken)
+        with monkeypatch.context() as patch:
+            patch.setattr(type(method), "__call__", dying)
+            with pytest.raises(_Killed):
+                list(broken)
     rest = list(stream(method, recorded("batches"), REQUESTS, tmp_path / "run"))
-    assert [served.done for served in rest] == [3, 4, 5]
+    assert [served.done for served in rest] == [2, 3, 4, 5]  # what was kept comes first
     assert _same(rest[-1].run, whole.run)
     assert rest[-1].gradients == whole.gradients
     assert torch.equal(rest[-1].original.params, recorded("batches").final.params)
@@ -127,6 +129,8 @@ def test_another_stream_is_refused(tmp_path: Path) -> None:
     before = _files(tmp_path)
     with pytest.raises(UserError, match="another stream"):
         list(stream(DeltaGrad(5, 8), recorded("batches"), [delete(9)], tmp_path))
+    with pytest.raises(UserError, match="another method"):
+        list(stream(Retrain(), recorded("batches"), REQUESTS[:2], tmp_path))
     assert _files(tmp_path) == before
 
 

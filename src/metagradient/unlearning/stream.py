@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import zlib
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from time import perf_counter
 
@@ -45,33 +45,37 @@ def stream(
 ) -> Iterator[Served]:
     """Serve the requests in turn, keeping the whole state in `folder` after each; yields after each.
 
-    Called again with the same requests on a folder where it was interrupted, it goes on after the last one that was
-    kept, to the same bits. UserError at once where any request cannot be met, or the folder's stream is another one.
+    Called again with the same method and requests on a folder where it was interrupted, it first yields what was kept
+    there, then goes on after it, to the same bits. UserError at once where any request cannot be met, or the folder's
+    stream is another one.
     """
     present = start.present
-    key = _key(requests)
-    run, done, seconds, gradients, original = start, 0, 0.0, 0, start.final
+    for request in requests:  # refuse the hundredth now, not in an hour
+        present = request.apply(present)
+    key, state = _key(method, requests), Served(start, start.final, 0, 0.0, 0)
     if stored.exists(folder):
         run, notes, tensors = stored.load(folder, start.learner, start.batches, storage(), initial=start.initial)
         if notes.get("stream") != key:
-            raise UserError(f"{folder} holds another stream of requests: give another run_folder")
-        done, seconds, gradients = notes["done"], notes["seconds"], notes["gradients"]
-        original = TrainState(tensors["original"].to(start.final.params), (), start.final.buffers)
-    for request in requests:  # refuse the hundredth now, not in an hour
-        present = request.apply(present)
-    for request in requests[done:]:
+            raise UserError(
+                f"{folder} holds another stream (other requests, or another method): give another run_folder"
+            )
+        original = replace(start.final, params=tensors["original"].to(start.final.params), slots=())
+        state = Served(run, original, notes["done"], notes["seconds"], notes["gradients"])
+        yield state
+    for request in requests[state.done :]:
         started = perf_counter()
-        answer = method(run, request, keep=storage(), progress=progress)
+        answer = method(state.run, request, keep=storage(), progress=progress)
         assert answer.run is not None
-        seconds, gradients, done = seconds + perf_counter() - started, gradients + answer.gradients, done + 1
-        if run is not start:
-            run.history.free()
-        run = answer.run
-        notes = {"stream": key, "done": done, "seconds": seconds, "gradients": gradients}
-        stored.save(run, folder, notes, original=original.params)
-        yield Served(run, original, done, seconds, gradients)
+        seconds = state.seconds + perf_counter() - started
+        if state.run is not start:
+            state.run.history.free()
+        state = Served(answer.run, state.original, state.done + 1, seconds, state.gradients + answer.gradients)
+        notes = {"stream": key, "done": state.done, "seconds": seconds, "gradients": state.gradients}
+        stored.save(state.run, folder, notes, original=state.original.params)
+        yield state
 
 
-def _key(requests: Sequence[Request]) -> str:
+def _key(method: Method, requests: Sequence[Request]) -> str:
     parts = [torch.cat([torch.tensor([r.sign, len(r.rows)]), r.rows.cpu()]) for r in requests]
-    return f"{len(requests)}:{zlib.crc32(torch.cat(parts).numpy().data):08x}"
+    words = zlib.crc32(repr(method).encode())
+    return f"{len(requests)}:{zlib.crc32(torch.cat(parts).numpy().data, words):08x}"
