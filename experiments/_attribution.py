@@ -168,7 +168,7 @@ class Methods:
 
     def _exact(self, word: str, alpha: bool) -> Outcome:
         t, replay = self.task, self.cfg.replay
-        scores, files, runs, start = {}, [], 0.0, perf_counter()
+        scores, files, spent, start = {}, [], 0.0, perf_counter()
         for drop in self.cfg.drop if alpha else self.cfg.drop[:1]:
             method = at.ExactScores(
                 t.learner,
@@ -182,13 +182,13 @@ class Methods:
             file = self._file(f"exact_{1 - drop:g}" if alpha else word, repr(method.at))
             if not file.complete:
                 for block, cost in method.columns(t.queries, start=file.done):
-                    file.write_columns(block)
-                    runs += cost
+                    file.write_columns(block, cost)
+            spent += file.cost
             scores[drop] = file.scores
             files.append(file.path)
         if not alpha:
             scores = dict.fromkeys(self.cfg.drop, scores[self.cfg.drop[0]])
-        return Outcome(word, scores, files, perf_counter() - start, runs)
+        return Outcome(word, scores, files, perf_counter() - start, spent)
 
     # -- influence --------------------------------------------------------------------------------------------------------
 

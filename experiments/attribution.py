@@ -39,7 +39,8 @@ def run(cfg: DictConfig, record: Record) -> float:
             task.learner,
             task.batches,
             join(task.held_out, task.queries),
-            folder=_cache() if cfg.keep_retrainings else None,
+            folder=_cache() if cfg.keep_retrainings else folder / "retrainings",
+            owner=str(folder.absolute()),
             at_once=cfg.at_once,
             progress=progress.callback(),
         )
@@ -50,7 +51,7 @@ def run(cfg: DictConfig, record: Record) -> float:
             losses = truth.losses(kept[drop])
             held_out[drop], judged[drop] = losses[:, : cfg.held_out], losses[:, cfg.held_out :]
 
-        if truth.runs == cfg.retrainings * len(cfg.drop):  # none was found on disk: what it cost beside single runs
+        if not truth.found:  # on disk: what a retraining cost beside a single run
             share = (perf_counter() - start) / truth.runs / task.seconds
             record.result({"retrainings_share_of_a_loop": share, "seconds_training": task.seconds})
 

@@ -12,7 +12,7 @@ import torch
 from metagradient.experiments import _poisoning, _setup, _smoothness
 from omegaconf import DictConfig
 
-from metagradient.descent import STATE, DescentProblem, Poisons, noise_poisons, poison_rows
+from metagradient.descent import DescentProblem, Poisons, noise_poisons, poison_rows
 from metagradient.evaluation import Victims, deviation, take, train_victims
 from metagradient.reporting import Progress, Record, descent_figures
 from metagradient.training.random import fold_in, generator
@@ -42,8 +42,6 @@ def run(cfg: DictConfig, record: Record) -> float:
         curves: dict[float, list[dict[str, float]]] = {share: [] for share in cfg.shares}
         for share in progress.track(cfg.shares, "attacks"):
             (folder := record.artifact_path(f"descent_{share:g}")).mkdir(exist_ok=True)
-            before = None if resume is None else resume / "artifacts" / folder.name
-            begun = before is not None and (before / STATE).exists()  # a later share may not have been
             problem = DescentProblem(
                 train,
                 steer,
@@ -52,7 +50,7 @@ def run(cfg: DictConfig, record: Record) -> float:
                 fit=_setup.TrainerFit(cfg, progress),
                 seed=fold_in(cfg.seed, 2),
                 folder=folder,
-                resume=before if begun else None,
+                resume=resume and resume / "artifacts" / folder.name,
             )
 
             def on_metastep(metastep: int, values: dict[str, float], x: object, share: float = share) -> None:

@@ -59,7 +59,8 @@ def run(cfg: DictConfig, record: Record) -> float:
         chosen = method.run(problem, on_metastep=on_metastep, progress=progress.callback())
         search_cost = chosen.cost
         if cfg.refit and chosen.metastep > 0:  # the same way again, steered by all validation rows
-            everything = dataclasses.replace(problem, steer=validation, folder=None, resume=None)
+            (folder := record.directory / "refit").mkdir(exist_ok=True)
+            everything = dataclasses.replace(problem, steer=validation, folder=folder, resume=problem.resume and folder)
             chosen = method.run(everything, progress=progress.callback(), stop=chosen.metastep)
             search_cost += chosen.cost
 

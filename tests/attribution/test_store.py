@@ -16,15 +16,16 @@ SCORES = torch.randn(7, 4, generator=torch.Generator().manual_seed(0))
 def test_a_file_filled_in_pieces_across_processes(tmp_path: Path) -> None:
     path = tmp_path / "folder" / "scores.safetensors"
     first = ScoreFile(path, 7, 4, "run")
-    first.write_rows(SCORES[:3])
+    first.write_rows(SCORES[:3], cost=1.5)
     assert not first.complete
     again = ScoreFile(path, 7, 4, "run")
     assert again.done == 3
-    again.write_rows(SCORES[3:])
+    again.write_rows(SCORES[3:], cost=2.0)
     assert again.complete
-    assert ScoreFile(path, 7, 4, "run").complete
+    whole = ScoreFile(path, 7, 4, "run")
+    assert (whole.complete, whole.cost) == (True, 3.5)
     torch.testing.assert_close(load_file(path)["scores"], SCORES)  # another reader
-    assert [p.name for p in path.parent.iterdir()] == ["scores.safetensors"]
+    assert sorted(p.name for p in path.parent.iterdir()) == ["scores.safetensors", "scores.safetensors.progress"]
     for k, lowest in ((2, False), (3, True)):
         expected = SCORES[:, 1].argsort(descending=not lowest)[:k]
         assert torch.equal(again.top(1, k, lowest), expected)
@@ -38,9 +39,30 @@ def test_columns_as_well(tmp_path: Path) -> None:
     torch.testing.assert_close(file.scores, SCORES)
 
 
+@pytest.mark.parametrize("axis", [0, 1])
+def test_a_damaged_block_and_what_follows_it_are_written_again(
+    tmp_path: Path, axis: int, caplog: pytest.LogCaptureFixture
+) -> None:
+    path = tmp_path / "s.safetensors"
+    file = ScoreFile(path, 7, 4)
+    write = file.write_rows if axis == 0 else file.write_columns
+    for block in SCORES.split(1, dim=axis):
+        write(block, cost=1.0)
+    bits = bytearray(path.read_bytes())
+    bits[-4 * 4 * 4 + 4 * 2] ^= 1  # row 3, column 2
+    path.write_bytes(bits)
+    damaged = ScoreFile(path, 7, 4)
+    assert (damaged.done, damaged.cost, damaged.complete) == ((3, 3.0, False) if axis == 0 else (2, 2.0, False))
+    assert "damaged" in caplog.text
+    path.with_name(path.name + ".progress").write_text("4")
+    assert ScoreFile(path, 7, 4).done == 0
+    path.with_name(path.name + ".progress").unlink()  # killed before the first note
+    assert ScoreFile(path, 7, 4).done == 0
+
+
 def test_a_file_of_another_run_is_refused(tmp_path: Path) -> None:
     ScoreFile(tmp_path / "s.safetensors", 7, 4, "one")
-    for shape, recipe in (((7, 4), "two"), ((4, 7), "one")):
+    for shape, recipe in (((7, 4), "two"), ((4, 7), "one"), ((7, 5), "one")):
         with pytest.raises(UserError, match="another run"):
             ScoreFile(tmp_path / "s.safetensors", *shape, recipe)
 

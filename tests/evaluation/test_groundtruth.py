@@ -72,3 +72,27 @@ def test_an_interrupted_judge_goes_on_where_it_was(tmp_path: Path) -> None:
     resumed = truth(tmp_path)
     torch.testing.assert_close(resumed.losses(kept), by_hand(truth(), kept))
     assert 0 < resumed.runs < 7
+
+
+def test_who_pays_for_what_was_found(tmp_path: Path) -> None:
+    kept = subsets(N, 0.3, 7, seed=0)
+    first, resumed, other = (truth(tmp_path) for _ in range(3))
+    first.owner = resumed.owner = "this run"
+    other.owner = "that run"
+    losses = first.losses(kept)
+    assert torch.equal(resumed.losses(kept), losses)
+    other.losses(kept)
+    assert (first.runs, resumed.runs, other.runs) == (7, 7, 0)
+
+
+def test_damaged_losses_are_measured_again(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    kept = subsets(N, 0.3, 7, seed=0)
+    losses = truth(tmp_path).losses(kept)
+    (file,) = tmp_path.iterdir()
+    bits = bytearray(file.read_bytes())
+    bits[-1] ^= 1
+    file.write_bytes(bits)
+    again = truth(tmp_path)
+    assert torch.equal(again.losses(kept), losses)
+    assert again.runs == 7
+    assert "checksum" in caplog.text

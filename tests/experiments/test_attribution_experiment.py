@@ -1,5 +1,6 @@
 """`metagradient attribution`, end to end on a small budget, and what it says to bad input."""
 
+import hashlib
 import json
 from pathlib import Path
 
@@ -66,15 +67,26 @@ def test_a_run_that_was_cut_short_goes_on(tmp_path: Path) -> None:
     (folder,) = (tmp_path / "outputs" / "attribution").iterdir()
     file = folder / "artifacts" / "scores.safetensors"
     whole = load_file(file)["scores"].clone()
-    raw = np.memmap(file, "<f4", "r+", offset=file.stat().st_size - whole.nbytes, shape=(150, 6))
-    raw[:, 4:] = 0  # as if killed after four queries
-    raw[0, 0] = whole[0, 0] = 7.0  # what is there already is not computed again
-    raw.flush()
-    file.with_name(file.name + ".progress").write_text("4")
-    (folder / "metrics.json").unlink()
+    cost = json.loads((folder / "metrics.json").read_text())["cost/training_runs"]
+
+    def cut_short_after(blocks: int, first: float) -> None:
+        """As if killed so early; and, for whoever checks that nothing is computed again, with another first score."""
+        raw = np.memmap(file, "<f4", "r+", offset=file.stat().st_size - whole.nbytes, shape=(150, 6))
+        raw[:, 2 * blocks :] = 0
+        raw[0, 0] = first
+        raw.flush()
+        note = json.loads((progress := file.with_name(file.name + ".progress")).read_text())
+        note["blocks"] = note["blocks"][:blocks]
+        note["blocks"][0][2] = hashlib.sha256(np.ascontiguousarray(raw[:, :2]).tobytes()).hexdigest()
+        progress.write_text(json.dumps(note))
+        (folder / "metrics.json").unlink()
+
+    cut_short_after(2, first=7.0)
     status, _, err = run(tmp_path, *SMALL, "methods=[exact]", "queries_per_replay=2", f"resume={folder}")
     assert status == 0, err
+    whole[0, 0] = 7.0
     assert torch.equal(load_file(file)["scores"], whole)
+    assert json.loads((folder / "metrics.json").read_text())["cost/training_runs"] == cost
     status, _, err = run(tmp_path, *SMALL, "methods=[exact]", "learner.epochs=4", f"resume={folder}")
     assert status == 2
     assert "learner.epochs" in err

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
+import logging
 import os
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -12,15 +15,27 @@ from torch import Tensor
 
 from metagradient.errors import UserError
 
+log = logging.getLogger(__name__)
+
 _NAME = "scores"
+_KINDS = ("training examples", "queries")
+
+
+class _Block(NamedTuple):
+    """end: its last row or column, exclusive; it begins where the block before it ends."""
+
+    end: int
+    cost: float
+    sha256: str
 
 
 class ScoreFile:
     """A safetensors file with one float32 tensor `scores` [n_train, n_query], written through a memory map.
 
-    The file is complete in form from the first moment; `done` rows (or columns) are noted beside it, in
-    `<file>.progress`, after their block is on disk, so that a run that was killed goes on where it was. `recipe` says
-    what the scores are of: a file of another recipe or shape is refused rather than continued.
+    The file is complete in form from the first moment; which blocks of rows (or columns) are there is noted beside it, in
+    `<file>.progress`, with a checksum and the cost of each, after the block is on disk. So a run that was killed goes on
+    where it was, and from before the first block that is damaged. `recipe` says what the scores are of: a file of another
+    recipe or shape is refused rather than continued.
     """
 
     def __init__(self, path: Path, n_train: int, n_query: int, recipe: str = "") -> None:
@@ -36,51 +51,78 @@ class ScoreFile:
         }
         text = json.dumps(header).encode()
         text += b" " * (-len(text) % 8)
-        self._offset = 8 + len(text)
-        if self.path.exists():
-            with self.path.open("rb") as file:
-                found = file.read(self._offset)
-            if found != len(text).to_bytes(8, "little") + text:
-                raise UserError(f"{path} holds scores of another run or shape: remove it, or give another folder")
-        else:
+        begin = len(text).to_bytes(8, "little") + text
+        if not self.path.exists():
             self.path.parent.mkdir(parents=True, exist_ok=True)
-            with self.path.open("wb") as file:
-                file.write(len(text).to_bytes(8, "little") + text)
-                file.truncate(self._offset + 4 * n_train * n_query)
-            self._write_note(0)
-        self._map = np.memmap(self.path, dtype="<f4", mode="r+", offset=self._offset, shape=self.shape)
+            self._note.unlink(missing_ok=True)
+            partial = self.path.with_name(self.path.name + ".tmp")
+            with partial.open("wb") as file:
+                file.write(begin)
+                file.truncate(len(begin) + 4 * n_train * n_query)
+            os.replace(partial, self.path)
+        with self.path.open("rb") as file:
+            if file.read(len(begin)) != begin:
+                raise UserError(f"{path} holds scores of another run or shape: remove it, or give another folder")
+        self._map = np.memmap(self.path, dtype="<f4", mode="r+", offset=len(begin), shape=self.shape)
+        self._axis, self._blocks = self._intact()
 
     @property
     def done(self) -> int:
-        """Rows or columns that are there; everything once the note is gone."""
-        return int(self._note.read_text()) if self._note.exists() else max(self.shape)
+        """Rows or columns that are there."""
+        return self._blocks[-1].end if self._blocks else 0
+
+    @property
+    def cost(self) -> float:
+        """What the blocks that are there cost, in the unit of whoever wrote them."""
+        return sum(block.cost for block in self._blocks)
 
     @property
     def complete(self) -> bool:
-        return not self._note.exists()
+        return self.done == self.shape[self._axis]
 
-    def write_rows(self, block: Tensor) -> None:
+    def write_rows(self, block: Tensor, cost: float = 0.0) -> None:
         """The next training examples' scores, [b, n_query]."""
-        self._write(block, axis=0)
+        self._write(block, 0, cost)
 
-    def write_columns(self, block: Tensor) -> None:
+    def write_columns(self, block: Tensor, cost: float = 0.0) -> None:
         """The next queries' scores, [n_train, b]."""
-        self._write(block, axis=1)
+        self._write(block, 1, cost)
 
-    def _write(self, block: Tensor, axis: int) -> None:
-        start = self.done
-        where = slice(start, start + block.shape[axis])
-        self._map[where if axis == 0 else (slice(None), where)] = block.cpu().numpy()
+    def _write(self, block: Tensor, axis: int, cost: float) -> None:
+        start, end = self.done, self.done + block.shape[axis]
+        self._axis = axis
+        self._part(start, end, axis)[:] = block.cpu().numpy()
         self._map.flush()
-        if where.stop == self.shape[axis]:
-            self._note.unlink()
-        else:
-            self._write_note(where.stop)
-
-    def _write_note(self, done: int) -> None:
+        self._blocks.append(_Block(end, cost, self._digest(start, end, axis)))
         partial = self._note.with_name(self._note.name + ".tmp")
-        partial.write_text(str(done))
+        partial.write_text(json.dumps({"axis": axis, "blocks": self._blocks}))
         os.replace(partial, self._note)
+
+    def _part(self, start: int, end: int, axis: int) -> np.ndarray:
+        return self._map[start:end] if axis == 0 else self._map[:, start:end]
+
+    def _digest(self, start: int, end: int, axis: int) -> str:
+        return hashlib.sha256(np.ascontiguousarray(self._part(start, end, axis)).tobytes()).hexdigest()
+
+    def _intact(self) -> tuple[int, list[_Block]]:
+        """(axis, blocks) of an earlier run, up to the first whose checksum is wrong."""
+        if not self._note.exists():
+            return 0, []
+        try:
+            note = json.loads(self._note.read_text())
+            axis, blocks = int(note["axis"]), [_Block(*block) for block in note["blocks"]]
+        except (ValueError, KeyError, TypeError) as error:
+            log.warning("%s cannot be read (%s): the scores are computed again", self._note, error)
+            return 0, []
+        start = 0
+        for i, block in enumerate(blocks):
+            if block.sha256 != self._digest(start, block.end, axis):
+                log.warning("%s is damaged: going on from the %d %s before", self.path, start, _KINDS[axis])
+                return axis, blocks[:i]
+            start = block.end
+        if start < self.shape[axis]:
+            log.info("going on after %d of %d %s in %s", start, self.shape[axis], _KINDS[axis], self.path)
+        return axis, blocks
 
     @property
     def scores(self) -> Tensor:

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import logging
 import os
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors import safe_open
+from safetensors.torch import save_file
 from torch import Tensor
 
 from metagradient.errors import UserError
@@ -45,16 +47,19 @@ class GroundTruth:
     queries: whose losses are measured under every retrained model.
     folder:  where losses are kept, by a hash of everything that decides them; None: nowhere. What was done before an
              interruption is found again.
-    at_once: trainings at a time; `runs` counts those that were really done.
+    owner:   who pays: `runs` counts the trainings that were really done for it, before an interruption as well.
+    at_once: trainings at a time. `found` counts those that lay on the disk.
     """
 
     learner: Learner
     batches: Batches
     queries: Fields
     folder: Path | None = None
+    owner: str = ""
     at_once: int = 50
     progress: Progress | None = None
     runs: float = field(default=0.0, init=False)
+    found: int = field(default=0, init=False)
 
     def losses(self, weights: Tensor) -> Tensor:
         """The queries' losses [R, q] after training with weights (or masks) [R, n]."""
@@ -63,7 +68,9 @@ class GroundTruth:
             if self.folder is None
             else self.folder / f"{recipe(self.learner, self.batches, self.queries, weights)}.safetensors"
         )
-        done = _load(file, len(next(iter(self.queries.values()))))
+        done, owners = _load(file, len(next(iter(self.queries.values()))))
+        self.runs += owners.count(self.owner) if self.owner else 0
+        self.found += len(done)
         if len(done):
             log.info("%d of %d retrainings found in %s", len(done), len(weights), file)
         for start in range(len(done), len(weights), self.at_once):
@@ -78,8 +85,9 @@ class GroundTruth:
             )
             done = torch.cat([done, losses_of_runs(self.learner, states, self.queries).float()])
             self.runs += len(rows)
+            owners += [self.owner] * len(rows)
             if file is not None:
-                _save(done, file)
+                _save(done, owners, file)
         return done
 
     def _within(self, before: int, total: int) -> Progress | None:
@@ -110,18 +118,31 @@ def recipe(learner: Learner, batches: Batches, queries: Fields, weights: Tensor 
     return digest.hexdigest()[:24]
 
 
-def _load(file: Path | None, queries: int) -> Tensor:
-    if file is None or not file.exists():
-        return torch.empty(0, queries)
-    return load_file(file)["losses"]
+def _load(file: Path | None, queries: int) -> tuple[Tensor, list[str]]:
+    """Losses, and for whom each row was trained."""
+    if file is not None and file.exists():
+        try:
+            with safe_open(file, framework="pt") as kept:
+                losses, about = kept.get_tensor("losses"), kept.metadata() or {}
+            if about.get("sha256") != _digest(losses, about.get("owners", "")):
+                raise ValueError("its checksum is wrong")
+            return losses, json.loads(about["owners"])
+        except Exception as error:
+            log.warning("%s cannot be read (%s): its models are trained again", file, error)
+    return torch.empty(0, queries), []
 
 
-def _save(losses: Tensor, file: Path) -> None:
+def _save(losses: Tensor, owners: list[str], file: Path) -> None:
     """Written beside and renamed: a run killed here leaves the last whole file."""
     partial = file.with_suffix(f".{os.getpid()}.tmp")
+    losses, words = losses.contiguous(), json.dumps(owners)
     try:
         file.parent.mkdir(parents=True, exist_ok=True)
-        save_file({"losses": losses.contiguous()}, partial)
+        save_file({"losses": losses}, partial, metadata={"owners": words, "sha256": _digest(losses, words)})
         partial.replace(file)
     except OSError as error:
         log.warning("retrainings are not kept: %s; METAGRADIENT_CACHE names another folder", error)
+
+
+def _digest(losses: Tensor, owners: str) -> str:
+    return hashlib.sha256(owners.encode() + losses.numpy().tobytes()).hexdigest()
