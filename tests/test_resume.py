@@ -1,14 +1,7 @@
-"""`resume`: what is finished is not repeated, what is not goes on, what differs is refused; and after kills."""
+"""`resume`: what is finished is not repeated, what is not goes on, what differs is refused."""
 
 import json
-import os
-import signal
-import subprocess
-import sys
-import time
 from pathlib import Path
-
-import pytest
 
 from test_cli import run_directory, tiny
 
@@ -62,60 +55,3 @@ def test_a_job_that_fails_before_its_record_says_why(tmp_path: Path) -> None:
     assert metrics(sweep / "1")["error"] == "UserError: no value for needed; give one: needed=..."
     assert "Traceback" in (sweep / "1" / "run.log").read_text()
     assert "2 jobs, 1 finished" in done.stdout
-
-
-SMALL = (
-    "data.train=200", "data.validation=60", "data.test=100", "learner.steps=20", "method.metasteps=8", "retrainings=1",
-    "filter_fractions=[0.4]", "smoothness=null", "logger.mode=disabled",
-)  # fmt: skip
-
-
-def selection(cwd: Path, *arguments: str) -> subprocess.Popen[bytes]:
-    code = "from metagradient.cli import main; main()"
-    return subprocess.Popen(
-        [sys.executable, "-c", code, "selection", *SMALL, *arguments],
-        cwd=cwd, env={**os.environ, "OMP_NUM_THREADS": "1"}, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
-    )  # fmt: skip
-
-
-def kept(directory: Path) -> dict[str, object]:
-    """What must be the same in the end."""
-    numbers = {k: v for k, v in metrics(directory).items() if k not in ("cost/seconds", "cost/peak_memory_mib")}
-    files = {path.name: path.read_bytes() for path in sorted((directory / "artifacts").glob("*.csv"))}
-    return {**numbers, **files, "curves": (directory / "curves.csv").read_text()}
-
-
-def killed_and_resumed(tmp_path: Path, metasteps: int) -> dict[str, object]:
-    """A small selection that is killed once so many metasteps are saved, then resumed to its end."""
-    place = tmp_path / f"killed_{metasteps}"
-    place.mkdir()
-    process = selection(place)
-    state, saves, last, until = "outputs/selection/*/descent.safetensors", 0, 0, time.monotonic() + 120
-    while saves < metasteps and process.poll() is None and time.monotonic() < until:
-        changed = [path.stat().st_mtime_ns for path in place.glob(state)]
-        saves, last = (saves + 1, changed[0]) if changed and changed[0] != last else (saves, last)
-        time.sleep(0.002)
-    os.kill(process.pid, signal.SIGKILL)
-    assert process.wait() == -signal.SIGKILL
-    (directory,) = (place / "outputs" / "selection").iterdir()
-    assert not (directory / "metrics.json").exists()
-    assert selection(place, "resume=true").wait() == 0
-    assert [directory] == list((place / "outputs" / "selection").iterdir())
-    return kept(directory)
-
-
-def uninterrupted(tmp_path: Path) -> dict[str, object]:
-    assert selection(tmp_path).wait() == 0
-    (directory,) = (tmp_path / "outputs" / "selection").iterdir()
-    return kept(directory)
-
-
-def test_a_killed_selection_ends_in_the_same_bits(tmp_path: Path) -> None:
-    assert killed_and_resumed(tmp_path, 3) == uninterrupted(tmp_path)
-
-
-@pytest.mark.slow
-def test_wherever_it_is_killed(tmp_path: Path) -> None:
-    expected = uninterrupted(tmp_path)
-    for metasteps in (1, 2, 5, 7):
-        assert killed_and_resumed(tmp_path, metasteps) == expected

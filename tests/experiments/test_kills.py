@@ -1,0 +1,88 @@
+"""SIGKILL at random moments, some of them within a save: what is resumed ends as if nothing had happened.
+
+The resumed run must say how much it took over, as much as a look at what was saved expects: repeating everything would
+give the same bits.
+"""
+
+import json
+from pathlib import Path
+
+import pytest
+from killing import Whole, killed_in_save, moments, resumed, whole
+from safetensors import safe_open
+
+from metagradient.descent.state import DescentState
+
+COMMON = ["trainer.threads=1", "logger.mode=disabled"]
+DIGITS = ["data.train=300", "data.validation=80", "data.test=100", "learner.epochs=null", "learner.steps=40", *COMMON]
+RUNS = {
+    "selection": [
+        *DIGITS, "method.metasteps=12", "refit=true", "retrainings=1", "filter_fractions=[0.4]", "smoothness=null",
+    ],
+    "poisoning": [
+        *DIGITS, "method.metasteps=8", "shares=[0.05,0.1]", "victims=1", "peers=null", "defences=false", "~transfer",
+        "+transfer={}", "smoothness=null",
+    ],
+    "schedule": [
+        *DIGITS, "method.metasteps=12", "grid={peaks:2,warmups:[0.1]}", "finalists=1", "finalist_seeds=1",
+        "retrainings=1", "stretch=1", "smoothness=null",
+    ],
+    "attribution": [
+        *DIGITS, "methods=[exact,exact:alpha,dropout:64]", "queries=8", "held_out=5", "queries_per_replay=2",
+        "drop=[0.1,0.5]", "retrainings=15", "at_once=5", "dampings=[1.0,10.0]",
+    ],
+}  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def uninterrupted(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Whole]:
+    """Filled as it is needed."""
+    return {}
+
+
+def taken_over(experiment: str, directory: Path) -> list[str]:
+    """What the log of a run that goes on in `directory` must say."""
+    if experiment == "attribution":
+        said = []
+        for note in directory.glob("artifacts/*.progress"):
+            blocks = json.loads(note.read_text())["blocks"]
+            complete = blocks[-1][0] == (8 if "exact" in note.name or note.name.startswith("scores.") else 300)
+            said += [] if complete else [f"going on after {blocks[-1][0]} of "]
+        for file in directory.parents[2].glob("cache/retrainings/*.safetensors"):
+            with safe_open(file, framework="pt") as kept:
+                said.append(f"{len(kept.get_tensor('losses'))} of 15 retrainings found in")
+        return said
+    saves = {path.parent for path in directory.rglob("descent.*") if path.suffix in (".safetensors", ".before")}
+    done = [DescentState.load(folder / "descent.safetensors").metastep for folder in saves]
+    return [f"going on after metastep {metastep - 1} of" for metastep in done]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("moment", range(4), ids=["early", "late", "before a save's rename", "behind a save's rename"])
+@pytest.mark.parametrize("experiment", RUNS)
+def test_a_killed_run_ends_in_the_same_bits(
+    tmp_path: Path, uninterrupted: dict[str, Whole], experiment: str, moment: int
+) -> None:
+    if experiment not in uninterrupted:
+        uninterrupted[experiment] = whole(tmp_path / "whole", experiment, RUNS[experiment])
+    place = tmp_path / "killed"
+    directory = moments(experiment, uninterrupted[experiment])[moment](place, RUNS[experiment])
+    said = taken_over(experiment, directory)
+    assert said or moment == 0  # an early kill may come before the first save
+    left, log = resumed(place, experiment, RUNS[experiment])
+    for line in said:
+        assert line in log
+    assert ("going on after" in log or "retrainings found" in log) == bool(said)
+    assert left == uninterrupted[experiment].left
+
+
+def test_a_selection_killed_between_the_two_renames_of_a_save(tmp_path: Path) -> None:
+    """The cheapest of them all: the newest state is away, and the one before it takes over."""
+    small = [*RUNS["selection"], "method.metasteps=3", "refit=false", "learner.steps=10"]
+    expected = whole(tmp_path / "whole", "selection", small)
+    directory = killed_in_save(tmp_path / "killed", "selection", small, save=1, behind=True)
+    assert (directory / "descent.before").exists()
+    assert not (directory / "descent.safetensors").exists()
+    left, log = resumed(tmp_path / "killed", "selection", small)
+    assert "going on after metastep 0 of" in log
+    assert left == expected.left
