@@ -13,7 +13,7 @@ import os
 from pathlib import Path
 from time import perf_counter
 
-from metagradient.experiments import _attribution, _attribution_figures, _attribution_race, _setup
+from metagradient.experiments import _attribution, _attribution_figures, _attribution_race, _setup, _stages
 from omegaconf import DictConfig
 from torch import Tensor
 
@@ -33,7 +33,7 @@ def run(cfg: DictConfig, record: Record) -> float:
     task, splits = _attribution.make_task(cfg)
     folder = _setup.folder(cfg.resume) or record.directory
 
-    with Progress() as progress:
+    with Progress(_stages.attribution(cfg)) as progress:
         # 1. The truth: models retrained without some of the examples, once for all methods.
         truth = GroundTruth(
             task.learner,

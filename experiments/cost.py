@@ -10,7 +10,7 @@ import statistics
 from typing import Any
 
 import torch
-from metagradient.experiments import _measuring, _setup
+from metagradient.experiments import _measuring, _setup, _stages
 from omegaconf import DictConfig
 
 from metagradient.errors import UserError
@@ -25,7 +25,7 @@ def run(cfg: DictConfig, record: Record) -> float:
     if cfg.trainer.accelerator != "cpu" or cfg.trainer.precision != "32-true":
         raise UserError("cost measures on the CPU in float32 so far: leave trainer=cpu and trainer.precision=32-true")
     rows: list[dict[str, Any]] = []
-    with Progress() as progress:
+    with Progress(_stages.cost(cfg)) as progress:
         for model in cfg.models:
             size = _measuring.footprint(model, cfg.seed)
             tight = parse_bytes(cfg.tight_memory) if cfg.tight_memory else size.taped_step * cfg.tape_steps // 10

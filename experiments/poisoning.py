@@ -9,7 +9,7 @@ five victims, 60 s): accuracy .940 -> .903 (sd .003), an MLP loses .055; gradien
 import statistics
 
 import torch
-from metagradient.experiments import _poisoning, _setup, _smoothness
+from metagradient.experiments import _poisoning, _setup, _smoothness, _stages
 from omegaconf import DictConfig
 
 from metagradient.descent import DescentProblem, Poisons, noise_poisons, poison_rows
@@ -24,6 +24,7 @@ def run(cfg: DictConfig, record: Record) -> float:
     _setup.prepare(cfg, victims=1)
     splits = _setup.build(cfg.data)
     routine = _setup.classifier_routine(cfg, splits)
+    method = _setup.build(cfg.method, _convert_="all")
     train, validation = splits.train, splits.validation
     order = torch.randperm(len(validation["y"]), generator=generator(cfg.seed, 1))
     held = _setup.share(cfg.held_out, len(order), "held_out")
@@ -34,7 +35,7 @@ def run(cfg: DictConfig, record: Record) -> float:
     }
     seeds = [fold_in(cfg.seed, 3, i) % 2**31 for i in range(cfg.victims)]
 
-    with Progress() as progress:
+    with Progress(_stages.poisoning(cfg, method, len(routines))) as progress:
         # 1. Attack: each share of the rows by metagradients, by the peers, and by noise.
         rows = {share: poison_rows(len(train["y"]), share, fold_in(cfg.seed, 9)) for share in cfg.shares}
         _smoothness.at_the_start(cfg, record, progress, routine, train, "pixels", rows[cfg.shares[0]])
@@ -58,7 +59,6 @@ def run(cfg: DictConfig, record: Record) -> float:
                 if share == cfg.shares[0]:
                     record.curve(metastep, values)
 
-            method = _setup.build(cfg.method, _convert_="all")
             attacks[share, OURS] = method.run(
                 problem, rows[share], on_metastep=on_metastep, progress=progress.callback()
             )

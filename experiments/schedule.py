@@ -13,7 +13,7 @@ four numbers, within 1.2 standard errors of the grid.
 import statistics
 
 import torch
-from metagradient.experiments import _schedule, _setup, _smoothness
+from metagradient.experiments import _schedule, _setup, _smoothness, _stages
 from metagradient.experiments._schedule import FLAT, GRID, OURS, RANDOM, TPE
 from omegaconf import DictConfig
 
@@ -36,7 +36,7 @@ def run(cfg: DictConfig, record: Record) -> float:
     recipes = grid(steps, geometric(cfg.grid.low, cfg.grid.high, cfg.grid.peaks), list(cfg.grid.warmups))
     family = _setup.build(cfg.family)
 
-    with Progress() as progress:
+    with Progress(_stages.schedule(cfg, method, (GRID, len(recipes)), (RANDOM, TPE))) as progress:
         # 1. Descend: from a flat schedule, along metagradients through whole runs.
         problem = DescentProblem(
             splits.train,

@@ -8,7 +8,7 @@ are then retrained from scratch with fresh seeds on the chosen data, and the tes
 import dataclasses
 
 import torch
-from metagradient.experiments import _setup, _smoothness
+from metagradient.experiments import _setup, _smoothness, _stages
 from metagradient.experiments._selection_figures import draw
 from omegaconf import DictConfig
 from torchmetrics.functional.classification import binary_f1_score
@@ -23,6 +23,7 @@ def run(cfg: DictConfig, record: Record) -> float:
     _setup.prepare(cfg, retrainings=1)
     splits = _setup.build(cfg.data)
     routine = _setup.classifier_routine(cfg, splits)
+    method = _setup.build(cfg.method, _convert_="all")
     train, validation, truth = splits.train, splits.validation, splits.truth
     order = torch.randperm(len(validation["y"]), generator=generator(cfg.seed, 1))
     held = _setup.share(cfg.held_out, len(order), "held_out")
@@ -33,7 +34,7 @@ def run(cfg: DictConfig, record: Record) -> float:
         clean = {} if truth is None else {"f1_clean": ~truth.wrong, "f1_not_redrawn": ~truth.redrawn}
         return {name: float(binary_f1_score(kept.int(), mask.int())) for name, mask in clean.items()}
 
-    with Progress() as progress:
+    with Progress(_stages.selection(cfg, method)) as progress:
         # 1. Descend: train, replay, move the weights; every metastep with a fresh initialisation and order.
         readings: list[Reading] = []
 
@@ -55,7 +56,6 @@ def run(cfg: DictConfig, record: Record) -> float:
             resume=_setup.folder(cfg.resume),
         )
         _smoothness.at_the_start(cfg, record, progress, routine, train, "weights")
-        method = _setup.build(cfg.method, _convert_="all")
         chosen = method.run(problem, on_metastep=on_metastep, progress=progress.callback())
         search_cost = chosen.cost
         if cfg.refit and chosen.metastep > 0:  # the same way again, steered by all validation rows

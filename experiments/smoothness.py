@@ -34,8 +34,8 @@ def run(cfg: DictConfig, record: Record) -> float:
         str(name): _setup.variant(cfg, edits) for name, edits in (cfg.variants or {}).items()
     }
     rows = []
-    with Progress() as progress:
-        cases = [(name, kind) for name in variants for kind in cfg.metaparameters]
+    cases = [(name, kind) for name in variants for kind in cfg.metaparameters]
+    with Progress([("smoothness", len(cases))]) as progress:
         for name, kind in progress.track(cases, "smoothness"):
             reading, tests, health = _read(variants[name], splits, kind, progress)
             record.cost(training_runs=reading.cost + (4 if health else 0))

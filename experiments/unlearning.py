@@ -12,7 +12,7 @@ import logging
 import statistics
 
 import torch
-from metagradient.experiments import _setup, _unlearning, _unlearning_stream
+from metagradient.experiments import _setup, _stages, _unlearning, _unlearning_stream
 from metagradient.experiments._unlearning_figures import draw
 from omegaconf import DictConfig
 
@@ -29,7 +29,7 @@ def run(cfg: DictConfig, record: Record) -> float:
     method = _setup.build(cfg.method, _convert_="all")
     n = len(splits.train["y"])
 
-    with Progress() as progress:
+    with Progress(_stages.unlearning(cfg)) as progress:
         # 1. Train, and keep every step; rows that will be added later are in the plan, but absent.
         present = torch.ones(n, dtype=torch.bool)
         queue = _unlearning_stream.requests_of(cfg, n) if cfg.stream.requests else []

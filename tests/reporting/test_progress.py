@@ -8,6 +8,7 @@ import pytest
 from rich.console import Console
 
 from metagradient.reporting import progress as module
+from metagradient.reporting.estimate import Estimate
 from metagradient.reporting.progress import Progress
 
 Clock = Callable[[float], None]
@@ -105,3 +106,46 @@ def test_an_endless_iterable_needs_a_total() -> None:
     with pytest.raises(TypeError, match="give total="):
         next(Progress().track(iter([1]), "descent"))
     assert list(Progress().track(iter([1, 2]), "descent", total=2)) == [1, 2]
+
+
+def test_the_whole_experiment_has_a_bar_and_begins_each_line(wait: Clock, caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.INFO, "metagradient.progress")
+    stages = [("descent", 30.0), ("tuning", 5.0), ("judging", 10.0)]
+    with Progress(stages, heartbeat=9.9) as progress:
+        report = progress.callback()
+        for _ in progress.track(range(10), "descent"):
+            for name, seconds in (("training", 0.1), ("replay", 0.2)):  # a metastep takes 3 s
+                for done in range(1, 11):
+                    wait(seconds)
+                    report(name, done, 10)
+        for _ in progress.track(range(5), "judging"):  # nothing was to be tuned
+            wait(4.0)
+    lines = [line for line in caplog.messages if line.startswith("whole experiment")]
+    # after 9.9 s of 30 + 0 + 20, thought to be 30 + 5 + 10; then what is left of the judging, at its own pace
+    assert lines[0].startswith("whole experiment 22%, about 0:00:35 left | descent 3/10, 0:00:")
+    assert lines[-1].startswith("whole experiment 91%, about 0:00:08 left | judging 3/5, 0:00:08 left")
+
+
+def test_a_metastep_counts_its_training_as_a_third_and_never_goes_back(wait: Clock) -> None:
+    with Progress([("descent", 1.0)]) as progress:
+        report, shares = progress.callback(), []
+        for _ in progress.track(range(2), "descent"):
+            for name in ("training", "replay"):
+                for done in range(0, 5):
+                    wait(1.0)
+                    report(name, done, 4)
+                    shares.append(progress._estimate.share)
+        assert shares == sorted(shares)
+        assert shares[3] == pytest.approx(0.5 * 1 / 3 * 3 / 4)
+        assert shares[8] == pytest.approx(0.5 * (1 / 3 + 2 / 3 * 3 / 4))
+    assert progress._estimate.share == 1
+
+
+def test_a_resumed_descent_is_estimated_by_what_it_does_itself() -> None:
+    estimate = Estimate([("descent", 30.0), ("judging", 10.0)], now=0.0)
+    estimate.enter("descent", 0.8, now=2.0)
+    assert estimate.share == pytest.approx(0.6)
+    assert estimate.seconds_left(2.0) is None
+    estimate.move("descent", 0.9, now=8.0)  # 3 units in 8 s since the start, 6 of them in the descent
+    assert estimate.seconds_left(8.0) == pytest.approx(6.0 + 10 * 8 / 3)
+    assert estimate.seconds_left(9.0) == pytest.approx(5.0 + 10 * 8 / 3)

@@ -99,6 +99,8 @@ class Loop:
                 on_metastep(int(row["metastep"]), {k: v for k, v in row.items() if k != "metastep"}, None)
         end = self.metasteps + 1 if stop is None else stop
         while state.metastep < end:
+            if progress is not None:
+                progress("metagradient descent", state.metastep, end)
             last = state.metastep == self.metasteps
             values, gradient = self._measure(state, measure, seed, last)
             if values is not None:

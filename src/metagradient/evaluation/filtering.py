@@ -49,6 +49,8 @@ def filter_by_suspicion(
     _check(fractions)
     scores: dict[float, float] = {}
     for done, fraction in enumerate(fractions):
+        if progress is not None:
+            progress(name, done, len(fractions))
         scores[fraction] = judge.accuracies(take(train, _lowest(suspicion, fraction)), None, {"v": validation})["v"]
         if progress is not None:
             progress(name, done + 1, len(fractions))

@@ -1,4 +1,4 @@
-"""Progress bars: outer steps, and nested inside them training and replay, whose bar runs backwards."""
+"""Progress bars: the whole experiment, its outer steps, and in them training and replay, whose bar runs backwards."""
 
 import logging
 import sys
@@ -13,6 +13,7 @@ from rich.progress_bar import ProgressBar
 from rich.table import Column
 from rich.text import Text
 
+from metagradient.reporting.estimate import Estimate, Stages
 from metagradient.reporting.terminal import FILE_ONLY, console
 
 log = logging.getLogger("metagradient.progress")
@@ -20,21 +21,24 @@ T = TypeVar("T")
 
 _REDRAW = 0.1  # seconds between two updates of one bar: a training step takes a few hundred microseconds
 _PATIENCE = 0.5  # seconds before an inner bar appears: shorter ones would only flicker
+_COVERS = {"training": (0.0, 1 / 3), "replay": (1 / 3, 1.0)}  # of a metastep
 
 
 class Progress:
     """All bars of an experiment, one below the other; each vanishes when it is done.
 
     On a terminal they are drawn on stderr. In any case a plain line with all open bars goes to the log every
-    `heartbeat` seconds, so that a log file or a pipe shows how far the run is.
+    `heartbeat` seconds, so that a log file or a pipe shows how far the run is. With `stages`, the plan of the whole
+    experiment, a first bar and the beginning of each line say how much time is left for all of it.
 
-        with Progress() as progress:
+        with Progress([("metagradient descent", 60), ("retraining", 15)]) as progress:
             for step in progress.track(range(20), "metagradient descent"):
                 fit(..., progress=progress.callback())
     """
 
-    def __init__(self, heartbeat: float = 10.0) -> None:
+    def __init__(self, stages: Stages = (), heartbeat: float = 10.0) -> None:
         self._heartbeat = heartbeat
+        self._estimate = Estimate(stages, monotonic())
         self._last_line = monotonic()
         self._bars: list[Bar] = []
         self._live = rich_progress.Progress(
@@ -49,6 +53,8 @@ class Progress:
         )
 
     def __enter__(self) -> Self:
+        if self._estimate.stages:
+            self._live.add_task("whole experiment", total=1.0, bar=_WholeBar(self._estimate))
         self._live.start()
         return self
 
@@ -57,6 +63,8 @@ class Progress:
     ) -> None:
         for bar in reversed(self._bars.copy()):
             bar.close()
+        for task in self._live.task_ids:
+            self._live.remove_task(task)
         self._live.stop()
 
     def track(self, steps: Iterable[T], description: str, total: int | None = None) -> Iterator[T]:
@@ -81,6 +89,8 @@ class Progress:
         """A new bar below the open ones, at `done`. A `reverse` bar starts full and empties: it counts what is left."""
         bar = Bar(self, description, total, reverse, done, patience, depth=len(self._bars))
         self._bars.append(bar)
+        if len(self._bars) == 1:
+            self._estimate.enter(description, done / max(total, 1), monotonic())
         return bar
 
     def callback(self, reverse: str = "replay") -> Callable[[str, int, int], None]:
@@ -102,11 +112,21 @@ class Progress:
 
         return report
 
+    def _share(self) -> float:
+        """Of the outermost bar that is done, the bars within its steps counted in."""
+        share = within = 0.0
+        for outer, bar in zip(reversed([None, *self._bars[:-1]]), reversed(self._bars), strict=True):
+            share = min(1.0, (bar.done + within) / max(bar.total, 1))
+            low, high = _COVERS.get(bar.description, (0.0, 1.0)) if outer and "descent" in outer.description else (0, 1)
+            within = low + (high - low) * share
+        return share
+
     def _touched(self, now: float) -> None:
         if now - self._last_line < self._heartbeat:
             return
         self._last_line = now
-        self._say(" | ".join(f"{bar.description} {bar.state(now)}" for bar in self._bars))
+        whole = [f"whole experiment {_WholeBar(self._estimate).state(now)}"] if self._estimate.stages else []
+        self._say(" | ".join([*whole, *(f"{bar.description} {bar.state(now)}" for bar in self._bars)]))
 
     def _say(self, line: str) -> None:
         log.info(line, extra=FILE_ONLY if console().is_terminal else None)
@@ -138,6 +158,7 @@ class Bar:
             self.close()
         elif now - self._drawn > _REDRAW:
             self._drawn = now
+            self._progress._estimate.move(self._progress._bars[0].description, self._progress._share(), now)
             self._progress._live.update(self._task, completed=completed, visible=now - self._begun >= self._patience)
             self._progress._touched(now)
 
@@ -146,6 +167,8 @@ class Bar:
         if self.closed:
             return
         self.closed = True
+        if self._progress._bars[0] is self:
+            self._progress._estimate.leave(monotonic(), self.description)
         self._progress._bars.remove(self)
         self._progress._live.remove_task(self._task)
         seconds = monotonic() - self._begun
@@ -162,9 +185,27 @@ class Bar:
         return f"{count}, {_clock(max(0.0, seconds))} left"
 
 
+class _WholeBar:
+    """Shows an estimate as a bar."""
+
+    total, reverse = 1.0, False
+
+    def __init__(self, estimate: Estimate) -> None:
+        self._estimate = estimate
+
+    @property
+    def done(self) -> float:
+        return self._estimate.share
+
+    def state(self, now: float) -> str:
+        """`34 %, about 0:02:10 left`."""
+        left = self._estimate.seconds_left(now)
+        return f"{self.done:.0%}" + ("" if left is None else f", about {_clock(left)} left")
+
+
 class _BarColumn(rich_progress.BarColumn):
     def render(self, task: rich_progress.Task) -> ProgressBar:
-        bar: Bar = task.fields["bar"]
+        bar: Bar | _WholeBar = task.fields["bar"]
         completed = bar.total - bar.done if bar.reverse else bar.done
         colour = "magenta" if bar.reverse else "cyan"
         return ProgressBar(
@@ -174,7 +215,7 @@ class _BarColumn(rich_progress.BarColumn):
 
 class _CountColumn(rich_progress.ProgressColumn):
     def render(self, task: rich_progress.Task) -> Text:
-        bar: Bar = task.fields["bar"]
+        bar: Bar | _WholeBar = task.fields["bar"]
         return Text(bar.state(monotonic()), style="dim", no_wrap=True)
 
 
