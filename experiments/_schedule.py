@@ -10,13 +10,14 @@ import torch
 import metagradient as mg
 from metagradient.data import Splits
 from metagradient.descent import DescentProblem, Recipe
-from metagradient.descent.schedule_baselines import Trial
+from metagradient.descent.schedule_baselines import Trainable, Trial
 from metagradient.evaluation import accuracy, deviation, mean_cross_entropy
 from metagradient.reporting import Progress, Record, descent_figures
 from metagradient.training.random import fold_in
 
-OURS, GRID, RANDOM, TPE, FLAT = "metagradient", "grid", "random search", "TPE", "flat, where we began"
-KEYS = {OURS: "", GRID: "_grid_best", RANDOM: "_random", TPE: "_tpe", FLAT: "_flat"}
+OURS, GRID, RANDOM, TPE, FREE = "metagradient", "grid", "random search", "TPE", "schedule-free SGD"
+FLAT = "flat, where we began"
+KEYS = {OURS: "", GRID: "_grid_best", RANDOM: "_random", TPE: "_tpe", FREE: "_schedule_free", FLAT: "_flat"}
 
 
 @dataclass
@@ -46,7 +47,7 @@ class Judge:
     seed: int
     spent: list[float] = field(default_factory=lambda: [0.0])
 
-    def losses(self, recipe: Recipe, seed: int) -> tuple[float, float, float]:
+    def losses(self, recipe: Trainable, seed: int) -> tuple[float, float, float]:
         """(validation loss, test loss, test accuracy) of one training; infinite losses where it diverges."""
         self.spent[0] += 1
         try:
@@ -68,15 +69,15 @@ class Judge:
         way.tests = tests[-len(way.trials) :] if way.trials else []
         return way
 
-    def choose(self, finalists: Sequence[Recipe], seeds: int) -> Recipe:
+    def choose(self, finalists: Sequence[Trainable], seeds: int) -> Trainable:
         """The finalist with the lowest mean validation loss over fresh seeds, the same for all."""
         fresh = [fold_in(self.seed, 31, i) % 2**31 for i in range(seeds)]
         return min(finalists, key=lambda recipe: statistics.fmean(self.losses(recipe, s)[0] for s in fresh))
 
-    def test(self, recipe: Recipe, seeds: int, stretch: int = 1) -> tuple[list[float], list[float]]:
+    def test(self, recipe: Trainable, seeds: int, stretch: int = 1) -> tuple[list[float], list[float]]:
         """(test losses, test accuracies) over fresh seeds that no search has seen."""
         judge = self
-        if stretch > 1:
+        if stretch > 1 and isinstance(recipe, Recipe):
             routine = self.problem.routine
             longer = {k: None if (v := getattr(routine, k)) is None else stretch * v for k in ("epochs", "steps")}
             problem = dataclasses.replace(self.problem, routine=dataclasses.replace(routine, **longer))
@@ -116,11 +117,12 @@ def tell(
 
 
 def draw(
-    record: Record, path: Sequence[torch.Tensor], chosen: Mapping[str, Recipe], ways: Mapping[str, Searcher]
+    record: Record, path: Sequence[torch.Tensor], chosen: Mapping[str, Trainable], ways: Mapping[str, Searcher]
 ) -> None:
     """schedule_by_metastep.png, found_against_grid.png, test_loss_against_compute.png."""
     record.figure("schedule_by_metastep", descent_figures.schedules_figure([rates.tolist() for rates in path]))
-    pair = {"found by metagradients": chosen[OURS].rates.tolist(), "best of the grid": chosen[GRID].rates.tolist()}
+    shown = {"found by metagradients": chosen[OURS], "best of the grid": chosen[GRID]}
+    pair = {name: recipe.rates.tolist() for name, recipe in shown.items() if isinstance(recipe, Recipe)}
     record.figure("found_against_grid", descent_figures.pair_figure(pair))
     lines = {name: (way.spent, way.incumbents()) for name, way in ways.items()}
     record.figure("test_loss_against_compute", descent_figures.compute_figure(lines))

@@ -14,11 +14,20 @@ import statistics
 
 import torch
 from metagradient.experiments import _schedule, _setup, _smoothness, _stages
-from metagradient.experiments._schedule import FLAT, GRID, OURS, RANDOM, TPE
+from metagradient.experiments._schedule import FLAT, FREE, GRID, OURS, RANDOM, TPE
 from omegaconf import DictConfig
 
 from metagradient.descent import DescentProblem, Recipe
-from metagradient.descent.schedule_baselines import Trial, geometric, grid, grid_search, random_search, tpe_search
+from metagradient.descent.schedule_baselines import (
+    Trainable,
+    Trial,
+    geometric,
+    grid,
+    grid_search,
+    random_search,
+    schedule_free_search,
+    tpe_search,
+)
 from metagradient.evaluation import deviation, mean_cross_entropy, take
 from metagradient.reporting import Progress, Record
 from metagradient.training.random import fold_in, generator
@@ -69,7 +78,7 @@ def run(cfg: DictConfig, record: Record) -> float:
         # 2. Tune: the baselines, each with one training a trial; random search and TPE with our number of runs.
         tests: list[float] = []
 
-        def evaluate(recipe: Recipe) -> float:
+        def evaluate(recipe: Trainable) -> float:
             loss, test, _ = judge.losses(recipe, fold_in(cfg.seed, 30, len(tests)) % 2**31)
             tests.append(test)
             return loss
@@ -80,6 +89,8 @@ def run(cfg: DictConfig, record: Record) -> float:
             RANDOM: (random_search(evaluate, family, steps, runs, cfg.seed), runs),
             TPE: (tpe_search(evaluate, family, steps, runs, cfg.seed), runs),
         }
+        if cfg.schedule_free:
+            searches[FREE] = (schedule_free_search(evaluate, family, runs, cfg.seed), runs)
         for name, (trials, total) in searches.items():
             way = judge.follow(name, trials, tests, total, progress)
             if way.trials:
@@ -87,9 +98,11 @@ def run(cfg: DictConfig, record: Record) -> float:
 
         # 3. Choose each searcher's best on validation rows, then test once.
         ours = [method.space.recipe(x, steps) for x in found.finalists][: cfg.finalists]
-        chosen = {FLAT: method.space.recipe(method.flat(routine), steps)}
+        chosen: dict[str, Trainable] = {FLAT: method.space.recipe(method.flat(routine), steps)}
         for name, way in progress.track(ways.items(), "finalists"):
-            finalists = ours if name == OURS else [trial.recipe for trial in way.best(cfg.finalists)]
+            finalists: list[Trainable] = (
+                [*ours] if name == OURS else [trial.recipe for trial in way.best(cfg.finalists)]
+            )
             chosen[name] = judge.choose(finalists, cfg.finalist_seeds)
         losses, accuracies = {}, {}
         for name, recipe in progress.track(chosen.items(), "test with fresh seeds"):
@@ -103,7 +116,9 @@ def run(cfg: DictConfig, record: Record) -> float:
     record.result({"chosen_metastep": found.metastep, "test_accuracy": statistics.fmean(accuracies[OURS])})
     record.result({"test_accuracy_sd": deviation(accuracies[OURS])})
     _schedule.tell(record, losses, accuracies, longer, spent, cfg.finalists * cfg.finalist_seeds)
-    record.csv("schedule", ["step", "learning_rate"], enumerate(chosen[OURS].rates.tolist()))
+    best = chosen[OURS]
+    assert isinstance(best, Recipe)
+    record.csv("schedule", ["step", "learning_rate"], enumerate(best.rates.tolist()))
     _schedule.draw(record, path, chosen, ways)
     return statistics.fmean(losses[OURS])
 

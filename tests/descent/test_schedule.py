@@ -13,11 +13,13 @@ from metagradient.descent import DescentProblem, Family, Recipe, RecipeSpace, Sc
 from metagradient.descent.loop import Loop, Measured
 from metagradient.descent.schedule import hat_functions
 from metagradient.descent.schedule_baselines import (
+    ScheduleFree,
     geometric,
     grid,
     grid_search,
     random_search,
     rise_and_fall,
+    schedule_free_search,
     tpe_search,
 )
 from metagradient.descent.state import DescentState
@@ -168,3 +170,36 @@ def test_settings_out_of_range_are_refused() -> None:
         ScheduleSearch(average_from=2.0)
     with pytest.raises(UserError, match="flat learning rate"):
         ScheduleSearch(start=0.0).run(make_problem())
+
+
+def test_schedule_free_is_what_its_paper_says() -> None:
+    """The package against the recursion written out: y = (1 - b) z + b x, z <- z - r_t g(y), x <- average of z."""
+    pytest.importorskip("schedulefree")
+    problem, rate, momentum = make_problem(), 0.3, 0.9
+    learner, state = ScheduleFree(rate, warmup=0.25, momentum=momentum).train(problem, seed=3)
+    batches = problem.routine.batches(problem.train, 3)
+    like = problem.routine.learner(3, len(batches))
+    x = z = mg.initial_state(like).params
+    weights, warm = 0.0, round(0.25 * len(batches))
+    for t in range(len(batches)):
+        y = ((1 - momentum) * z + momentum * x).detach().requires_grad_()
+        with like.evaluating(mg.TrainState.of([y])):
+            loss = like.losses(batches(t)).mean()
+        (g,) = torch.autograd.grad(loss, y)
+        r = rate * min(1.0, (t + 1) / max(warm, 1))
+        g = g + 1e-3 * y.detach()
+        z = z - r * g
+        largest = rate if t >= warm else r
+        weights += largest**2
+        x = x + largest**2 / weights * (z - x)
+    assert torch.allclose(state.params, x, rtol=1e-9, atol=1e-12)
+    assert float(mg.mean_loss(problem.steer)(learner).detach()) < 1.1  # the parameters are in the module, too
+
+
+def test_schedule_free_search_tries_what_it_is_given() -> None:
+    pytest.importorskip("schedulefree")
+    family = Family(peak=(0.01, 0.1), warmup=(0.1, 0.2))
+    trials = list(schedule_free_search(lambda trial: 1.0, family, runs=20, seed=0))
+    found = [trial.recipe for trial in trials]
+    assert all(isinstance(r, ScheduleFree) and 0.1 <= r.rate <= 1 and 0.1 <= r.warmup <= 0.2 for r in found)
+    assert len({r.rate for r in found if isinstance(r, ScheduleFree)}) == 20

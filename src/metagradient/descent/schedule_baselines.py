@@ -1,4 +1,5 @@
-"""What a schedule search must beat at equal compute: a grid of known shapes, random search, Optuna's TPE."""
+"""What a schedule search must beat at equal compute: a grid of known shapes, random search, Optuna's TPE, and doing
+without a schedule."""
 
 from __future__ import annotations
 
@@ -11,13 +12,60 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from metagradient.descent.problem import DescentProblem
 from metagradient.descent.schedule import Recipe
 from metagradient.errors import UserError
+from metagradient.training.learner import Learner
 from metagradient.training.random import generator
+from metagradient.training.run import Progress, cast, check_loss, initial_state, run_mode
+from metagradient.training.state import TrainState
 
 log = logging.getLogger(__name__)
 
-Evaluate = Callable[[Recipe], float]
+
+@dataclass(frozen=True)
+class ScheduleFree:
+    """Schedule-free SGD (Defazio et al. 2024, arXiv 2405.15682) from its authors' package `schedulefree`.
+
+    A constant learning rate after a linear warm-up (a share of the run); what is judged is the running average of the
+    iterates. Its rate is that of SGD without momentum: about 1 / (1 - mu) of what suits SGD with momentum mu.
+    """
+
+    rate: float
+    warmup: float = 0.0
+    momentum: float = 0.9
+
+    def train(self, problem: DescentProblem, seed: int, progress: Progress | None = None) -> tuple[Learner, TrainState]:
+        """One training from scratch; NonFiniteLoss where it diverges."""
+        from schedulefree import SGDScheduleFree
+
+        batches = problem.routine.batches(problem.train, seed)
+        learner = problem.routine.learner(seed, len(batches))
+        if len(learner.layout.buffers(like=learner.layout.params())):
+            raise UserError("a schedule-free average has no batch-norm statistics: set schedule_free=false")
+        decay = float(learner.optimizer.hyper()["weight_decay"])
+        warmup = round(self.warmup * len(batches))
+        optimizer = SGDScheduleFree(
+            learner.parameters(), lr=self.rate, momentum=self.momentum, weight_decay=decay, warmup_steps=warmup
+        )
+        like = initial_state(learner)
+        with run_mode(learner, batches):
+            optimizer.train()
+            for t in range(len(batches)):
+                batch = cast(batches(t), like)
+                loss = learner.losses(batch).sum() / len(batch.index)
+                check_loss(loss.detach(), batch, t, learner)
+                optimizer.zero_grad()
+                loss.backward()
+                optimizer.step()
+                if progress is not None:
+                    progress("training", t + 1, len(batches))
+            optimizer.eval()
+        return learner, initial_state(learner)
+
+
+Trainable = Recipe | ScheduleFree
+Evaluate = Callable[[Trainable], float]
 """One training: the validation loss under a recipe, infinite where training diverges."""
 
 
@@ -26,7 +74,7 @@ class Trial:
     """One recipe that was tried, and its validation loss."""
 
     name: str
-    recipe: Recipe
+    recipe: Trainable
     loss: float
 
 
@@ -120,3 +168,18 @@ def tpe_search(evaluate: Evaluate, family: Family, steps: int, runs: int, seed: 
         loss = evaluate(recipe)
         study.tell(trial, min(loss, 1e6))
         yield Trial(f"TPE {i}", recipe, loss)
+
+
+def schedule_free_search(evaluate: Evaluate, family: Family, runs: int, seed: int) -> Iterator[Trial]:
+    """`runs` random rates (log-uniform over ten times the family's peaks) and warm-ups; nothing, said once, where the
+    package is missing."""
+    if importlib.util.find_spec("schedulefree") is None:
+        log.warning("schedule-free SGD is left out, it is not installed: pip install 'metagradient[search]'")
+        return
+    rng = generator(seed, 22)
+    low, high = (math.log(10 * peak) for peak in family.peak)
+    for _ in range(runs):
+        rate, warmup = torch.rand(2, generator=rng).tolist()
+        first, last = family.warmup
+        found = ScheduleFree(math.exp(low + rate * (high - low)), first + warmup * (last - first))
+        yield Trial(f"schedule-free, rate {found.rate:.3g}, warm-up {found.warmup:.2g}", found, evaluate(found))
