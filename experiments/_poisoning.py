@@ -12,6 +12,7 @@ from torch import Tensor
 from torchmetrics.functional.classification import binary_auroc
 
 import metagradient as mg
+from metagradient import attribution as at
 from metagradient.data import Splits
 from metagradient.descent import DescentProblem, Poisons
 from metagradient.evaluation import (
@@ -55,6 +56,7 @@ def defend(
     suspicions = {
         "high-loss filter": example_losses_of(learner, state, poisoned),
         "k-NN outlier filter": neighbour_distances(poisoned),
+        "influence filter": -_influence(learner, state, poisoned, splits.validation, cfg.influence),
     }
     defender = _setup.build(cfg.defender, _convert_="all")
     trusted = DescentProblem(
@@ -89,6 +91,16 @@ def defend(
     rows.append(["the validation rows alone", test(splits.validation), 1.0, 1.0, None])
     rows.append(["oracle: poisons dropped", test(take(poisoned, ~is_poison)), cfg.shares[0], 1.0, None])
     return rows, judge.runs + tuner.runs + augmented.runs + extra
+
+
+def _influence(
+    learner: mg.Learner, state: mg.TrainState, train: Fields, trusted: Fields, settings: DictConfig
+) -> Tensor:
+    """How much the trusted rows' mean loss would rise without each training example, by influence functions [n]."""
+    size = len(state.params)
+    compressor = at.Uncompressed() if size <= settings.k else at.Dropout(settings.k)
+    scorer = at.Influence(compressor).fit(learner, state, train)
+    return torch.cat([chunk[0].mean(1) for chunk in scorer.chunks(trusted, [settings.damping])])
 
 
 def draw(

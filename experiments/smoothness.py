@@ -33,13 +33,13 @@ def run(cfg: DictConfig, record: Record) -> float:
     variants = {"as configured": cfg} | {
         str(name): _setup.variant(cfg, edits) for name, edits in (cfg.variants or {}).items()
     }
-    rows = []
+    rows, first_readings = [], dict[str, Smoothness]()
     cases = [(name, kind) for name in variants for kind in cfg.metaparameters]
     with Progress([("smoothness", len(cases))]) as progress:
         for name, kind in progress.track(cases, "smoothness"):
             reading, tests, health = _read(variants[name], splits, kind, progress)
             record.cost(training_runs=reading.cost + (4 if health else 0))
-            rows.append(_row(name, kind, reading, tests, health))
+            rows.append(_row(name, kind, reading, first_readings.setdefault(kind, reading), tests, health))
 
     columns = [key for key in rows[0] if rows[0][key] is not None or key != "gradient norm"]
     record.table("metasmoothness", columns, [[row[key] for key in columns] for row in rows])
@@ -81,9 +81,10 @@ def _read(
 
 
 def _row(
-    name: str, kind: str, reading: Smoothness, tests: list[float], health: GradientHealth | None
+    name: str, kind: str, reading: Smoothness, first: Smoothness, tests: list[float], health: GradientHealth | None
 ) -> dict[str, object]:
     low, high = reading.interval
+    gain, gain_low, gain_high = reading.against(first)
     problem = reading.verdict() and ("rough" if reading.finite else "not finite, or no movement")
     sick = health and health.verdict()
     return {
@@ -92,6 +93,9 @@ def _row(
         "metasmoothness": reading.value,
         "low": low,
         "high": high,
+        "against the first": None if reading is first else gain,
+        "from": None if reading is first else gain_low,
+        "to": None if reading is first else gain_high,
         "test accuracy": statistics.fmean(tests) if tests else None,
         "relative movement": reading.movement,
         "gradient norm": None if health is None else f"{health.norm:.2g}",

@@ -58,7 +58,7 @@ def test_a_run_leaves_what_it_promises_and_goes_on(tmp_path: Path, monkeypatch: 
     rows = list(csv.DictReader((first / "artifacts" / "victims.csv").open()))
     assert len(rows) == 2 * 4 * 2  # shares, attacks, routines
     assert {path.stem for path in (first / "figures").iterdir()} >= {"before_after", "metasteps", "drops"}
-    assert len(list(csv.DictReader((first / "artifacts" / "defences.csv").open()))) == 8
+    assert len(list(csv.DictReader((first / "artifacts" / "defences.csv").open()))) == 9
 
     # a run that goes on takes over the poisons of the first share, and makes those of the second again
     shutil.copytree(first, tmp_path / "again")

@@ -44,9 +44,9 @@ def test_a_run_leaves_what_it_promises_and_goes_on(tmp_path: Path, monkeypatch: 
         assert 0 < metrics[f"result/{key}"] < 10
         assert metrics[f"result/{key}_sd"] >= 0
     assert 0 <= metrics["result/test_accuracy"] <= 1
-    tpe = "result/test_loss_tpe" in metrics
-    # smoothness 3, ours 3 x 3 + 1, grid 8, random (and TPE) as many as ours, finalists, tests, the longer runs
-    searchers = 4 if tpe else 3
+    extras = sum(f"result/test_loss_{name}" in metrics for name in ("tpe", "schedule_free"))
+    # smoothness 3, ours 3 x 3 + 1, grid 8, random search (and the extras) as many as ours, finalists, tests, the longer runs
+    searchers = 3 + extras
     expected = 3 + 10 + 8 + 10 * (searchers - 2) + 3 * searchers + 2 * (searchers + 1) + 2 * 2 * 2
     assert metrics["cost/training_runs"] == expected
     rows = list(csv.DictReader((tmp_path / "first" / "artifacts" / "schedule.csv").open()))

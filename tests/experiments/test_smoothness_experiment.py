@@ -51,6 +51,12 @@ def test_a_run_leaves_its_table(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
     assert full["weights"] == pytest.approx(1, abs=1e-3)
     assert full["schedule"] == pytest.approx(1, abs=1e-3)
     assert all(math.isfinite(float(row["gradient norm"])) for row in rows)
+    # each is compared with the first, read in the same directions
+    base = {row["of"]: float(row["metasmoothness"]) for row in rows if row["variant"] == "as configured"}
+    for row in rows[3:]:
+        gain = float(row["metasmoothness"]) - base[row["of"]]
+        assert float(row["against the first"]) == pytest.approx(gain, abs=1e-4)
+        assert float(row["from"]) <= gain <= float(row["to"])
     assert (folder / "figures" / "smoothness_against_accuracy.png").stat().st_size > 0
 
 

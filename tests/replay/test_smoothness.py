@@ -9,7 +9,7 @@ from torch import Tensor
 
 import metagradient as mg
 from metagradient.errors import UserError
-from metagradient.replay.smoothness import mean_interval
+from metagradient.replay.smoothness import Smoothness, mean_interval
 from metagradient.training.random import fold_in, generator
 
 
@@ -97,6 +97,17 @@ def test_the_interval_is_students() -> None:
     low, high = mean_interval([1.0, 2.0, 3.0])
     assert (low, high) == pytest.approx((2 - 4.302653 / math.sqrt(3), 2 + 4.302653 / math.sqrt(3)))
     assert math.isnan(mean_interval([1.0])[0])
+
+
+def test_two_routines_are_compared_direction_by_direction() -> None:
+    from scipy.stats import ttest_rel
+
+    first, second = (0.1, 0.5, math.nan, 0.3, 0.2), (0.3, 0.6, 0.9, 0.45, 0.1)
+    gain, low, high = Smoothness(second, 1.0, 15.0).against(Smoothness(first, 1.0, 15.0))
+    both = [i for i in range(5) if i != 2]
+    truth = ttest_rel([second[i] for i in both], [first[i] for i in both]).confidence_interval(0.95)
+    assert gain == pytest.approx(0.0875)
+    assert (low, high) == pytest.approx((truth.low, truth.high))
 
 
 def test_settings_out_of_range_are_refused() -> None:

@@ -78,6 +78,13 @@ class Smoothness:
         """The mean's 95 % confidence interval (Student's t over the readings); nan with fewer than two."""
         return mean_interval(self.finite)
 
+    def against(self, other: Smoothness) -> tuple[float, float, float]:
+        """This minus another, read with the same directions and seeds: the mean of the paired differences and its 95 %
+        interval; directions that failed in either are left out."""
+        pairs = zip(self.readings, other.readings, strict=True)
+        differences = [d for a, b in pairs if math.isfinite(d := a - b)]
+        return statistics.fmean(differences) if differences else math.nan, *mean_interval(differences)
+
     @property
     def failed(self) -> int:
         """Directions without a reading."""
