@@ -30,7 +30,7 @@ def poisoning(cfg: DictConfig, method: Loop, routines: int) -> Stages:
         *[("victims", cfg.victims)] * routines,
         ("victims of each attack", attacks * routines * cfg.victims),
         *([("metagradient descent", REPLAY * cfg.defender.metasteps)] if cfg.defences else []),
-        *([("defences", 3 * (len(cfg.filter_fractions) + cfg.victims))] if cfg.defences else []),
+        *([("defences", 4 * (len(cfg.filter_fractions) + cfg.victims))] if cfg.defences else []),
     ]
 
 

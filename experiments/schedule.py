@@ -45,7 +45,8 @@ def run(cfg: DictConfig, record: Record) -> float:
     recipes = grid(steps, geometric(cfg.grid.low, cfg.grid.high, cfg.grid.peaks), list(cfg.grid.warmups))
     family = _setup.build(cfg.family)
 
-    with Progress(_stages.schedule(cfg, method, (GRID, len(recipes)), (RANDOM, TPE))) as progress:
+    equals = (RANDOM, TPE, FREE) if cfg.schedule_free else (RANDOM, TPE)
+    with Progress(_stages.schedule(cfg, method, (GRID, len(recipes)), equals)) as progress:
         # 1. Descend: from a flat schedule, along metagradients through whole runs.
         problem = DescentProblem(
             splits.train,
