@@ -60,7 +60,7 @@ class DeltaGrad:
         self, run: RecordedRun, request: Request, *, keep: Storage | None = None, progress: Progress | None = None
     ) -> Unlearned:
         """The model after the request, for one gradient over the batch in `period` steps and c gradients in each."""
-        walk = _Walk(self, run, Change(run, request), keep)
+        walk = Walk(self, run, Change(run, request), keep)
         with run_mode(run.learner, run.batches), keep_large_blocks():
             for t, (w, g) in enumerate(run.history):
                 walk.step(t, w, g)
@@ -69,7 +69,7 @@ class DeltaGrad:
         return walk.finish()
 
 
-class _Walk:
+class Walk:
     """One replay under a change: what DeltaGrad carries from step to step."""
 
     def __init__(self, method: DeltaGrad, run: RecordedRun, change: Change, keep: Storage | None) -> None:

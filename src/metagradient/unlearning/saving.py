@@ -3,65 +3,73 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from statistics import median
 from time import perf_counter
+from typing import TypeVar
 
 import torch
 
-from metagradient.training.run import cast, run_mode
+from metagradient.replay.heap import keep_large_blocks
+from metagradient.training.run import cast, check_loss, run_mode
 from metagradient.training.step import step
-from metagradient.unlearning.deltagrad import DeltaGrad
-from metagradient.unlearning.gradients import mean_gradient
-from metagradient.unlearning.lbfgs import SecantPairs
+from metagradient.unlearning.deltagrad import DeltaGrad, Walk
 from metagradient.unlearning.requests import Request
-from metagradient.unlearning.run import Change, RecordedRun
+from metagradient.unlearning.run import Change, RecordedRun, batch_sizes
+
+T = TypeVar("T")
 
 WORTHWHILE = 1.2
 """A smaller saving in time is not worth an approximate answer: retrain instead."""
 
 
-def predicted_saving(method: DeltaGrad, run: RecordedRun, request: Request, repeats: int = 5) -> float:
-    """(time of a retraining) / (time of DeltaGrad), from the median times of its parts at one step.
+def predicted_saving(method: DeltaGrad, run: RecordedRun, request: Request, steps: int = 15) -> float:
+    """(time of a retraining) / (time of DeltaGrad), from the first `steps` steps, every third of them exact.
 
-    A training step p, the changed examples' gradient h and a product with B; an exact step costs p + h, an approximate
-    one h and the product, beside an update. With `adaptive` the period is not known beforehand: `period` stands in.
-    Where most requests are like this one, ask once.
+    Each is taken twice in turn: as a retraining would, and as DeltaGrad would, whole, with its pairs, its products and
+    all that Python costs; so are both preparations of the batches. The median times of a plain, an exact and an
+    approximate step then stand for the run's.
+
+    Left out: steps that a guard will refuse (predicted: none), and with `adaptive` the period that will be found
+    (`period` stands in). Where most requests are like this one, ask once.
     """
-    change = Change(run, request)
-    sizes = [change.sizes(t) for t in range(run.history.steps)]
-    t = sorted(range(len(sizes)), key=lambda t: sizes[t].changed)[len(sizes) // 2]
-    state, learner = run.final, run.learner
-    kept, changed = cast(change.kept(t), state), sizes[t].changed > 0
-    v = torch.randn_like(state.params)
-    pairs = SecantPairs(method.pairs)
-    for _ in range(method.pairs):
-        pairs.push(torch.randn_like(v), v)
-        pairs.push(v, v)
+    change, preparing = _timed(lambda: Change(run, request))
+    _, masking = _timed(lambda: batch_sizes(run.batches_of(request.apply(run.present)).plan))
+    walk = Walk(replace(method, burn_in=0, period=3, adaptive=None), run, change, None)
+    learner, state, times = run.learner, run.initial, dict[str, list[float]]()
 
-    def approximate() -> None:
-        pairs.product(v)
-        if changed:
-            mean_gradient(learner, state.params, state.buffers, cast(change.changed(t), state))
-        hyper = {"learning_rate": learner.schedule(t), **learner.optimizer.hyper()}
-        learner.optimizer.update(state.params, v, state.slots, t, hyper, learner.decay_mask)
+    def plain(t: int) -> None:
+        nonlocal state
+        batch = cast(change.kept(t), state)
+        state, loss = step(learner, state, batch, t)
+        check_loss(loss, batch, t, learner)
 
-    with run_mode(learner, run.batches):
-        plain = _seconds(lambda: step(learner, state, cast(change.kept(t), state) if len(kept) else kept, t), repeats)
-        short = _seconds(approximate, repeats)
-    total = len(sizes)
-    burn_in = min(method.burn_in + 1, total)
-    exact = burn_in + (total - burn_in) // method.period
-    return total * plain / (exact * (plain + short) + (total - exact) * short)
+    total = run.history.steps
+    with run_mode(learner, run.batches), keep_large_blocks():
+        for t, (w, g) in zip(range(min(steps, total)), run.history, strict=False):
+            before = walk.count["exact_steps"]
+            alone = _timed(lambda t=t: plain(t))[1]  # type: ignore[misc]
+            ours = _timed(lambda t=t, w=w, g=g: walk.step(t, w, g))[1]  # type: ignore[misc]
+            if t > 0:  # the first one warms up
+                times.setdefault("plain", []).append(alone)
+                times.setdefault("exact" if walk.count["exact_steps"] > before else "short", []).append(ours)
+    if "short" not in times:
+        return 1.0  # every step is exact
+    one = {kind: median(seconds) for kind, seconds in times.items()}
+    exact = min(method.burn_in + 1, total)
+    exact += (total - exact) // method.period
+    return (masking + total * one["plain"]) / (preparing + exact * one["exact"] + (total - exact) * one["short"])
 
 
-def _seconds(run: Callable[[], object], repeats: int) -> float:
-    times = []
-    for _ in range(repeats + 1):
-        if torch.cuda.is_available():
-            torch.cuda.synchronize()
-        started = perf_counter()
-        run()
-        if torch.cuda.is_available():
-            torch.cuda.synchronize()
-        times.append(perf_counter() - started)
-    return median(times[1:])
+def _timed(call: Callable[[], T]) -> tuple[T, float]:
+    """What it returns, and the seconds it took."""
+    _wait()
+    started = perf_counter()
+    result = call()
+    _wait()
+    return result, perf_counter() - started
+
+
+def _wait() -> None:
+    if torch.cuda.is_available():
+        torch.cuda.synchronize()
