@@ -21,8 +21,6 @@ from metagradient.evaluation import (
     agreement,
     distance,
     example_losses_of,
-    klom,
-    margins,
     mean_cross_entropy,
     membership_auc,
     take,
@@ -32,7 +30,6 @@ from metagradient.reporting import Progress, Record
 from metagradient.reporting.record import write_atomically
 from metagradient.training.random import fold_in, generator
 from metagradient.unlearning import Method, RecordedRun, RecordRun, Request, Retrain, Unlearned, perturbed, stored
-from metagradient.unlearning import record as record_run
 
 log = logging.getLogger(__name__)
 
@@ -223,51 +220,3 @@ class Judged:
     def add(self, row: dict[str, float]) -> None:
         self.rows.append(row)
         write_atomically(self.file, json.dumps(self.rows))
-
-
-def klom_table(
-    cfg: DictConfig,
-    routine: mg.Routine,
-    splits: Splits,
-    present: Tensor,
-    method: Method,
-    request: Request,
-    progress: Progress,
-) -> dict[str, dict[str, float]]:
-    """Mean KLOM on asked, kept and test examples: of the method's models, the original ones, and retrained ones.
-
-    All three against one set of retrained models, every model from a seed of its own. The retrained models' row is what
-    so few models read for a perfect answer.
-    """
-    if not cfg.klom.models:
-        return {}
-    after = request.apply(present)
-    parts = {
-        "asked": take(splits.train, request.rows[: cfg.klom.examples]),
-        "kept": take(splits.train, (present & after).nonzero().flatten()[: cfg.klom.examples]),
-        "test": take(splits.test, torch.arange(min(cfg.klom.examples, len(splits.test["y"])))),
-    }
-    seen: dict[str, list[Tensor]] = {"method": [], "original": [], "retrained": [], "truth": []}
-    for i in progress.track(range(cfg.klom.models), "KLOM: models of other seeds"):
-        seeds = [fold_in(cfg.seed, stream, i) for stream in (31, 32, 33)]
-        batches = [routine.batches(splits.train, seed) for seed in seeds]
-        learners = [routine.learner(seed, len(b)) for seed, b in zip(seeds, batches, strict=True)]
-        run = record_run(learners[0], batches[0], present, progress=progress.callback())
-        states = {"method": (learners[0], method(run, request).state), "original": (learners[0], run.final)}
-        for name, learner, others in zip(("retrained", "truth"), learners[1:], batches[1:], strict=True):
-            rest = record_run(learner, others, after, progress=progress.callback())
-            states[name] = learner, rest.final
-        for name, (learner, state) in states.items():
-            seen[name].append(torch.cat([margins(learner, state, examples) for examples in parts.values()]))
-    truth = torch.stack(seen.pop("truth"))
-    sizes = [len(examples["y"]) for examples in parts.values()]
-    table = {}
-    for name, found in seen.items():
-        scores = klom(torch.stack(found), truth).split(sizes)
-        table[name] = {part: float(score.mean()) for part, score in zip(parts, scores, strict=True)}
-    return table
-
-
-def klom_runs(cfg: DictConfig, each: float) -> float:
-    """The trainings behind `klom_table`: three of each seed, and the method; `each`: one of them and the method."""
-    return cfg.klom.models * (2 + each)

@@ -12,7 +12,14 @@ import logging
 import statistics
 
 import torch
-from metagradient.experiments import _setup, _stages, _unlearning, _unlearning_stream
+from metagradient.experiments import (
+    _setup,
+    _stages,
+    _unlearning,
+    _unlearning_frontier,
+    _unlearning_klom,
+    _unlearning_stream,
+)
 from metagradient.experiments._unlearning_figures import draw
 from omegaconf import DictConfig
 
@@ -57,7 +64,9 @@ def run(cfg: DictConfig, record: Record) -> float:
                     _unlearning.save_model(record, trained.learner, answer.unlearned.state)
                 judged.add(_unlearning.judge(trained, answer, splits))
             record.curve(i, judged.rows[i])
-        klom = _unlearning.klom_table(cfg, routine, splits, present, method, requests[0], progress)
+        if cfg.frontier.periods:
+            record.cost(_unlearning_frontier.compare(cfg, record, trained, method, requests, progress))
+        klom = _unlearning_klom.klom_table(cfg, routine, splits, present, method, requests[0], progress)
 
     # 3. Tell: medians over the requests; accuracies and losses are means.
     rows, names = judged.rows, list(judged.rows[0])
@@ -77,7 +86,7 @@ def run(cfg: DictConfig, record: Record) -> float:
         record.result({f"klom_{name}_{part}": v for name, row in klom.items() for part, v in row.items()})
     draw(record, trained, method, requests[0], rows)
     each = [1 + 1 / row["gradient_saving"] for row in rows]  # a retraining, and the method's share of gradients
-    record.cost(training_runs=1 + sum(each) + _unlearning.klom_runs(cfg, each[0]))
+    record.cost(training_runs=1 + sum(each) + _unlearning_klom.klom_runs(cfg, each[0]))
     return middle["error_ratio"]
 
 

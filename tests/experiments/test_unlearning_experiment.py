@@ -9,6 +9,8 @@ import torch
 from console import Done, run_in
 from safetensors.torch import load_file
 
+from metagradient.unlearning import record as record
+
 SMALL = [
     "data.train=120",
     "data.test=60",
@@ -32,7 +34,9 @@ def metrics_of(directory: Path) -> dict[str, float]:
 
 
 def test_a_run_leaves_what_it_promises(tmp_path: Path) -> None:
-    done = run(tmp_path, *SMALL, "klom.models=3", "klom.examples=20")
+    done = run(
+        tmp_path, *SMALL, "klom.models=3", "klom.examples=20", "frontier.periods=[2,5,10]", "frontier.targets=[0.02]"
+    )
     assert done.status == 0, done.err
     folder, metrics = folder_of(tmp_path), metrics_of(tmp_path)
     assert 0 < metrics["result/distance_to_retrained"] < metrics["result/distance_original_to_retrained"]
@@ -40,7 +44,13 @@ def test_a_run_leaves_what_it_promises(tmp_path: Path) -> None:
     assert metrics["result/gradient_saving"] > 2
     assert metrics["result/speedup"] > 0
     assert metrics["result/klom_method_asked"] >= 0
-    assert {path.stem for path in (folder / "figures").iterdir()} == {"distances", "path"}
+    assert {path.stem for path in (folder / "figures").iterdir()} == {"distances", "frontier", "path"}
+    frontier = list(csv.DictReader((folder / "artifacts" / "frontier.csv").open()))
+    assert [row["setting"] for row in frontier] == ["2", "5", "10", "0.02"]
+    ratios = [float(row["error_ratio"]) for row in frontier]
+    assert ratios[0] > ratios[1] > ratios[2]
+    # an exact step in 5 after 11 of 30 leaves 14 gradients over the batch, and 16 + 14 over the row itself
+    assert float(frontier[1]["saved"]) == pytest.approx(30 * 119 / (14 * 119 + 30))
     rows = list(csv.DictReader((folder / "artifacts" / "requests.csv").open()))
     assert len(rows) == 2
     assert len((folder / "artifacts" / "rows_1.csv").read_text().splitlines()) == 1 + 1  # 1 % of 120
@@ -108,6 +118,7 @@ def test_deletion_sets_follow_their_rule(tmp_path: Path, rule: str) -> None:
         (["stream.requests=2", "delete.fraction=0"], "delete.count=1"),
         (["stream.requests=2", "method=newton"], "method=deltagrad"),
         (["delete.fraction=0"], "delete.fraction"),
+        (["method=newton", "frontier.periods=[2]"], "method=deltagrad"),
     ],
     ids=lambda value: " ".join(value) if isinstance(value, list) else "",
 )
@@ -149,6 +160,36 @@ def test_a_stream_is_served_and_goes_on_where_it_was_cut(tmp_path: Path, monkeyp
     rest = load_file(folder_of(tmp_path) / "artifacts" / "model.safetensors")
     assert all(torch.equal(whole[name], rest[name]) for name in whole)
     assert len((folder_of(tmp_path) / "artifacts" / "stream.csv").read_text().splitlines()) == 1 + 3  # after 2, 4, 6
+
+
+@pytest.mark.parametrize("batch_size", [None, 32])
+def test_retraining_all_seeds_at_once_is_retraining_each(batch_size: int | None) -> None:
+    from metagradient.experiments import _unlearning_klom
+
+    import metagradient as mg
+    from metagradient.data import digits
+    from metagradient.reporting import Progress
+
+    splits = digits(train=100, validation=0, test=50)
+    routine = mg.Routine(
+        lambda schedule: mg.Classifier(torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(64, 10)), mg.SGD(weight_decay=0.01), schedule),
+        batch_size=batch_size, epochs=5,
+    )  # fmt: skip
+    members, seeds = torch.arange(100) % 7 > 0, [3, 4, 5]
+    _, states = _unlearning_klom.retrained(routine, splits, members, seeds, Progress())
+    for seed, state in zip(seeds, states, strict=True):
+        batches = routine.batches(splits.train, seed)
+        alone = record(routine.learner(seed, len(batches)), batches, members).final
+        torch.testing.assert_close(state.params, alone.params, rtol=1e-4, atol=1e-6)
+    assert (states[0].params - states[1].params).norm() > 0.1
+
+
+def test_the_gain_of_a_frontier_is_read_at_equal_savings() -> None:
+    from metagradient.experiments._unlearning_frontier import gain
+
+    fixed = [(x, 800 / x**2) for x in (2.0, 4.0, 8.0)]
+    assert gain([(3.0, 3 * 800 / 9), (6.0, 800 / 36 / 1.5), (20.0, 1e9)], fixed) == pytest.approx((3 / 1.5) ** 0.5)
+    assert gain([(20.0, 1.0)], fixed) is None
 
 
 TIMES = ("cost/seconds", "cost/peak_memory_mib", "result/speedup", "meta/speedup", "result/retrain_seconds",
