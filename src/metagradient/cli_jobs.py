@@ -68,7 +68,7 @@ def place(name: str, arguments: Sequence[str]) -> Placed:
         if job is not None:
             _same_settings(folder, job)
     if sweep and "-m" not in plain and "--multirun" not in plain:
-        plain.append("-m")
+        plain.insert(0, "-m")  # a flag amid the overrides would end them
     where = f"hydra.{'sweep' if sweep else 'run'}.dir={_quoted(folder)}"
     return Placed([*plain, where, *([] if resume in _NEW else ["resume=true"])], folder if sweep else None)
 

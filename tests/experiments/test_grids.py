@@ -11,7 +11,8 @@ from omegaconf import DictConfig, OmegaConf
 from test_presets import composed
 
 from metagradient.cli import experiments
-from metagradient.cli_help import help_text
+from metagradient.cli_help import help_text, parser
+from metagradient.cli_jobs import place
 from metagradient.schema import register
 
 CONF = Path(__file__).parents[2] / "conf"
@@ -36,6 +37,15 @@ def test_every_job_of_a_grid_composes_and_differs(experiment: str, path: Path) -
     assert len(made) == int(said[1])
     kept = [composed(experiment, f"+grid={path.stem}", *job) for job in made]
     assert len({OmegaConf.to_yaml(cfg) for cfg in kept}) == len(made)
+
+
+def test_a_grid_needs_no_flag_to_be_a_sweep() -> None:
+    register()
+    placed = place("selection", ["+grid=noise", "logger.mode=disabled"])
+    args = parser().parse_args(placed.arguments)
+    assert args.multirun
+    assert args.overrides[:2] == ["+grid=noise", "logger.mode=disabled"]
+    assert placed.sweep is not None
 
 
 @pytest.mark.parametrize(("experiment", "path"), FAST, ids=[name for name, _ in FAST])
