@@ -58,7 +58,9 @@ def attribution(cfg: DictConfig) -> Stages:
 def unlearning(cfg: DictConfig) -> Stages:
     kind = "add" if cfg.add.fraction or cfg.add.count else "delete"
     requests = ("requests", 0.5 * cfg.stream.requests) if cfg.stream.requests else (f"requests to {kind}", 2 * cfg.sets)
-    return [("training", 1.0), requests, ("KLOM: models of other seeds", 3 * cfg.klom.models)]
+    variants = len(cfg.frontier.periods) + len(cfg.frontier.targets)
+    frontier = ("frontier: requests", (1 + 0.3 * variants) * cfg.sets * bool(variants))
+    return [("training", 1.0), requests, frontier, ("KLOM: the method on runs of other seeds", 2 * cfg.klom.models)]
 
 
 def cost(cfg: DictConfig) -> Stages:
