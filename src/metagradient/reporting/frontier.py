@@ -57,7 +57,7 @@ class Frontier(Callback):
             print(f"frontier: {folder / 'frontier.png'}")
 
 
-def _curves(file: Path) -> dict[str, Curve]:
+def _curves(file: Path) -> Mapping[str, Curve]:
     curves: dict[str, list[tuple[float, float]]] = {}
     with file.open(newline="", encoding="utf-8") as lines:
         for row in csv.DictReader(lines):
