@@ -15,6 +15,7 @@ from metagradient.attribution import (
     KernelInfluence,
     Uncompressed,
     exact_scores,
+    fit_at_weight,
     scores,
 )
 from metagradient.attribution.curvature import Dual, Primal, from_features
@@ -187,6 +188,21 @@ def test_an_exact_score_is_what_removing_a_little_of_the_example_does(at: float)
         less[i] -= 1e-5
         more[i] += 1e-5
         torch.testing.assert_close(found[i], (query_losses(less) - query_losses(more)) / 2e-5, rtol=1e-5, atol=1e-8)
+
+
+@pytest.mark.parametrize("weight", [1.0, 0.5])
+def test_of_a_converged_run_influence_and_exact_scores_are_the_same(weight: float) -> None:
+    """With weight decay as its damping, around any weight of the examples: the implicit function theorem."""
+    decay = 0.05
+    torch.manual_seed(0)
+    learner = mg.Classifier(models.linear((5,), C).double(), mg.SGD(weight_decay=decay), 1.0)
+    batches = mg.Batches(TRAIN, mg.full_batch_plan(N, 400))
+    exact, _ = exact_scores(ExactScores(learner, batches, at=weight, checkpoints="sqrt"), QUERIES)
+    method = Influence(Uncompressed(), labels=None)
+    scorer = fit_at_weight(lambda state: method.fit(learner, state, TRAIN), learner, batches, weight)
+    state = mg.train(learner, batches, [mg.DataWeights(torch.full((N,), weight))])
+    damping = decay / weight / float(hessian(state).diagonal().mean())
+    torch.testing.assert_close(scores(scorer, QUERIES, damping), exact, rtol=1e-6, atol=1e-9)
 
 
 def test_queries_in_chunks_have_the_same_exact_scores() -> None:

@@ -10,7 +10,7 @@ units. F is the Gauss-Newton matrix (the default), the empirical Fisher or the i
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Literal, Protocol
 
@@ -23,9 +23,10 @@ from metagradient.attribution.hooks import ExampleGradients, Target, losses
 from metagradient.attribution.pieces import Piece
 from metagradient.attribution.targets import drawn, enumerated
 from metagradient.errors import UserError
-from metagradient.training.batches import Batch, Fields
+from metagradient.training.batches import Batch, Batches, Fields
 from metagradient.training.learner import Learner
-from metagradient.training.run import Progress
+from metagradient.training.metaparameters import DataWeights
+from metagradient.training.run import Progress, train
 from metagradient.training.state import TrainState
 
 CurvatureName = Literal["gauss_newton", "fisher", "identity"]
@@ -48,6 +49,37 @@ class Scorer(Protocol):
 def scores(scorer: Scorer, queries: Fields, damping: float) -> Tensor:
     """All scores [n, q] in memory."""
     return torch.cat([chunk[0] for chunk in scorer.chunks(queries, [damping])])
+
+
+class Weighted:
+    """A weighted sum of scorers; dampings mean what they mean to each."""
+
+    def __init__(self, scorers: Sequence[Scorer], weights: Sequence[float]) -> None:
+        self.scorers, self.weights, self.n = scorers, weights, scorers[0].n
+
+    def chunks(self, queries: Fields, dampings: Sequence[float], start: int = 0) -> Iterator[Tensor]:
+        columns = [scorer.chunks(queries, dampings, start) for scorer in self.scorers]
+        for parts in zip(*columns, strict=True):
+            yield torch.stack([w * part for w, part in zip(self.weights, parts, strict=True)]).sum(0)
+
+    def self_influence(self, damping: float) -> Tensor:
+        pairs = zip(self.weights, self.scorers, strict=True)
+        return torch.stack([w * scorer.self_influence(damping) for w, scorer in pairs]).sum(0)
+
+
+def fit_at_weight(fit: Callable[[TrainState], Scorer], learner: Learner, batches: Batches, weight: float) -> Weighted:
+    """Scores around the run in which every example has this weight, instead of around the trained model (weight 1).
+
+    Where a share alpha of the examples will be kept, weight = alpha lies in the middle of what is removed and what is
+    kept. The curvature of the weighted loss is alpha F, so that
+
+        score[i, q] = (1/n) g_q^T (alpha F + lambda I)^-1 g_i
+
+    with gradients and F at that run's final state. Trains once; `fit` makes a scorer from a state, and its damping is
+    relative to F, lambda / alpha.
+    """
+    weights = DataWeights(torch.full((batches.n_examples,), float(weight)))
+    return Weighted([fit(train(learner, batches, [weights]))], [1 / weight])
 
 
 @dataclass(frozen=True)

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from metagradient.attribution.compressors import Compressor
 from metagradient.attribution.hooks import losses
-from metagradient.attribution.influence import Influence, Scorer, Source
+from metagradient.attribution.influence import Influence, Source, Weighted
 from metagradient.attribution.kernel import KernelInfluence
 from metagradient.errors import UserError
 from metagradient.training.batches import Batch, Batches, Fields
@@ -31,22 +31,6 @@ def checkpoints(learner: Learner, batches: Batches, count: int) -> list[tuple[Tr
         state = train(learner, batches, state=state, start=start, stop=stop)
         found.append((state, sum(float(learner.schedule(t)) for t in range(start, stop))))
     return found
-
-
-class Weighted:
-    """A weighted sum of scorers; dampings mean what they mean to each."""
-
-    def __init__(self, scorers: Sequence[Scorer], weights: Sequence[float]) -> None:
-        self.scorers, self.weights, self.n = scorers, weights, scorers[0].n
-
-    def chunks(self, queries: Fields, dampings: Sequence[float], start: int = 0) -> Iterator[Tensor]:
-        columns = [scorer.chunks(queries, dampings, start) for scorer in self.scorers]
-        for parts in zip(*columns, strict=True):
-            yield torch.stack([w * part for w, part in zip(self.weights, parts, strict=True)]).sum(0)
-
-    def self_influence(self, damping: float) -> Tensor:
-        pairs = zip(self.weights, self.scorers, strict=True)
-        return torch.stack([w * scorer.self_influence(damping) for w, scorer in pairs]).sum(0)
 
 
 def tracin(
