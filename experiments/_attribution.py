@@ -3,13 +3,14 @@
 import dataclasses
 import logging
 import re
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from time import perf_counter
 
 import torch
-from metagradient.experiments import _setup
+from metagradient.experiments._attribution_peers import PEERS
+from metagradient.experiments._attribution_task import Task
 from omegaconf import DictConfig
 from torch import Tensor
 
@@ -18,10 +19,8 @@ from metagradient import attribution as at
 from metagradient.attribution.compressors import Compress, Pass
 from metagradient.attribution.hooks import Parameter
 from metagradient.attribution.pieces import Piece
-from metagradient.data import Splits, TextSplits
 from metagradient.errors import UserError
-from metagradient.evaluation import check_scores, recipe, take
-from metagradient.training.batches import Fields
+from metagradient.evaluation import check_scores, recipe
 from metagradient.training.random import fold_in
 
 log = logging.getLogger(__name__)
@@ -35,53 +34,9 @@ COMPRESSORS = {
     "dropout_sjlt": at.DropoutSJLT,
     "pca": at.PCA,
 }
-WORDS = ["exact", "exact:alpha", *(f"{name}:k" for name in COMPRESSORS), "none", "gradient_dot", "cosine"]
-WORDS += ["tracin:checkpoints", "trak:models", "dattri_trak", "a path to .npy or .safetensors"]
-
-
-@dataclass(frozen=True, eq=False)
-class Task:
-    """A trained run and what is asked about it: `queries` are scored and judged, `held_out` only choose the damping.
-
-    retrain: seed -> another model of the same routine and its final state.
-    seconds: that one plain training took.
-    """
-
-    learner: mg.Learner
-    batches: mg.Batches
-    state: mg.TrainState
-    train: Fields
-    held_out: Fields
-    queries: Fields
-    retrain: Callable[[int], tuple[mg.Learner, mg.TrainState]]
-    seconds: float
-
-    @property
-    def n(self) -> int:
-        return self.batches.n_examples
-
-
-def make_task(cfg: DictConfig) -> tuple[Task, Splits | TextSplits]:
-    """The run that is asked about, trained, and its data."""
-    splits = _setup.build(cfg.data)
-    text = isinstance(splits, TextSplits)
-    routine = _setup.language_routine(cfg, splits) if text else _setup.classifier_routine(cfg, splits)
-    batches = routine.batches(splits.train, cfg.seed)
-    learner = routine.learner(cfg.seed, len(batches))
-    for name, wanted, there in (("queries", cfg.queries, splits.test), ("held_out", cfg.held_out, splits.validation)):
-        if wanted > (rows := len(next(iter(there.values())))):
-            raise UserError(f"{name}={wanted}, but there are only {rows} such rows: lower it, or raise data")
-    held_out = take(splits.validation, torch.arange(cfg.held_out))
-    queries = take(splits.test, torch.arange(cfg.queries))
-    mg.train(learner, batches, stop=min(20, len(batches)))  # warm
-    start = perf_counter()
-    state = mg.train(learner, batches)
-    seconds = perf_counter() - start
-
-    def retrain(seed: int) -> tuple[mg.Learner, mg.TrainState]:
-        return routine.train(splits.train, seed)
-
-    return Task(learner, batches, state, splits.train, held_out, queries, retrain, seconds), splits
+ALPHA = ":alpha"
+WORDS = ["exact", *(f"{name}:k" for name in COMPRESSORS), "none", "gradient_dot", "cosine", "each of them with :alpha"]
+WORDS += ["tracin:checkpoints", "trak:models", *PEERS, "a path to .npy or .safetensors"]
 
 
 def slug(name: str) -> str:
@@ -93,7 +48,8 @@ def slug(name: str) -> str:
 class Outcome:
     """A method's scores [n, q] by drop fraction (the same ones unless it expands at alpha), and what they cost.
 
-    seconds: of everything but the tuning; compression: of one pass of the compressor over the training examples.
+    seconds: of everything but the tuning; compression: of one pass of the compressor over the training examples;
+    damping: the one used for each drop fraction.
     """
 
     name: str
@@ -103,7 +59,7 @@ class Outcome:
     runs: float
     k: int | None = None
     compression: float | None = None
-    damping: float | None = None
+    damping: dict[float, float] = field(default_factory=dict)
     scorer: at.Scorer | None = field(default=None, repr=False)
 
 
@@ -129,13 +85,16 @@ class Timed:
 
 
 class Methods:
-    """Runs the methods one after the other; `judge(scores [n, held out])` is what the damping is tuned for."""
+    """Runs the methods one after the other; `judge(scores [n, held out], drops)` is what dampings are tuned for.
+
+    At alpha, a method looks for each share removed at the run in which the weight of every example is the share kept.
+    """
 
     def __init__(
         self,
         cfg: DictConfig,
         task: Task,
-        judge: Callable[[Tensor], float],
+        judge: Callable[[Tensor, Sequence[float]], float],
         folder: Path,
         progress: mg.training.run.Progress,
     ) -> None:
@@ -143,31 +102,31 @@ class Methods:
         self._first = True
 
     def __call__(self, word: str) -> Outcome:
-        match = re.fullmatch(r"(\w+)(?::(\w+))?", word.replace(" ", ""))
-        name, argument = (match[1], match[2]) if match else ("", None)
         if Path(word).suffix in (".npy", ".safetensors"):
             found = check_scores(at.read_scores(word), self.task.n, len(next(iter(self.task.queries.values()))))
             return Outcome(Path(word).stem, dict.fromkeys(self.cfg.drop, found), [Path(word)], 0.0, 0.0)
-        if name == "exact" and argument in (None, "alpha"):
-            return self._exact(word, argument == "alpha")
-        if name in ("none", "gradient_dot", "cosine") and argument is None:
-            return self._scored(word, lambda: self._uncompressed(name), tuned=name == "none")
-        if name == "dattri_trak" and argument is None:
+        plain = word.removesuffix(ALPHA)
+        name, _, argument = plain.partition(":")
+        if plain == "exact":
+            return self._exact(word)
+        if plain in ("none", "gradient_dot", "cosine"):
+            return self._scored(word, lambda state: self._uncompressed(plain, state), tuned=plain == "none")
+        if word in PEERS:
             return self._peer(word)
-        if argument is not None and argument.isdigit() and int(argument) > 0:
+        if argument.isdigit() and int(argument) > 0:
             count = int(argument)
             if name in COMPRESSORS:
                 return self._compressed(word, COMPRESSORS[name](count))
-            if name == "tracin":
-                return self._scored(word, lambda: self._tracin(count), tuned=False, runs=1.0)
-            if name == "trak":
-                return self._scored(word, lambda: self._trak(count), tuned=True, runs=float(count))
+            if name == "tracin" and word == plain:
+                return self._scored(word, lambda _: self._tracin(count), tuned=False, runs=1.0)
+            if name == "trak" and word == plain:
+                return self._scored(word, lambda _: self._trak(count), tuned=True, runs=float(count))
         raise UserError(f"methods: no method '{word}'; there are: {', '.join(WORDS)}")
 
     # -- exact ------------------------------------------------------------------------------------------------------------
 
-    def _exact(self, word: str, alpha: bool) -> Outcome:
-        t, replay = self.task, self.cfg.replay
+    def _exact(self, word: str) -> Outcome:
+        t, replay, alpha = self.task, self.cfg.replay, word.endswith(ALPHA)
         scores, files, spent, start = {}, [], 0.0, perf_counter()
         for drop in self.cfg.drop if alpha else self.cfg.drop[:1]:
             method = at.ExactScores(
@@ -200,22 +159,24 @@ class Methods:
             compressor = dataclasses.replace(compressor, seed=fold_in(cfg.seed, 8, cfg.mask_seed))  # type: ignore[type-var]
         timed = Timed(compressor)
         method = at.Influence(timed, cfg.curvature, cfg.labels, cfg.batch, seed=cfg.seed)
-        outcome = self._scored(word, lambda: self._fit(method), tuned=True)
+        outcome = self._scored(word, lambda state: self._fit(method, state), tuned=True)
         outcome.k = int(timed.clock["k"])
         outcome.compression = timed.clock["seconds"] / timed.clock["examples"] * self.task.n
         return outcome
 
-    def _fit(self, method: at.Influence | at.KernelInfluence) -> at.Scorer:
-        return method.fit(self.task.learner, self.task.state, self.task.train, self.progress)
+    def _fit(self, method: at.Influence | at.KernelInfluence, state: mg.TrainState) -> at.Scorer:
+        return method.fit(self.task.learner, state, self.task.train, self.progress)
 
-    def _uncompressed(self, name: str) -> at.Scorer:
+    def _uncompressed(self, name: str, state: mg.TrainState) -> at.Scorer:
         cfg = self.cfg
         if name != "none":
-            return self._fit(at.KernelInfluence("identity", batch_size=cfg.batch, cosine=name == "cosine"))
-        parameters = self.task.state.params.numel()
-        if parameters <= cfg.none_primal:  # the matrix [P, P] itself, with the labels enumerated where asked for
-            return self._fit(at.Influence(at.Uncompressed(), cfg.curvature, cfg.labels, cfg.batch, seed=cfg.seed))
-        return self._fit(at.KernelInfluence(cfg.curvature, cfg.labels or 1, cfg.batch, seed=cfg.seed))
+            return self._fit(at.KernelInfluence("identity", batch_size=cfg.batch, cosine=name == "cosine"), state)
+        if (
+            state.params.numel() <= cfg.none_primal
+        ):  # the matrix [P, P] itself, with the labels enumerated where asked for
+            primal = at.Influence(at.Uncompressed(), cfg.curvature, cfg.labels, cfg.batch, seed=cfg.seed)
+            return self._fit(primal, state)
+        return self._fit(at.KernelInfluence(cfg.curvature, cfg.labels or 1, cfg.batch, seed=cfg.seed), state)
 
     def _tracin(self, count: int) -> at.Scorer:
         t = self.task
@@ -223,42 +184,68 @@ class Methods:
         return at.tracin(t.learner, at.checkpoints(t.learner, t.batches, count), t.train, momentum, self.progress)
 
     def _trak(self, count: int) -> at.Scorer:
-        models = [self.task.retrain(fold_in(self.cfg.seed, 9, i)) for i in range(count)]
+        models = [self.task.routine.train(self.task.train, fold_in(self.cfg.seed, 9, i)) for i in range(count)]
         return at.TRAK(at.Gaussian(min(self.cfg.trak_k, self.task.state.params.numel()))).fit(models, self.task.train)
 
     def _peer(self, word: str) -> Outcome:
-        from metagradient.experiments._attribution_peers import dattri_trak
+        start = perf_counter()
+        scorer, k = PEERS[word](self.task, self.cfg)
+        fitting = perf_counter() - start
+        outcome = self._scored(word, lambda _: scorer, tuned=True)
+        return dataclasses.replace(outcome, seconds=outcome.seconds + fitting, k=k, scorer=None)
 
-        start, file = perf_counter(), self._file(word, str(self.cfg.trak_k))
-        if not file.complete:
-            file.write_columns(dattri_trak(self.task, self.cfg.batch, self.cfg.trak_k))
-        scores = dict.fromkeys(self.cfg.drop, file.scores)
-        return Outcome(word, scores, [file.path], perf_counter() - start, 2 / 3, k=self.cfg.trak_k)
-
-    def _scored(self, word: str, fit: Callable[[], at.Scorer], *, tuned: bool, runs: float = 0.0) -> Outcome:
+    def _scored(
+        self, word: str, fit: Callable[[mg.TrainState], at.Scorer], *, tuned: bool, runs: float = 0.0
+    ) -> Outcome:
         """Fit, tune the damping on the held-out queries, stream the scores of the others to disk."""
+        if not word.endswith(ALPHA):
+            return self._scored_at(word, 1.0, self.cfg.drop, fit, tuned, runs)
+        parts = [self._scored_at(f"{word}_{1 - drop:g}", 1 - drop, [drop], fit, tuned, runs) for drop in self.cfg.drop]
+        return Outcome(
+            word,
+            {drop: s for part in parts for drop, s in part.scores.items()},
+            [file for part in parts for file in part.files],
+            sum(part.seconds for part in parts),
+            sum(part.runs for part in parts),
+            damping={drop: c for part in parts for drop, c in part.damping.items()},
+        )
+
+    def _scored_at(
+        self,
+        name: str,
+        weight: float,
+        drops: Sequence[float],
+        fit: Callable[[mg.TrainState], at.Scorer],
+        tuned: bool,
+        runs: float,
+    ) -> Outcome:
+        t = self.task
         start = perf_counter()
-        scorer = fit()
+        if weight == 1:
+            scorer = fit(t.state)
+        else:
+            scorer = at.fit_at_weight(fit, t.learner, t.batches, weight)
+            runs += 1
         seconds = perf_counter() - start
-        damping = self._tune(scorer) if tuned else 1.0
+        damping = self._tune(scorer, drops) if tuned else 1.0
         start = perf_counter()
-        file = self._file(word, f"{word} {damping} {self.cfg.curvature} {self.cfg.labels} {self.cfg.mask_seed}")
+        file = self._file(name, f"{name} {damping} {self.cfg.curvature} {self.cfg.labels} {self.cfg.mask_seed}")
         if not file.complete:
-            for (block,) in _rows(scorer, self.task.queries, damping, file.done):
+            for (block,) in scorer.chunks(t.queries, [damping], file.done):
                 file.write_rows(block)
         seconds += perf_counter() - start
-        passes = 2 * self.task.n / max(1, int((self.task.batches.plan >= 0).sum()))  # over the data, in trainings
-        scores = dict.fromkeys(self.cfg.drop, file.scores)
-        shown = damping if tuned else None
-        return Outcome(word, scores, [file.path], seconds, runs + passes, damping=shown, scorer=scorer)
+        passes = 2 * t.n / max(1, int((t.batches.plan >= 0).sum()))  # over the data, in trainings
+        scores = dict.fromkeys(drops, file.scores)
+        shown = dict.fromkeys(drops, damping) if tuned else {}
+        return Outcome(name, scores, [file.path], seconds, runs + passes, damping=shown, scorer=scorer)
 
-    def _tune(self, scorer: at.Scorer) -> float:
+    def _tune(self, scorer: at.Scorer, drops: Sequence[float]) -> float:
         """The damping whose scores of the held-out queries predict their retrained losses best."""
         if self.cfg.damping is not None:
             return float(self.cfg.damping)
         grid = list(self.cfg.dampings)
         together = torch.cat(list(scorer.chunks(self.task.held_out, grid)), dim=1)
-        values = [self.judge(scores) if bool(torch.isfinite(scores).all()) else -1.0 for scores in together]
+        values = [self.judge(s, drops) if bool(torch.isfinite(s).all()) else -1.0 for s in together]
         best = max(range(len(grid)), key=values.__getitem__)
         if best in (0, len(grid) - 1) and len(grid) > 1:
             log.warning("the best damping, %g, lies at the edge of dampings=%s: widen them", grid[best], grid)
@@ -272,7 +259,3 @@ class Methods:
         about = f"{recipe(t.learner, t.batches, t.queries)} {name} {what}"
         queries = len(next(iter(t.queries.values())))
         return at.ScoreFile(self.folder / f"{stem}.safetensors", t.n, queries, about)
-
-
-def _rows(scorer: at.Scorer, queries: Fields, damping: float, start: int) -> Iterator[Tensor]:
-    yield from scorer.chunks(queries, [damping], start)

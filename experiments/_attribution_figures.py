@@ -5,7 +5,8 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
-from metagradient.experiments._attribution import COMPRESSORS, Outcome, Task, slug
+from metagradient.experiments._attribution import COMPRESSORS, Outcome, slug
+from metagradient.experiments._attribution_task import Task
 from omegaconf import DictConfig
 from torch import Tensor
 
@@ -94,7 +95,9 @@ def mislabelled(record: Record, task: Task, wrong: Tensor, outcomes: Sequence[Ou
     suspicions = {"training loss": example_losses_of(task.learner, task.state, task.train)}
     for outcome in outcomes:
         if outcome.scorer is not None:
-            suspicions[f"{outcome.name}: self-influence"] = outcome.scorer.self_influence(outcome.damping or 1.0)
+            suspicions[f"{outcome.name}: self-influence"] = outcome.scorer.self_influence(
+                max(outcome.damping.values(), default=1.0)
+            )
         suspicions[f"{outcome.name}: harm to the queries"] = -next(iter(outcome.scores.values())).mean(1)
     found = {name: mislabel_auc(suspicion, wrong) for name, suspicion in suspicions.items()}
     record.table("wrong_labels_found", ["ranked by", "AUC"], [[name, round(value, 4)] for name, value in found.items()])

@@ -19,7 +19,7 @@ KINDS = ("weights", "pixels", "schedule")
 
 def metaparameter(kind: str, routine: mg.Routine, train: Fields, rows: torch.Tensor | None = None) -> mg.Metaparameter:
     """Data weights around 1, pixels of `rows` (None: of all examples), or the logarithm of each step's learning rate."""
-    n = len(train["y"])
+    n = len(next(iter(train.values())))
     if kind == "weights":
         return mg.DataWeights(torch.ones(n))
     if kind == "pixels":

@@ -50,6 +50,7 @@ def schedule(cfg: DictConfig, method: Loop, grid: tuple[str, int], equals: tuple
 def attribution(cfg: DictConfig) -> Stages:
     exact = sum(len(cfg.drop) if word == "exact:alpha" else word == "exact" for word in map(str, cfg.methods))
     return [
+        *_smoothness(cfg),
         ("retraining without some examples", 0.2 * cfg.retrainings * len(cfg.drop)),  # many at a time
         ("methods", exact * REPLAY * max(1.0, cfg.queries / 10) + len(cfg.methods)),
     ]

@@ -9,11 +9,18 @@ coordinates (mean of three masks); gradient products .095 / .134 / .179.
 """
 
 import logging
-import os
-from pathlib import Path
+from collections.abc import Sequence
 from time import perf_counter
 
-from metagradient.experiments import _attribution, _attribution_figures, _attribution_race, _setup, _stages
+from metagradient.experiments import (
+    _attribution,
+    _attribution_figures,
+    _attribution_race,
+    _attribution_task,
+    _setup,
+    _smoothness,
+    _stages,
+)
 from omegaconf import DictConfig
 from torch import Tensor
 
@@ -30,16 +37,18 @@ def run(cfg: DictConfig, record: Record) -> float:
     _setup.prepare(cfg, queries=1, held_out=1, retrainings=3, batch=1, at_once=1)
     if not cfg.methods or not cfg.drop:
         raise UserError("attribution needs methods and drop: for example methods=[exact] drop=[0.5]")
-    task, splits = _attribution.make_task(cfg)
+    task, splits = _attribution_task.make_task(cfg)
     folder = _setup.folder(cfg.resume) or record.directory
 
     with Progress(_stages.attribution(cfg)) as progress:
+        _smoothness.at_the_start(cfg, record, progress, task.routine, task.train, "weights")
+
         # 1. The truth: models retrained without some of the examples, once for all methods.
         truth = GroundTruth(
             task.learner,
             task.batches,
             join(task.held_out, task.queries),
-            folder=_cache() if cfg.keep_retrainings else folder / "retrainings",
+            folder=_attribution_task.cache() if cfg.keep_retrainings else folder / "retrainings",
             owner=str(folder.absolute()),
             at_once=cfg.at_once,
             progress=progress.callback(),
@@ -55,9 +64,9 @@ def run(cfg: DictConfig, record: Record) -> float:
             share = (perf_counter() - start) / truth.runs / task.seconds
             record.result({"retrainings_share_of_a_loop": share, "seconds_training": task.seconds})
 
-        def quality(scores: Tensor) -> float:
+        def quality(scores: Tensor, drops: Sequence[float]) -> float:
             """What dampings are tuned for: the mean LDS of the held-out queries."""
-            found = [linear_datamodeling_score(scores, kept[d], held_out[d], resamples=0).mean for d in cfg.drop]
+            found = [linear_datamodeling_score(scores, kept[d], held_out[d], resamples=0).mean for d in drops]
             return sum(found) / len(found)
 
         # 2. The methods, and 3. their judgement.
@@ -69,7 +78,8 @@ def run(cfg: DictConfig, record: Record) -> float:
             for drop in cfg.drop:
                 lds = linear_datamodeling_score(outcome.scores[drop], kept[drop], judged[drop], seed=cfg.seed)
                 row = {"method": outcome.name, "drop": drop, "lds": lds.mean, "low": lds.low, "high": lds.high}
-                rows.append(row | {"damping": outcome.damping, "k": outcome.k, "compression": outcome.compression})
+                row |= {"damping": outcome.damping.get(drop), "k": outcome.k, "compression": outcome.compression}
+                rows.append(row)
             log.info(
                 "%s: %s",
                 outcome.name,
@@ -85,7 +95,8 @@ def run(cfg: DictConfig, record: Record) -> float:
         own = [row for row in rows if row["method"] == outcome.name]
         cells = [f"{row['lds']:.3f} ({row['low']:.2f} - {row['high']:.2f})" for row in own]
         compression = None if outcome.compression is None else round(outcome.compression, 3)
-        table.append([outcome.name, *cells, outcome.damping, outcome.k, compression, round(outcome.seconds, 2)])
+        dampings = " / ".join(f"{c:g}" for c in dict.fromkeys(outcome.damping.values())) or None
+        table.append([outcome.name, *cells, dampings, outcome.k, compression, round(outcome.seconds, 2)])
         slug = _attribution.slug(outcome.name)
         record.result(
             {f"lds_{slug}_drop{row['drop']:g}": row["lds"] for row in own} | {f"seconds_{slug}": outcome.seconds}
@@ -108,11 +119,6 @@ def run(cfg: DictConfig, record: Record) -> float:
     headline = rows[len(cfg.drop) - 1]
     record.result({"lds": headline["lds"], "lds_low": headline["low"], "lds_high": headline["high"]})
     return float(headline["lds"])
-
-
-def _cache() -> Path:
-    root = os.environ.get("METAGRADIENT_CACHE") or "~/.cache/metagradient"
-    return Path(root).expanduser() / "retrainings"
 
 
 if __name__ == "__main__":

@@ -1,6 +1,7 @@
 """`metagradient attribution`, end to end on a small budget, and what it says to bad input."""
 
 import hashlib
+import importlib.util
 import json
 from pathlib import Path
 
@@ -11,6 +12,7 @@ from console import Done, run_in
 from safetensors.torch import load_file
 
 SMALL = ["data.train=150", "learner.epochs=3", "queries=6", "held_out=5", "retrainings=12", "logger.mode=disabled"]
+SMALL += ["smoothness=null"]
 
 
 def run(directory: Path, *overrides: str) -> Done:
@@ -23,7 +25,7 @@ def _own_cache(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.Mon
 
 
 ALL = (
-    "methods=[exact,exact:alpha,none,dropout:256,factor_dropout:256,gaussian:64,factor_gaussian:256,sjlt:64,"
+    "methods=[exact,exact:alpha,none,none:alpha,dropout:256,factor_dropout:256,gaussian:64,factor_gaussian:256,sjlt:64,"
     "dropout_sjlt:64,pca:32,gradient_dot,cosine,tracin:2,trak:2]"
 )
 
@@ -41,6 +43,7 @@ def test_every_method_on_a_run_with_wrong_labels(tmp_path: Path) -> None:
     assert metrics["result/lds_exact_alpha_drop0.5"] > 0.7
     assert metrics["result/lds_low"] < metrics["result/lds"] < metrics["result/lds_high"]
     assert metrics["result/lds_none_drop0.5"] > 0.6
+    assert metrics["result/lds_none_alpha_drop0.5"] > 0.6
     assert 0.5 < metrics["result/mislabel_auc"] <= 1
     assert "flipped" in out
     assert metrics["result/compression_ratio_dropout_32"] == 1
@@ -50,7 +53,7 @@ def test_every_method_on_a_run_with_wrong_labels(tmp_path: Path) -> None:
     assert {p.stem for p in (folder / "figures").iterdir()} == {"lds", "pareto", "top_examples", "inspection"}
     for name in ("top_examples.png", "top_examples.csv", "lds.csv", "wrong_labels_found.csv"):
         assert (folder / "artifacts" / name).stat().st_size > 0
-    assert len(list((folder / "artifacts").glob("scores*.safetensors"))) == 15
+    assert len(list((folder / "artifacts").glob("scores*.safetensors"))) == 17
 
     # The same scores from a file are judged alike, and nothing is retrained for it.
     np.save(tmp_path / "theirs.npy", scores.numpy())
@@ -93,9 +96,26 @@ def test_a_run_that_was_cut_short_goes_on(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
+    ("peer", "module"), [("dattri_trak", "dattri"), ("traker", "trak"), ("kronfluence_ekfac", "kronfluence")]
+)
+def test_peers_are_judged_by_the_same_retrainings(tmp_path: Path, peer: str, module: str) -> None:
+    few = ["drop=[0.5]", "labels=1", "dampings=[1.0,30.0]", "trak_k=128"]
+    status, _, err = run(tmp_path, *SMALL, *few, f"methods=[{peer}]")
+    if importlib.util.find_spec(module) is None:
+        assert status == 2
+        assert "metagradient[peers]" in err
+        pytest.skip(f"{module} is not installed")
+    assert status == 0, err
+    (folder,) = (tmp_path / "outputs" / "attribution").iterdir()
+    metrics = json.loads((folder / "metrics.json").read_text())
+    assert metrics[f"result/lds_{peer}_drop0.5"] > 0.8  # ours on this run: .94 (trak) and .98 (none)
+
+
+@pytest.mark.parametrize(
     ("overrides", "says"),
     [
         (["methods=[dropuot:4]"], "dropout:k"),
+        (["methods=[trak:2:alpha]"], "trak:models"),
         (["methods=[dropout]"], "dropout:k"),
         (["methods=[dropout:0]"], "dropout:k"),
         (["methods=[dropout:10000000]"], "not 10000000"),
