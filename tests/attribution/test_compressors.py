@@ -18,7 +18,8 @@ from metagradient.attribution import (
     Uncompressed,
 )
 from metagradient.attribution.hooks import Parameter
-from metagradient.attribution.pieces import Dense, Outer, Piece, Plain
+from metagradient.attribution.pieces import Dense, Outer, Piece
+from metagradient.attribution.sides import Plain
 from metagradient.errors import UserError
 
 B = 4

@@ -12,7 +12,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from metagradient.attribution.pieces import Dense, OneHot, Outer, Patches, Piece, Plain, Sum
+from metagradient.attribution.pieces import Dense, Outer, Piece, Sum
+from metagradient.attribution.sides import OneHot, Patches, Plain
 from metagradient.errors import UserError
 from metagradient.training.batches import Batch
 from metagradient.training.learner import Learner
