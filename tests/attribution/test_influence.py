@@ -14,6 +14,7 @@ from metagradient.attribution import (
     Influence,
     KernelInfluence,
     Uncompressed,
+    curvature,
     exact_scores,
     fit_at_weight,
     scores,
@@ -132,15 +133,18 @@ def test_positions_count_once_each_in_a_language_models_gauss_newton() -> None:
     assert float((fitted.curvature.matrix - exact).norm() / exact.norm()) < 0.05
 
 
-def test_primal_and_dual_agree_and_the_smaller_one_is_taken() -> None:
+def test_primal_and_dual_agree_and_the_smaller_one_is_taken(monkeypatch: pytest.MonkeyPatch) -> None:
     g = torch.Generator().manual_seed(0)
     h, queries = (torch.randn(m, 9, generator=g, dtype=torch.float64) for m in (6, 3))
+    monkeypatch.setattr(curvature, "_COLUMNS", 4)
     dual = from_features(iter(h.split(4)), n=5, rows=6, k=9)
     primal = Primal(h.T @ h / 5)
+    summed = from_features(iter(h.split(4)), n=5, rows=20, k=9)
+    assert isinstance(summed, Primal)
+    torch.testing.assert_close(summed.matrix, primal.matrix)
     assert isinstance(dual, Dual)
     for damping in (1e-3, 1.0):
         torch.testing.assert_close(dual.solve(queries, damping), primal.solve(queries, damping))
-    assert isinstance(from_features(iter(h.split(4)), n=5, rows=20, k=9), Primal)
 
 
 def test_without_curvature_scores_are_gradient_products_and_cosines() -> None:

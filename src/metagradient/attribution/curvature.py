@@ -16,6 +16,10 @@ T steps at learning rate eta that has not converged behaves as if lambda were ab
 mean eigenvalue of a large model."""
 
 
+_COLUMNS = 1024
+"""Of a symmetric matrix are computed at a time: little more than half the work for a large one."""
+
+
 class Curvature(Protocol):
     """A matrix that maps a gradient to the change of the parameters."""
 
@@ -76,9 +80,10 @@ def from_features(features: Iterable[Tensor], n: int, rows: int, k: int) -> Curv
     matrix: Tensor | None = None
     for h in features:
         matrix = h.new_zeros(k, k) if matrix is None else matrix
-        matrix.addmm_(h.T, h)
+        for start in range(0, k, _COLUMNS):  # the lower triangle, in blocks of columns
+            matrix[start:, start : start + _COLUMNS].addmm_(h[:, start:].T, h[:, start : start + _COLUMNS])
     assert matrix is not None
-    return Primal(matrix.div_(n))
+    return Primal(matrix.tril_().add_(matrix.tril(-1).T).div_(n))
 
 
 def _lambda(damping: float, scale: float) -> float:
