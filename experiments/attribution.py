@@ -103,7 +103,7 @@ def run(cfg: DictConfig, record: Record) -> float:
         )
         record.result({f"trainings_of_time_{slug}": outcome.seconds / task.seconds})
         record.cost(training_runs=outcome.runs)
-    columns = ["method", *(f"LDS, {drop:.0%} removed" for drop in cfg.drop)]
+    columns = ["method", *(f"LDS, {100 * drop:g}% removed" for drop in cfg.drop)]
     record.table("attribution", [*columns, "damping", "k", "compress s", "seconds"], table)
     record.csv("lds", list(rows[0]), [list(row.values()) for row in rows])
     record.cost(training_runs=1 + truth.runs)

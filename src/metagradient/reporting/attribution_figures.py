@@ -30,7 +30,7 @@ def lds_bars(rows: Sequence[Mapping[str, Any]]) -> Figure:
         colour = COLOURS[i % len(COLOURS)]
         axes.bar(places, values, 0.9 * width, color=colour, label=method)
         axes.errorbar(places, values, yerr=spread, fmt="none", ecolor=BLACK, elinewidth=1.0, capsize=2)
-    axes.set_xticks(range(len(drops)), [f"{drop:.0%} removed" for drop in drops])
+    axes.set_xticks(range(len(drops)), [f"{100 * drop:g}% removed" for drop in drops])
     axes.set(ylabel="LDS (rank correlation)", ylim=(min(0.0, axes.get_ylim()[0]), 1.0))
     axes.grid(visible=False, axis="x")
     figure.legend(loc="outside right upper")
