@@ -10,7 +10,7 @@ from metagradient.experiments._attribution_task import Task
 from omegaconf import DictConfig
 from torch import Tensor
 
-from metagradient.data import Splits, TextSplits
+from metagradient.data import SentenceSplits, Splits, TextSplits
 from metagradient.evaluation import (
     GroundTruth,
     brittleness,
@@ -52,6 +52,11 @@ def draw(
     chosen = torch.cat([order[:, :_EACH], order[:, -_EACH:].flip(1)], dim=1)
     if isinstance(splits, TextSplits):
         said, asked = ([splits.text(x) for x in table["tokens"]] for table in (task.train, task.queries))
+    elif isinstance(splits, SentenceSplits):
+        said, asked = (
+            [f"{splits.classes[int(c)]}: {splits.text(x)}" for x, c in zip(table["x"], table["y"], strict=True)]
+            for table in (task.train, task.queries)
+        )
     else:
         said, asked = ([splits.classes[int(c)] for c in table["y"]] for table in (task.train, task.queries))
         wrong = None if splits.truth is None else splits.truth.wrong[chosen].numpy()
@@ -67,7 +72,7 @@ def draw(
         for rank, i in zip(ranks, chosen[q], strict=True)
     ]
     header = ["query", "query_is", "rank", "train_index", "train_is", "score"]
-    if isinstance(splits, TextSplits):
+    if isinstance(splits, TextSplits | SentenceSplits):
         record.table("top_examples", header, [row for row in table if row[0] in (0, shown - 1) or abs(row[2]) < 2])
     record.csv("top_examples", header, table)
 

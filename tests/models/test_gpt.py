@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from metagradient.models import GPT
+from metagradient.models import GPT, SentenceClassifier
 
 
 def small(tied: bool = False) -> GPT:
@@ -63,3 +63,15 @@ def test_bad_sizes_are_refused() -> None:
         GPT(vocab=3, heads=4, width=10)
     with pytest.raises(ValueError, match=r"at most 8 tokens; got 9"):
         small()(torch.zeros(1, 9, dtype=torch.long))
+
+
+def test_a_sentence_classifier_reads_words_and_no_padding() -> None:
+    torch.manual_seed(0)
+    model = SentenceClassifier((6,), 3, vocab=9, layers=1, heads=2, width=8).double()
+    torch.nn.init.normal_(model.head.weight)
+    words = torch.tensor([[3, 5, 2]])
+    padded = torch.cat([words, torch.zeros(1, 3, dtype=torch.long)], dim=1)
+    expected = model.head(model.states(words).mean(1))
+    torch.testing.assert_close(model(padded), expected)
+    assert not torch.allclose(model(padded), model(padded.roll(1, 1)))
+    assert bool(torch.isfinite(model(torch.zeros(1, 6, dtype=torch.long))).all())  # a sentence without words

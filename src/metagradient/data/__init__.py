@@ -2,6 +2,7 @@
 
 from metagradient.data.augmentation import GaussianNoise, RandomShift
 from metagradient.data.corruption import LabelNoise, LabelTruth
+from metagradient.data.sentences import SentenceSplits, sentences
 from metagradient.data.sources import digits, hub
 from metagradient.data.splits import Splits
 from metagradient.data.tabular import a9a, covtype, rcv1
@@ -12,6 +13,7 @@ __all__ = [
     "LabelNoise",
     "LabelTruth",
     "RandomShift",
+    "SentenceSplits",
     "Splits",
     "TextSplits",
     "a9a",
@@ -20,4 +22,5 @@ __all__ = [
     "digits",
     "hub",
     "rcv1",
+    "sentences",
 ]

@@ -1,6 +1,7 @@
 """A small causal language model whose every operation has a second derivative."""
 
 import math
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor, nn
@@ -92,4 +93,30 @@ class GPT(nn.Module):
         length = tokens.shape[1]
         if length > self.block:
             raise ValueError(f"GPT reads at most {self.block} tokens; got {length}; set model.block={length}")
-        return self.head(self.norm(self.blocks(self.positions(self.tokens(tokens)))))
+        return self.head(self.states(tokens))
+
+    def states(self, tokens: Tensor) -> Tensor:
+        """What the output map reads, [n, t, width]."""
+        return self.norm(self.blocks(self.positions(self.tokens(tokens))))
+
+
+class SentenceClassifier(GPT):
+    """A GPT whose states, averaged over the words of a sentence, give the logits of its class.
+
+    Maps tokens [n, *input_shape] (int64, 0 after the end of a sentence) to [n, classes]. Attention is causal, so no word
+    sees the padding behind it.
+    """
+
+    def __init__(
+        self, input_shape: Sequence[int], classes: int, vocab: int, layers: int = 2, heads: int = 4, width: int = 64
+    ) -> None:
+        super().__init__(vocab, input_shape[0], layers, heads, width)
+        self.head = nn.Linear(width, classes)
+        nn.init.zeros_(self.head.weight)
+        nn.init.zeros_(self.head.bias)
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        """Logits [n, classes] of tokens [n, t]."""
+        said = (tokens != 0).unsqueeze(-1)
+        mean = (self.states(tokens) * said).sum(1) / said.sum(1).clamp(min=1)
+        return self.head(mean)
