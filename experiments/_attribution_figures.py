@@ -26,6 +26,26 @@ from metagradient.reporting import Record, attribution_figures
 _SHOWN, _EACH = 6, 5  # queries, and helpful and harmful examples of each
 
 
+def tell(
+    record: Record, cfg: DictConfig, task: Task, outcomes: Sequence[Outcome], rows: Sequence[dict[str, Any]]
+) -> None:
+    """The table of all methods, and their metrics."""
+    table = []
+    for outcome in outcomes:
+        own = [row for row in rows if row["method"] == outcome.name]
+        cells = [f"{row['lds']:.3f} ({row['low']:.2f} - {row['high']:.2f})" for row in own]
+        compression = None if outcome.compression is None else round(outcome.compression, 3)
+        dampings = " / ".join(f"{c:g}" for c in dict.fromkeys(outcome.damping.values())) or None
+        table.append([outcome.name, *cells, dampings, outcome.k, compression, round(outcome.seconds, 2)])
+        key = slug(outcome.name)
+        record.result({f"lds_{key}_drop{row['drop']:g}": row["lds"] for row in own})
+        record.result({f"seconds_{key}": outcome.seconds, f"trainings_of_time_{key}": outcome.seconds / task.seconds})
+        record.cost(training_runs=outcome.runs)
+    columns = ["method", *(f"LDS, {100 * drop:g}% removed" for drop in cfg.drop)]
+    record.table("attribution", [*columns, "damping", "k", "compress s", "seconds"], table)
+    record.csv("lds", list(rows[0]), [list(row.values()) for row in rows])
+
+
 def draw(
     record: Record,
     cfg: DictConfig,

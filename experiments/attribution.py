@@ -90,22 +90,7 @@ def run(cfg: DictConfig, record: Record) -> float:
             _attribution_race.race(record, cfg, task, progress.track)
 
     # 4. Tell.
-    table = []
-    for outcome in outcomes:
-        own = [row for row in rows if row["method"] == outcome.name]
-        cells = [f"{row['lds']:.3f} ({row['low']:.2f} - {row['high']:.2f})" for row in own]
-        compression = None if outcome.compression is None else round(outcome.compression, 3)
-        dampings = " / ".join(f"{c:g}" for c in dict.fromkeys(outcome.damping.values())) or None
-        table.append([outcome.name, *cells, dampings, outcome.k, compression, round(outcome.seconds, 2)])
-        slug = _attribution.slug(outcome.name)
-        record.result(
-            {f"lds_{slug}_drop{row['drop']:g}": row["lds"] for row in own} | {f"seconds_{slug}": outcome.seconds}
-        )
-        record.result({f"trainings_of_time_{slug}": outcome.seconds / task.seconds})
-        record.cost(training_runs=outcome.runs)
-    columns = ["method", *(f"LDS, {100 * drop:g}% removed" for drop in cfg.drop)]
-    record.table("attribution", [*columns, "damping", "k", "compress s", "seconds"], table)
-    record.csv("lds", list(rows[0]), [list(row.values()) for row in rows])
+    _attribution_figures.tell(record, cfg, task, outcomes, rows)
     record.cost(training_runs=1 + truth.runs)
     _attribution_figures.draw(record, cfg, task, splits, outcomes, rows)
     if isinstance(splits, TextSplits):
