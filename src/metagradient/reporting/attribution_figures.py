@@ -56,11 +56,13 @@ def pareto_figure(rows: Sequence[Mapping[str, Any]], reference: Mapping[str, flo
     for axes, label in zip(
         panels, ("seconds to compress all training gradients", "bytes kept of an example"), strict=True
     ):
-        axes.set(xscale="log", xlabel=label)
+        axes.set_xscale("log", base=10 if axes is panels[0] else 2)
+        axes.set_xlabel(label)
         for name, level in (reference or {}).items():
             axes.axhline(level, color=GREY, linewidth=1.0, linestyle=DASHED)
             axes.annotate(name, (0.01, level), (0, 3), xycoords=("axes fraction", "data"), textcoords="offset points",
                           color=GREY, fontsize=9)  # fmt: skip
+    panels[1].xaxis.set_major_formatter(lambda value, _: f"{value:g}" if value < 1024 else f"{value / 1024:g} KiB")
     panels[0].set_ylabel("LDS")
     figure.legend(*panels[0].get_legend_handles_labels(), loc="outside right upper")
     return figure
