@@ -9,7 +9,7 @@ from pathlib import Path
 from time import perf_counter
 
 import torch
-from metagradient.experiments._attribution_peers import PEERS
+from metagradient.experiments._attribution_peers import PEERS, contained
 from metagradient.experiments._attribution_task import Task
 from omegaconf import DictConfig
 from torch import Tensor
@@ -189,7 +189,8 @@ class Methods:
 
     def _peer(self, word: str) -> Outcome:
         start = perf_counter()
-        scorer, k = PEERS[word](self.task, self.cfg)
+        with contained():
+            scorer, k = PEERS[word](self.task, self.cfg)
         fitting = perf_counter() - start
         outcome = self._scored(word, lambda _: scorer, tuned=True)
         return dataclasses.replace(outcome, seconds=outcome.seconds + fitting, k=k, scorer=None)

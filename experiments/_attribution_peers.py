@@ -11,7 +11,7 @@ import logging
 import tempfile
 import warnings
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import redirect_stderr
+from contextlib import contextmanager, redirect_stderr
 from dataclasses import dataclass
 from typing import Any
 
@@ -37,7 +37,7 @@ class Peer:
     folder: tempfile.TemporaryDirectory[str] | None = None  # where the package keeps what it needs; lives as long
 
     def chunks(self, queries: Fields, dampings: Sequence[float], start: int = 0) -> Iterator[Tensor]:
-        with redirect_stderr(io.StringIO()):  # their progress bars would break ours
+        with contained():
             found = torch.stack([self.score(queries, damping) for damping in dampings])
         yield torch.nan_to_num(found.detach().float(), nan=torch.inf)[:, start:]
 
@@ -162,6 +162,19 @@ PEERS: dict[str, Callable[[Task, DictConfig], tuple[Peer, int | None]]] = {
     "traker": traker,
     "kronfluence_ekfac": kronfluence_ekfac,
 }
+
+
+@contextmanager
+def contained() -> Iterator[None]:
+    """Keeps their progress bars off ours, and undoes what they do to the root logger."""
+    root = logging.getLogger()
+    level, handlers = root.level, list(root.handlers)
+    try:
+        with redirect_stderr(io.StringIO()):
+            yield
+    finally:
+        root.setLevel(level)
+        root.handlers[:] = handlers
 
 
 def _need(module: str) -> Any:

@@ -108,6 +108,9 @@ def test_peers_are_judged_by_the_same_retrainings(tmp_path: Path, peer: str, mod
     assert status == 0, err
     (folder,) = (tmp_path / "outputs" / "attribution").iterdir()
     metrics = json.loads((folder / "metrics.json").read_text())
+    assert (
+        f"{peer}: LDS" in (folder / "run.log").read_text()
+    )  # packages that quiet the root logger quiet themselves only
     assert metrics[f"result/lds_{peer}_drop0.5"] > 0.8  # ours on this run: .94 (trak) and .98 (none)
 
 
