@@ -180,12 +180,15 @@ def contained() -> Iterator[None]:
 def _need(module: str) -> Any:
     package = module.partition(".")[0]
     name = {"trak": "traker"}.get(package, package)
+    install = "'metagradient[peers]'"
+    if name == "kronfluence":  # it asks for torchvision, which it does not use and which must match torch's build
+        install = "--no-deps kronfluence accelerate einops einconv opt-einsum"
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             return importlib.import_module(module)
     except ImportError as error:
-        raise UserError(f"this method needs the package {name} ({error}): pip install 'metagradient[peers]'") from error
+        raise UserError(f"this method needs the package {name} ({error}): pip install {install}") from error
 
 
 def _model(task: Task) -> nn.Module:
