@@ -4,8 +4,8 @@ A score is the predicted rise of a query's loss, in nats, when a training exampl
 same models, retrained without some of the examples (linear datamodeling score); held-out queries choose the dampings.
 
 `metagradient attribution experiment=mnist_mlp` (109,386 parameters, one seed), LDS with 1 % / 10 % / 50 % removed: exact scores
-expanded at the share kept .985 / .968 / .939; influence function .378 / .386 / .338 uncompressed, .343 / .362 / .323 on 8192
-coordinates (mean of three masks); gradient products .095 / .134 / .179.
+expanded at the share kept .985 / .968 / .939; influence function .385 / .388 / .328 uncompressed, .349 / .364 / .323 on 8192
+coordinates (mean of five masks); gradient products .095 / .134 / .179.
 """
 
 import logging
