@@ -49,7 +49,7 @@ def test_newton_is_the_dense_influence_step(kind: str) -> None:
     theta = run.final.params
     difference = _gradient(run, after, theta) - _gradient(run, before, theta)
     curvature = hessian(lambda p: _loss(run, after, p))(theta) + BETA * torch.eye(18).double()
-    answer = Newton(iterations=200, tolerance=1e-12)(run, Request(kind, GONE))  # type: ignore[arg-type]
+    answer = Newton(0.0, iterations=200, tolerance=1e-12)(run, Request(kind, GONE))  # type: ignore[arg-type]
     torch.testing.assert_close(
         answer.state.params, theta - torch.linalg.solve(curvature, difference), rtol=1e-8, atol=1e-10
     )
@@ -59,9 +59,26 @@ def test_newton_is_right_at_a_minimiser() -> None:
     base = recorded("full", optimizer=mg.SGD(weight_decay=0.1))
     run = replace(base, batches=mg.Batches(base.batches.examples, mg.full_batch_plan(N, 500)))
     ends = [mg.train(run.learner, run.batches_of(row != ALL), state=run.initial) for row in (-1, 7)]
-    answer = Newton()(replace(run, final=ends[0]), delete(7))
+    answer = Newton(0.0)(replace(run, final=ends[0]), delete(7))
     moved, error = (ends[1].params - ends[0].params).norm(), (answer.state.params - ends[1].params).norm()
     assert error < 0.05 * moved
+
+
+@pytest.mark.parametrize("momentum", [0.0, 0.5])
+def test_newton_takes_a_short_run_for_what_it_is(momentum: float) -> None:
+    """60 steps at a rate of .02: damped by the run's length it comes nearer to retraining, undamped it overshoots."""
+    run = recorded("full", optimizer=mg.SGD(momentum=momentum, weight_decay=BETA), schedule=0.02)
+    truth = Retrain()(run, delete(7)).state.params
+    moved = (run.final.params - truth).norm()
+    states = [Newton(damping, 200, 1e-12)(run, delete(7)).state.params for damping in (None, (1 - momentum) / 2.4, 0.0)]
+    torch.testing.assert_close(states[0], states[1], rtol=1e-8, atol=1e-12)
+    assert (states[0] - truth).norm() < 0.5 * moved
+    assert (states[2] - truth).norm() > moved
+
+
+def test_newton_asks_for_its_damping_where_it_cannot_know_it() -> None:
+    with pytest.raises(UserError, match=r"method\.damping"):
+        Newton()(recorded("full", optimizer=mg.Adam(), schedule=0.01), delete(0))
 
 
 @pytest.mark.parametrize("plan", ["full", "batches", "holes"])

@@ -56,10 +56,14 @@ class Newton:
     beta the L2 coefficient. Exact to first order where the run has converged; elsewhere it removes what the examples
     would have done to a converged one. Solved by conjugate gradients, each with one Hessian product over all data.
 
+    damping: None for 1 / (2 s), s the sum of the learning rates / (1 - momentum). Along a curvature lambda gradient
+             descent has gone the share 1 - exp(-lambda s) of its way, and lambda / (lambda + 1 / (2 s)) is close to
+             that: what a run of this length has not learned of the examples need not be taken out.
+
     Source: Guo et al., Certified data removal, arXiv 1911.03030 (at a minimiser the two agree).
     """
 
-    damping: float = 0.0
+    damping: float | None = None
     iterations: int = 30
     tolerance: float = 1e-3
 
@@ -71,13 +75,13 @@ class Newton:
         state, learner = run.final, run.learner
         share = request.sign * len(request.rows) / int(after.sum())
         gradient, changed = _gradient(run, state, run.present), _gradient(run, state, mask)
-        decay = _decay(run)
+        decay = _decay(run) + (_unconverged(run) if self.damping is None else self.damping)
 
         def product(v: Tensor) -> Tensor:
             def of(batch: Batch) -> Tensor:
                 return gradient_and_product(learner, state.params, state.buffers, batch, v)[1]
 
-            return _mean(run, of, after) + (decay + self.damping) * v
+            return _mean(run, of, after) + decay * v
 
         solution, taken = _conjugate_gradients(
             product, share * (changed - gradient), self.iterations, self.tolerance, progress
@@ -227,6 +231,17 @@ def _decay(run: RecordedRun) -> Tensor | float:
     """The L2 coefficient, of each parameter where they differ."""
     mask, value = run.learner.decay_mask, run.learner.optimizer.hyper().get("weight_decay", 0.0)
     return value if mask is None else value * mask
+
+
+def _unconverged(run: RecordedRun) -> float:
+    """The damping that stands for the length of the run."""
+    optimizer = run.learner.optimizer
+    if not isinstance(optimizer, SGD):
+        raise UserError(
+            f"newton knows its damping only for SGD, not for {type(optimizer).__name__}: set method.damping=0.01"
+        )
+    rates = sum(float(run.learner.schedule(t)) for t in range(len(run.batches)))
+    return (1 - optimizer.hyper()["momentum"]) / (2 * rates)
 
 
 def _gradient(run: RecordedRun, state: TrainState, members: Tensor) -> Tensor:
