@@ -241,7 +241,7 @@ def _unconverged(run: RecordedRun) -> float:
             f"newton knows its damping only for SGD, not for {type(optimizer).__name__}: set method.damping=0.01"
         )
     rates = sum(float(run.learner.schedule(t)) for t in range(len(run.batches)))
-    return (1 - optimizer.hyper()["momentum"]) / (2 * rates)
+    return (1 - optimizer.momentum) / (2 * rates)
 
 
 def _gradient(run: RecordedRun, state: TrainState, members: Tensor) -> Tensor:
