@@ -4,7 +4,7 @@ A run is trained and recorded step by step. Then it is asked to forget (or learn
 of its own: the method answers, a retraining from the same first state says what is true, and both are timed in turn.
 
 `metagradient unlearning experiment=mnist_logistic delete.fraction=0.01` (the paper's setting, one thread, a minute):
-DeltaGrad is 3.3 times as fast as retraining and leaves 1/50 of the way to go, the median over ten sets of 600 rows (the
+DeltaGrad is 3.2 times as fast as retraining and leaves 1/50 of the way to go, the median over ten sets of 600 rows (the
 worst 1/43). On the default preset, 1300 digits, a retraining takes .2 s and nothing is saved: the run says so.
 """
 

@@ -47,7 +47,7 @@ class Frontier(Callback):
     def on_multirun_end(self, config: DictConfig, **kwargs: Any) -> None:
         folder = Path(config.hydra.sweep.dir)
         panels: dict[str, dict[str, list[Curve]]] = {}
-        for file in sorted(folder.glob("*/artifacts/frontier.csv")):
+        for file in sorted(folder.glob("*/artifacts/frontier.csv"), key=lambda f: (len(str(f)), f)):  # 2 before 10
             choices = OmegaConf.load(file.parents[1] / ".hydra" / "hydra.yaml").hydra.runtime.choices
             panel = panels.setdefault(str(choices.experiment), {})
             for rule, curve in _curves(file).items():
