@@ -18,16 +18,8 @@ from metagradient.experiments._schedule import FLAT, FREE, GRID, OURS, RANDOM, T
 from omegaconf import DictConfig
 
 from metagradient.descent import DescentProblem, Recipe
-from metagradient.descent.schedule_baselines import (
-    Trainable,
-    Trial,
-    geometric,
-    grid,
-    grid_search,
-    random_search,
-    schedule_free_search,
-    tpe_search,
-)
+from metagradient.descent import schedule_baselines as baselines
+from metagradient.descent.schedule_baselines import Trainable, Trial
 from metagradient.evaluation import deviation, mean_cross_entropy, take
 from metagradient.reporting import Progress, Record
 from metagradient.training.random import fold_in, generator
@@ -42,7 +34,8 @@ def run(cfg: DictConfig, record: Record) -> float:
     held_out, steer = take(splits.validation, order[:held]), take(splits.validation, order[held:])
     method = _setup.build(cfg.method, _convert_="all")
     steps = len(routine.batches(splits.train, 0))
-    recipes = grid(steps, geometric(cfg.grid.low, cfg.grid.high, cfg.grid.peaks), list(cfg.grid.warmups))
+    peaks = baselines.geometric(cfg.grid.low, cfg.grid.high, cfg.grid.peaks)
+    recipes = baselines.grid(steps, peaks, list(cfg.grid.warmups))
     family = _setup.build(cfg.family)
 
     equals = (RANDOM, TPE, FREE) if cfg.schedule_free else (RANDOM, TPE)
@@ -86,12 +79,12 @@ def run(cfg: DictConfig, record: Record) -> float:
 
         runs = round(found.cost)
         searches = {
-            GRID: (grid_search(evaluate, recipes), len(recipes)),
-            RANDOM: (random_search(evaluate, family, steps, runs, cfg.seed), runs),
-            TPE: (tpe_search(evaluate, family, steps, runs, cfg.seed), runs),
+            GRID: (baselines.grid_search(evaluate, recipes), len(recipes)),
+            RANDOM: (baselines.random_search(evaluate, family, steps, runs, cfg.seed), runs),
+            TPE: (baselines.tpe_search(evaluate, family, steps, runs, cfg.seed), runs),
         }
         if cfg.schedule_free:
-            searches[FREE] = (schedule_free_search(evaluate, family, runs, cfg.seed), runs)
+            searches[FREE] = (baselines.schedule_free_search(evaluate, family, runs, cfg.seed), runs)
         for name, (trials, total) in searches.items():
             way = judge.follow(name, trials, tests, total, progress)
             if way.trials:
