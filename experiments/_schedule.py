@@ -116,6 +116,17 @@ def tell(
     record.table("test_losses", columns, rows)
 
 
+def save(record: Record, best: Trainable) -> None:
+    """schedule.csv: what the found recipe does at each step."""
+    assert isinstance(best, Recipe)
+    columns = {"step": range(len(best.rates)), "learning_rate": best.rates.tolist()}
+    if best.momentum is not None:
+        columns["momentum"] = best.momentum.tolist()
+    if best.weight_decay is not None:
+        columns["weight_decay"] = [float(best.weight_decay)] * len(best.rates)
+    record.csv("schedule", list(columns), zip(*columns.values(), strict=True))
+
+
 def draw(
     record: Record, path: Sequence[torch.Tensor], chosen: Mapping[str, Trainable], ways: Mapping[str, Searcher]
 ) -> None:

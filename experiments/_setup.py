@@ -1,6 +1,7 @@
 """From a configuration to the objects an experiment works with."""
 
 import copy
+import difflib
 import functools
 import gc
 import logging
@@ -80,9 +81,15 @@ def variant(cfg: DictConfig, edits: Mapping[str, Any]) -> DictConfig:
     """The configuration with some settings changed: {"model.pooling": "avg", "learner.batch_size": 100}."""
     changed = copy.deepcopy(cfg)
     for key, value in edits.items():
-        group = str(key).rpartition(".")[0]
-        if group and OmegaConf.select(changed, group) is None:
+        group, _, leaf = str(key).rpartition(".")
+        parent = OmegaConf.select(changed, group) if group else changed
+        if parent is None:
             raise UserError(f"a variant edits {key}, but there is no {group}: name settings as on the command line")
+        if leaf not in parent and "_target_" not in parent:  # what is built refuses what it does not know
+            close = ", ".join(difflib.get_close_matches(leaf, [str(k) for k in parent], n=3)) or "no such setting"
+            raise UserError(f"a variant edits {key}, which does not exist; nearest: {close}")
+        if str(key).partition(".")[0] == "data":
+            raise UserError(f"a variant edits {key}, but all variants share their data: change it for the whole run")
         OmegaConf.update(changed, str(key), value, merge=False, force_add=True)
     return changed
 

@@ -65,7 +65,7 @@ def run(cfg: DictConfig, record: Record) -> float:
             for name, peer in (cfg.peers or {}).items():
                 made = _setup.build(peer, _convert_="all").run(problem, rows[share], progress.callback())
                 attacks[share, str(name).replace("_", " ")] = made
-            attacks[share, "uniform noise"] = noise_poisons(train, rows[share], cfg.seed)
+            attacks[share, "uniform noise"] = noise_poisons(train, rows[share], cfg.seed, method.low, method.high)
             _poisoning.save(record, splits, attacks[share, OURS], share, share == cfg.shares[0])
 
         # 2. Judge: fresh victims, the same routine and others, on clean and on poisoned data.

@@ -10,6 +10,7 @@ fresh seeds.
 searches) against the grid, no better than tuning two or four numbers.
 """
 
+import dataclasses
 import statistics
 
 import torch
@@ -17,6 +18,7 @@ from metagradient.experiments import _schedule, _setup, _smoothness, _stages
 from metagradient.experiments._schedule import FLAT, FREE, GRID, OURS, RANDOM, TPE
 from omegaconf import DictConfig
 
+import metagradient as mg
 from metagradient.descent import DescentProblem, Recipe
 from metagradient.descent import schedule_baselines as baselines
 from metagradient.descent.schedule_baselines import Trainable, Trial
@@ -38,6 +40,8 @@ def run(cfg: DictConfig, record: Record) -> float:
     recipes = baselines.grid(steps, peaks, list(cfg.grid.warmups))
     family = _setup.build(cfg.family)
 
+    if cfg.schedule_free:
+        baselines.ScheduleFree.check(routine.learner(0, steps))
     equals = (RANDOM, TPE, FREE) if cfg.schedule_free else (RANDOM, TPE)
     with Progress(_stages.schedule(cfg, method, (GRID, len(recipes)), equals)) as progress:
         # 1. Descend: from a flat schedule, along metagradients through whole runs.
@@ -54,7 +58,9 @@ def run(cfg: DictConfig, record: Record) -> float:
             folder=record.directory,
             resume=_setup.folder(cfg.resume),
         )
-        _smoothness.at_the_start(cfg, record, progress, routine, splits.train, "schedule")
+        flat = method.space.recipe(method.flat(routine), steps)
+        begins = dataclasses.replace(routine, schedule=lambda steps: mg.Constant(method.start))
+        _smoothness.at_the_start(cfg, record, progress, begins, splits.train, "schedule")
         judge = _schedule.Judge(problem, splits, cfg.seed)
         ways, path = {OURS: _schedule.Searcher()}, list[torch.Tensor]()
         per_metastep = 3.0 * method.seeds_per_metastep
@@ -92,7 +98,7 @@ def run(cfg: DictConfig, record: Record) -> float:
 
         # 3. Choose each searcher's best on validation rows, then test once.
         ours = [method.space.recipe(x, steps) for x in found.finalists][: cfg.finalists]
-        chosen: dict[str, Trainable] = {FLAT: method.space.recipe(method.flat(routine), steps)}
+        chosen: dict[str, Trainable] = {FLAT: flat}
         for name, way in progress.track(ways.items(), "finalists"):
             finalists: list[Trainable] = (
                 [*ours] if name == OURS else [trial.recipe for trial in way.best(cfg.finalists)]
@@ -109,10 +115,8 @@ def run(cfg: DictConfig, record: Record) -> float:
     record.cost(training_runs=found.cost + judge.spent[0])
     record.result({"chosen_metastep": found.metastep, "test_accuracy": statistics.fmean(accuracies[OURS])})
     record.result({"test_accuracy_sd": deviation(accuracies[OURS])})
+    _schedule.save(record, chosen[OURS])
     _schedule.tell(record, losses, accuracies, longer, spent, cfg.finalists * cfg.finalist_seeds)
-    best = chosen[OURS]
-    assert isinstance(best, Recipe)
-    record.csv("schedule", ["step", "learning_rate"], enumerate(best.rates.tolist()))
     _schedule.draw(record, path, chosen, ways)
     return statistics.fmean(losses[OURS])
 

@@ -20,7 +20,7 @@ from omegaconf import DictConfig
 import metagradient as mg
 from metagradient.data import Splits
 from metagradient.evaluation import accuracy
-from metagradient.replay.smoothness import GradientHealth, Smoothness
+from metagradient.replay.smoothness import ROUGH, GradientHealth, Smoothness
 from metagradient.reporting import Progress, Record, descent_figures
 from metagradient.training.random import fold_in
 
@@ -37,8 +37,8 @@ def run(cfg: DictConfig, record: Record) -> float:
     cases = [(name, kind) for name in variants for kind in cfg.metaparameters]
     with Progress([("smoothness", len(cases))]) as progress:
         for name, kind in progress.track(cases, "smoothness"):
-            reading, tests, health = _read(variants[name], splits, kind, progress)
-            record.cost(training_runs=reading.cost + (4 if health else 0))
+            reading, tests, health, cost = _read(variants[name], splits, kind, progress)
+            record.cost(training_runs=cost)
             rows.append(_row(name, kind, reading, first_readings.setdefault(kind, reading), tests, health))
 
     columns = [key for key in rows[0] if rows[0][key] is not None or key != "gradient norm"]
@@ -55,8 +55,9 @@ def run(cfg: DictConfig, record: Record) -> float:
 
 def _read(
     cfg: DictConfig, splits: Splits, kind: str, progress: Progress
-) -> tuple[Smoothness, list[float], GradientHealth | None]:
-    """The metasmoothness in one kind of metaparameter, the test accuracy of each run at z, and one metagradient."""
+) -> tuple[Smoothness, list[float], GradientHealth | None, float]:
+    """The metasmoothness in one kind of metaparameter, the test accuracy of each run at z, the health of one
+    metagradient, and what all that cost."""
     routine, tests = _setup.classifier_routine(cfg, splits), list[float]()
     z = _smoothness.metaparameter(kind, routine, splits.train)
     reading = mg.measure_smoothness(
@@ -69,15 +70,16 @@ def _read(
         progress=progress.callback(),
     )
     if not cfg.gradient:
-        return reading, tests, None
+        return reading, tests, None, reading.cost
     fit = _setup.TrainerFit(cfg, progress)
     try:
         learner, batches = _smoothness.fresh_run(routine, splits.train, fold_in(cfg.seed, 7) % 2**31)
-        gradient = fit(learner, batches, [z], mg.mean_loss(splits.validation))[z.name]
+        result = fit(learner, batches, [z], mg.mean_loss(splits.validation))
+        gradient, cost = result[z.name], result.cost
     except (mg.NonFiniteLoss, mg.NonFiniteCotangent) as error:
         log.warning("%s", error)
-        gradient = torch.full((1,), torch.nan)
-    return reading, tests, GradientHealth.of(gradient)
+        gradient, cost = torch.full((1,), torch.nan), 1.0
+    return reading, tests, GradientHealth.of(gradient), reading.cost + cost
 
 
 def _row(
@@ -85,7 +87,8 @@ def _row(
 ) -> dict[str, object]:
     low, high = reading.interval
     gain, gain_low, gain_high = reading.against(first)
-    problem = reading.verdict() and ("rough" if reading.finite else "not finite, or no movement")
+    rough = reading.finite and reading.value < ROUGH and "rough"
+    problem = rough or (reading.failed and "not finite, or no movement")
     sick = health and health.verdict()
     return {
         "variant": name,

@@ -93,6 +93,22 @@ def test_the_trust_region_holds_on_either_side_of_zero(before: float, after: flo
     assert float(state.x) == (0.0 if rejected else -2.0)
 
 
+def test_one_lucky_seed_does_not_hold_the_descent() -> None:
+    """The first objective is never reached again; measured again, the same point is accepted at its new objective."""
+    values = iter([1.0, 9.0, 5.0, 5.0, 5.0])
+
+    def measure(state: DescentState, seed: int, differentiate: bool) -> Measured:
+        return Measured({"objective": next(values)}, 0.0, torch.ones(1) if differentiate else None, 1.0)
+
+    def step(state: DescentState, gradient: Tensor) -> None:
+        state.x = state.x - state.scale * gradient
+
+    state = Loop(metasteps=4).descend(torch.zeros(1), measure, step, seed=0)
+    assert state.scale == 0.5  # one rejection, of the 9
+    assert float(state.x) == -1.0  # then two half steps
+    assert state.accepted_objective == 5.0
+
+
 def test_each_seeds_gradient_counts_the_same() -> None:
     """(3, 0) and (0, 0.001) average to (.5, .5)."""
     gradients = iter([torch.tensor([3.0, 0.0]), torch.tensor([0.0, 0.001])])

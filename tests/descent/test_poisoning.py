@@ -165,5 +165,12 @@ def test_gradient_cancelling_takes_the_radius_that_harms_most() -> None:
         for radius in (0.01, 1.0)
     }
     both = GradientCancelling(radii=[0.01, 1.0], corruption_steps=10, steps=50).run(problem, ROWS)
-    assert any(torch.equal(both.images, one.images) for one in harmful.values())
+    left = []
+    for done, one in enumerate(harmful.values()):
+        victim = problem.routine.train(one.apply(problem.train), problem.seed + 1 + done)
+        left.append(problem.score(*victim)["held_out_accuracy"])
+    assert left[0] != left[1]
+    worst, other = sorted(zip(left, harmful.values(), strict=True), key=lambda pair: pair[0])
+    assert torch.equal(both.images, worst[1].images)
+    assert not torch.equal(both.images, other[1].images)
     assert both.cost > max(one.cost for one in harmful.values())

@@ -66,8 +66,8 @@ def test_a_run_leaves_what_it_promises_and_goes_on(tmp_path: Path, monkeypatch: 
     ("overrides", "says"),
     [
         (["method.space.knots=0"], "method.space.knots"),
-        (["method.start=-1"], "flat learning rate"),
-        (["grid.low=0"], "grid of peaks"),
+        (["method.start=-1"], "method.start=0.05"),
+        (["grid.low=0"], "grid.low=0.02"),
         (["family.peak=[1,0.1]"], "family.peak"),
         (["method.space.momentum=true", "learner.optimizer.momentum=0"], "learner.optimizer.momentum"),
         (["stretch=0"], "stretch"),

@@ -42,8 +42,8 @@ def test_a_run_leaves_its_table(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
     metrics = json.loads((folder / "metrics.json").read_text())
     assert -1 <= metrics["result/metasmoothness"] <= 1
     assert 0 <= metrics["result/test_accuracy"] <= 1
-    # three metaparameters of three routines: six trainings and a replay of one training (4) each
-    assert metrics["cost/training_runs"] == 9 * (6 + 4)
+    # three metaparameters of three routines: six trainings and a replay on tape (3) each
+    assert metrics["cost/training_runs"] == 9 * (6 + 3)
     rows = list(csv.DictReader((folder / "artifacts" / "metasmoothness.csv").open()))
     assert [row["variant"] for row in rows] == ["as configured"] * 3 + ["fast"] * 3 + ["full"] * 3
     # one full-batch step responds linearly to data weights and to the learning rate's direction
@@ -67,6 +67,8 @@ def test_a_run_leaves_its_table(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
         ("h=0", "h > 0"),
         ("directions=0", "directions"),
         ("+variants.wide={modle.width:3}", "modle"),
+        ("+variants.fast={learner.lerning_rate:3}", "learning_rate"),
+        ("+variants.more={data.train:3}", "data.train"),
     ],
 )
 def test_bad_input_is_one_clear_line(

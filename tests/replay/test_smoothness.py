@@ -110,6 +110,12 @@ def test_two_routines_are_compared_direction_by_direction() -> None:
     assert (low, high) == pytest.approx((truth.low, truth.high))
 
 
+def test_a_failed_direction_does_not_hide_roughness() -> None:
+    assert "metasmoothness is 0.10" in (Smoothness((0.1, math.nan), 1.0, 5.0).verdict() or "")
+    assert "1 of 2 directions failed" in (Smoothness((0.9, math.nan), 1.0, 5.0).verdict() or "")
+    assert Smoothness((0.9, 0.8), 1.0, 6.0).verdict() is None
+
+
 def test_settings_out_of_range_are_refused() -> None:
     z = mg.DataWeights(torch.ones(toys.N, dtype=torch.float64))
     with pytest.raises(UserError, match=r"smoothness\.h"):

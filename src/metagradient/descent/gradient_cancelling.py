@@ -94,7 +94,9 @@ class GradientCancelling:
         n = len(train["y"])
         others = torch.ones(n, dtype=torch.bool)
         others[rows] = False
-        clean_sum = self._gradient(learner, target, {k: v[others] for k, v in train.items()}) * (n - len(rows))
+        clean_sum = torch.zeros_like(target.params)
+        for chunk in others.nonzero().flatten().split(1024):
+            clean_sum += len(chunk) * self._gradient(learner, target, {k: v[chunk] for k, v in train.items()})
         pixels = train["x"][rows].clone().to(target.params).requires_grad_()
         optimizer = torch.optim.Adam([pixels], lr=self.rate)
         best, lowest = pixels.detach().clone(), float("inf")

@@ -88,7 +88,8 @@ class Loop:
         it: how a descent is repeated on other examples.
 
         A metastep whose run is not finite, or whose objective is worse than the trust region allows, is rejected: back
-        to the last good x with half the step. Where there is none, NonFiniteLoss and NonFiniteCotangent get through.
+        to the last good x with half the step (measured again, that one is accepted at its new objective, so that one
+        lucky seed does not hold the descent). Where there is none, NonFiniteLoss and NonFiniteCotangent get through.
 
         The state is saved after each metastep to `save_to`; going on from `resume_from` ends in the same bits.
         """
@@ -140,6 +141,7 @@ class Loop:
                 if state.accepted_x is None:  # nothing good to go back to
                     raise
                 log.warning("metastep %d, seed %d: %s", state.metastep, run_seed, error)
+                state.cost += 1.0
                 return None, None
             state.cost += result.cost
             results.append(result)
@@ -158,7 +160,8 @@ class Loop:
     def _move(self, state: DescentState, move: Move, values: dict[str, float] | None, gradient: Tensor | None) -> None:
         """Update x, or go back to the last good x with half the step where this one is not finite or much worse."""
         limit = state.accepted_objective + self.patience * abs(state.accepted_objective)
-        if values is None or gradient is None or values["objective"] > limit:
+        back = state.accepted_x is not None and torch.equal(state.x, state.accepted_x)  # a rejection led here again
+        if values is None or gradient is None or (values["objective"] > limit and not back):
             state.scale /= 2
             log.warning("metastep %d is rejected: back to the last good x, step size halved", state.metastep)
             assert state.accepted_x is not None

@@ -57,9 +57,9 @@ def poison_rows(n: int, share: float, seed: int) -> Tensor:
     return torch.randperm(n, generator=generator(seed, 11))[: round(share * n)].sort().values
 
 
-def noise_poisons(train: Fields, rows: Tensor, seed: int) -> Poisons:
-    """The naive attack: uniform noise in place of the images."""
-    images = torch.rand(train["x"][rows].shape, generator=generator(seed, 12)).to(train["x"])
+def noise_poisons(train: Fields, rows: Tensor, seed: int, low: float = 0.0, high: float = 1.0) -> Poisons:
+    """The naive attack: noise, uniform in [low, high], in place of the images."""
+    images = low + (high - low) * torch.rand(train["x"][rows].shape, generator=generator(seed, 12)).to(train["x"])
     return Poisons(rows, images)
 
 

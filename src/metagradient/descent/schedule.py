@@ -67,7 +67,7 @@ class RecipeSpace:
     def start(self, rate: float, momentum: float, weight_decay: float) -> Tensor:
         """x of a flat schedule."""
         if not rate > 0:
-            raise UserError(f"the flat learning rate must be > 0, not {rate}: set start=0.05")
+            raise UserError(f"the flat learning rate must be > 0, not {rate}: set method.start=0.05")
         numbers = [math.log(rate)] * self.knots
         if self.momentum:
             if not 0 < momentum < 1:
@@ -120,7 +120,8 @@ class ScheduleSearch(Loop):
     average_from: float = 0.6
 
     def flat(self, routine: Routine) -> Tensor:
-        """x of the schedule that the descent begins with; momentum and weight decay begin as the optimizer's own."""
+        """x of the schedule that the descent begins with; momentum and weight decay begin as the optimizer's own (a
+        decay of 0, which has no logarithm, at 1e-4)."""
         hyper = routine.learner(0, 1).optimizer.hyper()
         return self.space.start(self.start, float(hyper.get("momentum", 0.0)), float(hyper["weight_decay"]))
 

@@ -35,14 +35,19 @@ class ScheduleFree:
     warmup: float = 0.0
     momentum: float = 0.9
 
+    @staticmethod
+    def check(learner: Learner) -> None:
+        """Refuse a learner with batch-norm statistics, of which the averaged parameters have none."""
+        if len(learner.layout.buffers(like=learner.layout.params())):
+            raise UserError("a schedule-free average has no batch-norm statistics: set schedule_free=false")
+
     def train(self, problem: DescentProblem, seed: int, progress: Progress | None = None) -> tuple[Learner, TrainState]:
         """One training from scratch; NonFiniteLoss where it diverges."""
         from schedulefree import SGDScheduleFree
 
         batches = problem.routine.batches(problem.train, seed)
         learner = problem.routine.learner(seed, len(batches))
-        if len(learner.layout.buffers(like=learner.layout.params())):
-            raise UserError("a schedule-free average has no batch-norm statistics: set schedule_free=false")
+        self.check(learner)
         decay = float(learner.optimizer.hyper()["weight_decay"])
         warmup = round(self.warmup * len(batches))
         optimizer = SGDScheduleFree(
@@ -125,7 +130,10 @@ def grid(steps: int, peaks: Sequence[float], warmups: Sequence[float]) -> list[t
 def geometric(low: float, high: float, count: int) -> list[float]:
     """`count` learning rates from low to high, each the same factor above the last."""
     if not 0 < low <= high or count < 1:
-        raise UserError(f"a grid of peaks needs 0 < low <= high and a count >= 1, not {low}, {high} and {count}")
+        raise UserError(
+            f"a grid of peaks needs 0 < low <= high and a count >= 1, not {low}, {high} and {count}: "
+            "set grid.low=0.02 grid.high=2 grid.peaks=10"
+        )
     return [low * (high / low) ** (i / max(count - 1, 1)) for i in range(count)]
 
 

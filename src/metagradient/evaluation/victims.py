@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import statistics
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -47,7 +48,9 @@ class Victims:
 
 
 def deviation(values: Sequence[float]) -> float:
-    """The standard deviation over seeds; 0 for one."""
+    """The standard deviation over seeds; 0 for one, nan where a value is not finite."""
+    if not all(map(math.isfinite, values)):
+        return math.nan
     return statistics.stdev(values) if len(values) > 1 else 0.0
 
 

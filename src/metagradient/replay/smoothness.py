@@ -94,14 +94,17 @@ class Smoothness:
         """A warning where the routine is not fit for metagradients, else None."""
         if self.failed == len(self.readings):
             return f"metasmoothness could not be read: training was not finite, or nothing moved. {ADVICE}."
-        if self.failed:
-            return f"metasmoothness failed in {self.failed} of {len(self.readings)} directions (not finite, or no movement)"
+        failed = (
+            f"; {self.failed} of {len(self.readings)} directions failed (not finite, or no movement)"
+            if self.failed
+            else ""
+        )
         if self.value < ROUGH:
             return (
                 f"metasmoothness is {self.value:.2f} (below {ROUGH}): training responds roughly to its metaparameters, so "
-                f"metagradients predict little beyond very small steps. {ADVICE}."
+                f"metagradients predict little beyond very small steps{failed}. {ADVICE}."
             )
-        return None
+        return f"metasmoothness is {self.value:.2f}{failed}" if failed else None
 
 
 def mean_interval(values: Sequence[float]) -> tuple[float, float]:
@@ -132,7 +135,9 @@ def measure_smoothness(
     on_trained: told of the run at z itself, (learner, final state), once for each direction.
     """
     if directions < 1 or not h > 0:
-        raise UserError(f"smoothness needs directions >= 1 and h > 0, not {directions} and {h}: set smoothness.h=0.05")
+        raise UserError(
+            f"smoothness needs directions >= 1 and h > 0, not {directions} and {h}: set directions=4 h=0.05 (in a descent smoothness.directions, smoothness.h)"
+        )
     readings, movements, runs = [], [], 0.0
     for i in range(directions):
         learner, batches = make_run(fold_in(seed, 1, i) % 2**31)
