@@ -4,6 +4,7 @@ import base64
 import csv
 import json
 import re
+import shutil
 import subprocess
 import sys
 from html.parser import HTMLParser
@@ -148,6 +149,25 @@ def test_the_page_loads_nothing_and_the_csv_has_every_number(sweep: Path, capsys
     assert float(row["mean"]) == pytest.approx(np.mean(ACCURACY["counts"]))
     assert float(row["sd"]) == pytest.approx(np.std(ACCURACY["counts"], ddof=1))
     assert row["test"] == "paired t"
+
+
+CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
+
+
+@pytest.mark.skipif(CHROMIUM is None, reason="needs Chromium")
+def test_a_click_on_a_heading_sorts_and_another_turns_it_round(sweep: Path) -> None:
+    page = sweep / "page.html"
+    command([str(sweep), "--html", str(page)])
+    text, orders = page.read_text(), []
+    for clicks in range(3):
+        column = 'document.querySelector("th[title=\'result/test_accuracy\']")'
+        page.write_text(text.replace("</body>", f"<script>{(column + '.click();') * clicks}</script></body>"))
+        flags = ["--headless", "--no-sandbox", "--disable-gpu", f"--user-data-dir={sweep / f'browser_{clicks}'}"]
+        shown = subprocess.run([str(CHROMIUM), *flags, "--dump-dom", str(page)], capture_output=True, text=True).stdout
+        body = shown.partition("<tbody>")[2].partition("</tbody>")[0]
+        orders.append((re.findall(r"<tr><td>(\w+)", body), re.findall(r'aria-sort="(\w+)"', shown)))
+    weights_first, counts_first = ["weights", "counts"], ["counts", "weights"]
+    assert orders == [(weights_first, []), (counts_first, ["ascending"]), (weights_first, ["descending"])]
 
 
 @pytest.mark.parametrize(

@@ -51,7 +51,7 @@ def _section(comparison: Comparison) -> str:
 
 
 def _table(comparison: Comparison) -> str:
-    head = "".join(f"<th>{_text(key)}</th>" for key in comparison.keys or ["setting"])
+    head = "".join(f"<th>{_text(key).replace('.', '.<wbr>')}</th>" for key in comparison.keys or ["setting"])
     head += "<th class=num>seeds</th>" + "".join(
         f"<th class=num title='{_text(metric)}'>{_text(name(metric))}</th>" for metric in comparison.metrics
     )
@@ -110,11 +110,11 @@ def _scatter(comparison: Comparison) -> str:
     xs, ys = [p[2] for p in points], [e for p in points for e in (p[3] - p[4], p[3] + p[4])]
     if metric in COSTS or len(points) < 2 or len(points) > 40 or max(xs) <= min(xs) or max(ys) <= min(ys):
         return ""
-    width, height, left, bottom = 640, 260, 64, 44
+    width, height, left, bottom = 640, 276, 64, 44
 
     def place(x: float, y: float) -> tuple[float, float]:
         across, up = (x - min(xs)) / (max(xs) - min(xs)), (y - min(ys)) / (max(ys) - min(ys))
-        return left + 20 + across * (width - left - 60), height - bottom - 12 - up * (height - bottom - 30)
+        return left + 20 + across * (width - left - 60), height - bottom - 12 - up * (height - bottom - 46)
 
     marks = []
     for i, row, x, y, sd in points:
@@ -133,9 +133,9 @@ def _scatter(comparison: Comparison) -> str:
     )  # fmt: skip
     return (
         f"<figure class=plot><svg viewBox='0 0 {width} {height}' role=img aria-label='quality against cost'>"
-        f"<path class=axis d='M{x0} 12V{y0}H{width - 12}'/>{ticks}{''.join(marks)}"
+        f"<path class=axis d='M{x0} 26V{y0}H{width - 12}'/>{ticks}{''.join(marks)}"
         f"<text class=tick x={width - 12} y={height - 8} text-anchor=end>cost in training runs</text>"
-        f"<text class=tick x=4 y=10>{_text(name(metric))}</text></svg></figure>"
+        f"<text class=tick x=4 y=14>{_text(name(metric))}</text></svg></figure>"
     )
 
 
@@ -243,6 +243,9 @@ z-index:1;max-width:45vw;overflow:hidden;text-overflow:ellipsis}th:first-child{b
 details{margin-top:16px}summary{cursor:pointer;font-weight:600;padding:4px 0}.figures{display:grid;gap:16px;
 grid-template-columns:repeat(auto-fill,minmax(min(340px,100%),1fr))}.figures figure{margin:0}
 .figures img{width:100%;height:auto;border-radius:6px;background:#fff}
+@media(prefers-color-scheme:dark){.strip circle{fill-opacity:.65}}
+@media(max-width:640px){body{font-size:14px}main{padding:16px 10px 48px}th,td{padding:5px 6px}th{white-space:normal}
+.tag{display:block;width:max-content}.strip{width:84px;height:10px}.plot text{font-size:17px}.plot .tick{font-size:16px}}
 """
 
 _SCRIPT = """
