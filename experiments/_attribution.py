@@ -39,6 +39,24 @@ WORDS = ["exact", *(f"{name}:k" for name in COMPRESSORS), "none", "gradient_dot"
 WORDS += ["tracin:checkpoints", "trak:models", *PEERS, "a path to .npy or .safetensors"]
 
 
+def check_word(word: str) -> None:
+    """Refuse a method at once, not after the retrainings.
+
+    Raises:
+        UserError: no such method. FileNotFoundError: no such file of scores.
+    """
+    if Path(word).suffix in (".npy", ".safetensors"):
+        if not Path(word).exists():
+            raise FileNotFoundError(2, "no such file", word)
+        return
+    plain = word.removesuffix(ALPHA)
+    name, _, argument = plain.partition(":")
+    counts = name in COMPRESSORS or (name in ("tracin", "trak") and word == plain)
+    alone = plain in ("exact", "none", "gradient_dot", "cosine") or word in PEERS
+    if not alone and not (counts and argument.isdigit() and int(argument) > 0):
+        raise UserError(f"methods: no method '{word}'; there are: {', '.join(WORDS)}")
+
+
 def slug(name: str) -> str:
     """A method's name as part of a key or a file name."""
     return re.sub(r"[^\w.]+", "_", name).strip("_")

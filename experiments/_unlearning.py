@@ -101,12 +101,16 @@ def to_add(cfg: DictConfig, n: int) -> list[Tensor]:
     return [part.sort().values for part in order[: size * cfg.sets].split(size)] if size else []
 
 
+def check(cfg: DictConfig) -> None:
+    """Refuse at once what would be refused after the run that is recorded."""
+    if cfg.delete.rows not in CHOICES:
+        raise UserError(f"delete.rows must be one of {', '.join(CHOICES)}, not '{cfg.delete.rows}'")
+
+
 def to_delete(cfg: DictConfig, run: RecordedRun, splits: Splits, progress: Progress) -> list[Tensor]:
     """`sets` sets of rows after the rule `delete.rows`; a rule that leaves nothing to chance gives one set."""
     rows, settings = run.present.nonzero().flatten(), cfg.delete
     size = amount(settings, len(rows), "delete")
-    if settings.rows not in CHOICES:
-        raise UserError(f"delete.rows must be one of {', '.join(CHOICES)}, not '{settings.rows}'")
     if settings.rows == "file":
         return [_read_rows(settings.file)]
     if settings.rows == "class":

@@ -37,6 +37,8 @@ def run(cfg: DictConfig, record: Record) -> float:
     _setup.prepare(cfg, queries=1, held_out=1, retrainings=3, batch=1, at_once=1)
     if not cfg.methods or not cfg.drop:
         raise UserError("attribution needs methods and drop: for example methods=[exact] drop=[0.5]")
+    for word in cfg.methods:
+        _attribution.check_word(str(word))
     task, splits = _attribution_task.make_task(cfg)
     folder = _setup.folder(cfg.resume) or record.directory
 

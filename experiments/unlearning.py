@@ -31,6 +31,7 @@ log = logging.getLogger(__name__)
 
 def run(cfg: DictConfig, record: Record) -> float:
     _setup.prepare(cfg, sets=1)
+    _unlearning.check(cfg)
     splits = _setup.build(cfg.data)
     routine = _setup.classifier_routine(cfg, splits)
     method = _setup.build(cfg.method, _convert_="all")

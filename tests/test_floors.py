@@ -23,6 +23,7 @@ MAY_IMPORT = {
     "schema": set(),
     "cli_help": set(),
     "cli_errors": {*GROUND, "cli_help"},
+    "cli_values": {*GROUND, "cli_help"},
     # the command line hands its arguments on; the two it needs at run time are imported there
     "cli_compare": {*GROUND, "reporting"},
     "cli_completion": set(),
@@ -34,6 +35,7 @@ MAY_IMPORT = {
         "cli_jobs",
         "cli_errors",
         "cli_help",
+        "cli_values",
         "schema",
         "reporting",
         "experiments",

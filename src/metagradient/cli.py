@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any, NoReturn
 from metagradient.cli_errors import bad_input, check_flags, composition_error, last_line
 from metagradient.cli_help import help_text
 from metagradient.cli_jobs import Placed, place, resumed, tell_of_jobs
+from metagradient.cli_values import check_values
 from metagradient.errors import UserError
 
 if TYPE_CHECKING:
@@ -114,6 +115,7 @@ def launch(name: str, argv: Sequence[str] | None = None) -> None:
         if {"-h", "--help"} & set(arguments):
             print(help_text(name, first_line(experiments()[name]), arguments))
             return
+        check_values(name, arguments)
         placed = place(name, arguments)
         with _full_errors(), _command_line(program, placed.arguments):
             hydra.main(version_base="1.3", config_path="pkg://metagradient.conf", config_name=name)(task)()

@@ -72,6 +72,8 @@ def composition_error(error: BaseException, config_name: str, arguments: Sequenc
             return _unknown_key(key, config_name, arguments)
         if isinstance(cause, ValidationError):
             return _wrong_value(message.removeprefix("Error merging override "), cause)
+        if "Config group override must be" in message:
+            return _null_group(arguments)
         found = re.match(r"Could not append to config. An item is already at '([^']+)'", message)
         if found:
             return f"the setting {found.group(1)!r} exists already; change it without the +: {found.group(1)}=..."
@@ -87,7 +89,7 @@ def _missing_option(path: str, options: list[str], message: str) -> str:
         return f"no option {option!r} for {group!r}; there are: {', '.join(options)}; more of them: {extras}"
     if not options:
         return _one_line(message.partition("\n")[0])
-    nearest = _nearest(option, options)
+    nearest = next((name for name in options if name.startswith(option)), None) or _nearest(option, options)
     hint = f"; did you mean {group}={nearest}?" if nearest else ";"
     return f"no option {option!r} for {group!r}{hint} there are: {', '.join(options)}"
 
@@ -101,6 +103,9 @@ def _parse_hint(override: str, message: str) -> str:
 
 def _unknown_key(key: str, config_name: str, arguments: Sequence[str]) -> str:
     keys = _valid_keys(key, config_name, arguments)
+    if key in keys or key == "grid":
+        typed = next((item for item in arguments if item.partition("=")[0] == key), f"{key}=...")
+        return f"nothing is chosen for {key!r} yet, so it is added: +{typed}"
     nearest = _nearest(key, keys)
     if nearest:
         return f"no setting {key!r}; did you mean {nearest}? (all settings: --cfg job; to add a new key: +{key}=...)"
@@ -108,6 +113,11 @@ def _unknown_key(key: str, config_name: str, arguments: Sequence[str]) -> str:
     siblings = [name for name in keys if name.rpartition(".")[0] == parent] or [k for k in keys if "." not in k]
     where = f"under {parent!r}" if any(name.startswith(f"{parent}.") for name in keys) else "at the top"
     return f"no setting {key!r}; {where} there are: {', '.join(siblings)}"
+
+
+def _null_group(arguments: Sequence[str]) -> str:
+    given = next((item for item in arguments if item.endswith(("=null", "=None", "="))), "a group")
+    return f"{given}: a group has no option of that name; to leave the group out: ~{given.partition('=')[0]}"
 
 
 def _wrong_value(override: str, cause: Exception) -> str:
