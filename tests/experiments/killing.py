@@ -11,14 +11,13 @@ import random
 import re
 import signal
 import sys
+import threading
 import time
-from collections.abc import Callable
 from dataclasses import dataclass
 from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import Any
 
-import psutil
 from safetensors import safe_open
 
 CONTEXT = multiprocessing.get_context("forkserver")
@@ -28,6 +27,15 @@ CONTEXT.set_forkserver_preload(
 WALL_CLOCK = re.compile(
     r"seconds|second$|speedup|memory|of_time|share_of_a_loop|compress|predicted_saving|retrain_instead"
 )
+
+
+@dataclass(frozen=True)
+class Kill:
+    """cpu: after so many seconds of processor time. save: at the rename of the n-th save (from 0), before or behind it."""
+
+    cpu: float | None = None
+    save: int | None = None
+    behind: bool = False
 
 
 @dataclass(frozen=True)
@@ -42,26 +50,20 @@ class Whole:
 def whole(place: Path, experiment: str, overrides: list[str]) -> Whole:
     """Run it to its end."""
     process = start(place, experiment, overrides)
-    cpu = 0.0
-    while process.is_alive():
-        cpu = max(cpu, processor_time(process))
-        time.sleep(0.02)
+    process.join()
     assert process.exitcode == 0, (place / "terminal").read_text()
-    return Whole(left_by(directory_of(place, experiment)), cpu, int((place / "saves").read_text()))
+    used = json.loads((place / "used.json").read_text())
+    return Whole(left_by(directory_of(place, experiment)), used["cpu"], used["saves"])
 
 
-def killed_after(place: Path, experiment: str, overrides: list[str], cpu: float) -> Path:
-    """A run that SIGKILL ends once it has had so much processor time; its directory."""
-    process = start(place, experiment, overrides)
-    while process.is_alive() and processor_time(process) < cpu:
-        time.sleep(0.002)
-    process.kill()
-    return _ended_by_kill(process, place, experiment)
-
-
-def killed_in_save(place: Path, experiment: str, overrides: list[str], save: int, behind: bool) -> Path:
-    """A run that SIGKILL ends at a rename of its n-th save (n from 0), just before or just behind it."""
-    return _ended_by_kill(start(place, experiment, overrides, save, behind), place, experiment)
+def killed(place: Path, experiment: str, overrides: list[str], when: Kill) -> Path:
+    """A run that SIGKILL ends; its directory."""
+    process = start(place, experiment, overrides, when)
+    process.join()
+    assert process.exitcode == -signal.SIGKILL, (place / "terminal").read_text()
+    directory = directory_of(place, experiment)
+    assert not (directory / "metrics.json").exists()
+    return directory
 
 
 def resumed(place: Path, experiment: str, overrides: list[str]) -> tuple[dict[str, Any], str]:
@@ -75,15 +77,12 @@ def resumed(place: Path, experiment: str, overrides: list[str]) -> tuple[dict[st
     return left_by(directory), (directory / "run.log").read_bytes()[before:].decode()
 
 
-def moments(experiment: str, run: Whole) -> list[Callable[[Path, list[str]], Path]]:
-    """Two kills at random moments of the run, early and late, and two within random saves."""
+def moments(experiment: str, run: Whole) -> list[Kill]:
+    """Two random moments of the run, early and late, and two within random saves."""
     rng = random.Random(experiment)
     times = [rng.uniform(low, high) * run.cpu for low, high in ((0.1, 0.5), (0.5, 0.9))]
     saves = [(rng.randrange(1, run.saves), behind) for behind in (False, True)]
-    return [
-        *(lambda place, o, t=t: killed_after(place, experiment, o, t) for t in times),
-        *(lambda place, o, s=s, b=b: killed_in_save(place, experiment, o, s, b) for s, b in saves),
-    ]
+    return [*(Kill(cpu=cpu) for cpu in times), *(Kill(save=save, behind=behind) for save, behind in saves)]
 
 
 def left_by(directory: Path) -> dict[str, Any]:
@@ -112,34 +111,15 @@ def directory_of(place: Path, experiment: str) -> Path:
     return directory
 
 
-def processor_time(process: BaseProcess) -> float:
-    """Seconds, user and system; a busy machine does not move the moment of a kill."""
-    try:
-        used = psutil.Process(process.pid).cpu_times()
-    except psutil.NoSuchProcess:
-        return 0.0
-    return used.user + used.system
-
-
-def start(
-    place: Path, experiment: str, overrides: list[str], kill_at: int | None = None, behind: bool = False
-) -> BaseProcess:
-    """`metagradient EXPERIMENT OVERRIDES` in the folder `place`, which is made; see `killed_in_save`."""
+def start(place: Path, experiment: str, overrides: list[str], when: Kill | None = None) -> BaseProcess:
+    """`metagradient EXPERIMENT OVERRIDES` in the folder `place`, which is made."""
     place.mkdir(parents=True, exist_ok=True)
-    process = CONTEXT.Process(target=_run, args=(place, experiment, overrides, kill_at, behind))
+    process = CONTEXT.Process(target=_run, args=(place, experiment, overrides, when or Kill()))
     process.start()
     return process
 
 
-def _ended_by_kill(process: BaseProcess, place: Path, experiment: str) -> Path:
-    process.join()
-    assert process.exitcode == -signal.SIGKILL, (place / "terminal").read_text()
-    directory = directory_of(place, experiment)
-    assert not (directory / "metrics.json").exists()
-    return directory
-
-
-def _run(place: Path, experiment: str, overrides: list[str], kill_at: int | None, behind: bool) -> None:
+def _run(place: Path, experiment: str, overrides: list[str], when: Kill) -> None:
     from metagradient.cli import main
 
     os.chdir(place)
@@ -149,19 +129,29 @@ def _run(place: Path, experiment: str, overrides: list[str], kill_at: int | None
     os.dup2(terminal, 2)
     saves, rename = [0], os.replace
 
+    def die() -> None:
+        os.kill(os.getpid(), signal.SIGKILL)
+
     def counted(source: Any, target: Any, **kwargs: Any) -> None:
-        save = re.search(r"descent\.|\.progress$|retrainings|stream|requests|answers", str(target)) is not None
-        fatal = save and saves[0] == kill_at
+        save = re.search(r"descent\.|\.progress$|retrainings|judged", str(target)) is not None
+        fatal = save and saves[0] == when.save
         saves[0] += save
-        if fatal and not behind:
-            os.kill(os.getpid(), signal.SIGKILL)
+        if fatal and not when.behind:
+            die()
         rename(source, target, **kwargs)
         if fatal:
-            os.kill(os.getpid(), signal.SIGKILL)
+            die()
 
-    os.replace = counted
+    def watch(cpu: float) -> None:  # in here, for a stopped or starved process must not be told late
+        while time.process_time() - begun < cpu:
+            time.sleep(0.001)
+        die()
+
+    os.replace, begun = counted, time.process_time()
+    if when.cpu is not None:
+        threading.Thread(target=watch, args=(when.cpu,), daemon=True).start()
     try:
         main([experiment, *overrides])
     finally:
         sys.stdout.flush()
-        Path("saves").write_text(str(saves[0]))
+        Path("used.json").write_text(json.dumps({"cpu": time.process_time() - begun, "saves": saves[0]}))

@@ -8,7 +8,7 @@ import json
 from pathlib import Path
 
 import pytest
-from killing import Whole, killed_in_save, moments, resumed, whole
+from killing import Kill, Whole, killed, moments, resumed, whole
 from safetensors import safe_open
 
 from metagradient.descent.state import DescentState
@@ -24,13 +24,14 @@ RUNS = {
         "+transfer={}", "smoothness=null",
     ],
     "schedule": [
-        *DIGITS, "method.metasteps=12", "grid={peaks:2,warmups:[0.1]}", "finalists=1", "finalist_seeds=1",
+        *DIGITS, "method.metasteps=12", "grid.peaks=2", "grid.warmups=[0.1]", "finalists=1", "finalist_seeds=1",
         "retrainings=1", "stretch=1", "smoothness=null",
     ],
     "attribution": [
         *DIGITS, "methods=[exact,exact:alpha,dropout:64]", "queries=8", "held_out=5", "queries_per_replay=2",
         "drop=[0.1,0.5]", "retrainings=15", "at_once=5", "dampings=[1.0,10.0]",
     ],
+    "unlearning": [*DIGITS, "sets=8", "delete.fraction=0.02", "klom.models=0"],
 }  # fmt: skip
 
 
@@ -40,8 +41,16 @@ def uninterrupted(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Whole]:
     return {}
 
 
+def judged(directory: Path) -> list[dict[str, float]]:
+    """The requests of an unlearning run that were answered and timed."""
+    file = directory / "judged.json"
+    return json.loads(file.read_text()) if file.exists() else []
+
+
 def taken_over(experiment: str, directory: Path) -> list[str]:
     """What the log of a run that goes on in `directory` must say."""
+    if experiment == "unlearning":
+        return []
     if experiment == "attribution":
         said = []
         for note in directory.glob("artifacts/*.progress"):
@@ -66,13 +75,14 @@ def test_a_killed_run_ends_in_the_same_bits(
     if experiment not in uninterrupted:
         uninterrupted[experiment] = whole(tmp_path / "whole", experiment, RUNS[experiment])
     place = tmp_path / "killed"
-    directory = moments(experiment, uninterrupted[experiment])[moment](place, RUNS[experiment])
-    said = taken_over(experiment, directory)
-    assert said or moment == 0  # an early kill may come before the first save
+    directory = killed(place, experiment, RUNS[experiment], moments(experiment, uninterrupted[experiment])[moment])
+    said, timed = taken_over(experiment, directory), judged(directory)
+    assert said or timed or moment == 0  # an early kill may come before the first save
     left, log = resumed(place, experiment, RUNS[experiment])
     for line in said:
         assert line in log
     assert ("going on after" in log or "retrainings found" in log) == bool(said)
+    assert judged(directory)[: len(timed)] == timed  # seconds included: no second measurement would give them
     assert left == uninterrupted[experiment].left
 
 
@@ -80,7 +90,7 @@ def test_a_selection_killed_between_the_two_renames_of_a_save(tmp_path: Path) ->
     """The cheapest of them all: the newest state is away, and the one before it takes over."""
     small = [*RUNS["selection"], "method.metasteps=3", "refit=false", "learner.steps=10"]
     expected = whole(tmp_path / "whole", "selection", small)
-    directory = killed_in_save(tmp_path / "killed", "selection", small, save=1, behind=True)
+    directory = killed(tmp_path / "killed", "selection", small, Kill(save=1, behind=True))
     assert (directory / "descent.before").exists()
     assert not (directory / "descent.safetensors").exists()
     left, log = resumed(tmp_path / "killed", "selection", small)
