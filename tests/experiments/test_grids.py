@@ -39,7 +39,9 @@ def test_every_value_of_a_grid_composes_and_makes_a_difference(experiment: str, 
     kept = [OmegaConf.to_yaml(composed(experiment, f"+grid={path.stem}", *first))]
     for i, axis in enumerate(varied):
         for value in axis[1:]:
-            kept.append(OmegaConf.to_yaml(composed(experiment, f"+grid={path.stem}", *first[:i], value, *first[i + 1 :])))
+            kept.append(
+                OmegaConf.to_yaml(composed(experiment, f"+grid={path.stem}", *first[:i], value, *first[i + 1 :]))
+            )
     assert len(set(kept)) == len(kept)
 
 

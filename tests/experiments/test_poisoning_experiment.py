@@ -2,15 +2,15 @@
 
 import csv
 import json
-import logging
 import shutil
 from pathlib import Path
 
 import pytest
 import torch
+from console import Done, run_in
 from safetensors.torch import load_file
 
-from metagradient.cli import main
+from metagradient.descent.state import DescentState
 
 SMALL = [
     "data.train=100",
@@ -29,20 +29,13 @@ SMALL = [
 ]
 
 
-def run(directory: Path, monkeypatch: pytest.MonkeyPatch, *overrides: str) -> int:
-    monkeypatch.chdir(directory)
-    level = logging.getLogger().level
-    try:
-        main(["poisoning", *overrides])
-    except SystemExit as stop:
-        return int(stop.code or 0)
-    finally:
-        logging.getLogger().setLevel(level)
-    return 0
+def run(directory: Path, *overrides: str) -> Done:
+    return run_in(directory, "poisoning", *overrides)
 
 
-def test_a_run_leaves_what_it_promises_and_goes_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    assert run(tmp_path, monkeypatch, *SMALL, "hydra.run.dir=first") == 0
+def test_a_run_leaves_what_it_promises_and_goes_on(tmp_path: Path) -> None:
+    done = run(tmp_path, *SMALL, "hydra.run.dir=first")
+    assert done.status == 0, done.err
     first = tmp_path / "first"
     metrics = json.loads((first / "metrics.json").read_text())
     drop = metrics["result/clean_accuracy"] - metrics["result/poisoned_accuracy"]
@@ -66,11 +59,18 @@ def test_a_run_leaves_what_it_promises_and_goes_on(tmp_path: Path, monkeypatch: 
     for left in (tmp_path / "again" / "artifacts").glob("poisons*.safetensors"):
         left.unlink()
     shutil.rmtree(tmp_path / "again" / "artifacts" / "descent_0.05")
-    assert run(tmp_path, monkeypatch, *SMALL, "resume=again") == 0
+    saved = tmp_path / "again" / "artifacts" / "descent_0.1" / "descent.safetensors"
+    state = DescentState.load(saved)
+    state.history[0]["test_accuracy"] = 7.0  # nobody would measure that again
+    state.save(saved)
+    done = run(tmp_path, *SMALL, "resume=again")
+    assert done.status == 0, done.err
     for name in ("poisons", "poisons_0.05"):
         again = load_file(tmp_path / "again" / "artifacts" / f"{name}.safetensors")
         assert torch.equal(again["images"], load_file(first / "artifacts" / f"{name}.safetensors")["images"])
     assert json.loads((tmp_path / "again" / "metrics.json").read_text())["result/drop"] == metrics["result/drop"]
+    curves = list(csv.DictReader((tmp_path / "again" / "curves.csv").open()))
+    assert [row["test_accuracy"] == "7.0" for row in curves] == [True, False, False]
 
 
 @pytest.mark.parametrize(
@@ -79,16 +79,13 @@ def test_a_run_leaves_what_it_promises_and_goes_on(tmp_path: Path, monkeypatch: 
         (["shares=[2.0]"], "shares=[0.03]"),
         (["method.harm=pain"], "soft_error"),
         (["data.standardize=true"], "data.standardize=false"),
-        (["resume=/no/such/run"], "resume=/no/such/run"),
-        (["victims=0"], "victims"),
         (["held_out=0.0"], "held_out"),
     ],
     ids=lambda value: value[0] if isinstance(value, list) else "",
 )
-def test_bad_input_is_one_clear_line(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], overrides: list[str], says: str
-) -> None:
-    assert run(tmp_path, monkeypatch, *overrides, "logger.mode=disabled") == 2
-    lines = [line for line in capsys.readouterr().err.splitlines() if line.startswith("metagradient poisoning:")]
+def test_bad_input_is_one_clear_line(tmp_path: Path, overrides: list[str], says: str) -> None:
+    done = run(tmp_path, *overrides, "logger.mode=disabled")
+    assert done.status == 2
+    lines = [line for line in done.err.splitlines() if line.startswith("metagradient poisoning:")]
     assert len(lines) == 1
     assert says in lines[0]

@@ -2,13 +2,13 @@
 
 import csv
 import json
-import logging
 import math
 from pathlib import Path
 
 import pytest
+from console import Done, run_in
 
-from metagradient.cli import main
+from metagradient.descent.state import DescentState
 
 SMALL = [
     "model=linear",
@@ -25,20 +25,13 @@ SMALL = [
 ]
 
 
-def run(directory: Path, monkeypatch: pytest.MonkeyPatch, *overrides: str) -> int:
-    monkeypatch.chdir(directory)
-    level = logging.getLogger().level
-    try:
-        main(["schedule", *overrides])
-    except SystemExit as stop:
-        return int(stop.code or 0)
-    finally:
-        logging.getLogger().setLevel(level)
-    return 0
+def run(directory: Path, *overrides: str) -> Done:
+    return run_in(directory, "schedule", *overrides)
 
 
-def test_a_run_leaves_what_it_promises_and_goes_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    assert run(tmp_path, monkeypatch, *SMALL, "hydra.run.dir=first") == 0
+def test_a_run_leaves_what_it_promises_and_goes_on(tmp_path: Path) -> None:
+    done = run(tmp_path, *SMALL, "hydra.run.dir=first")
+    assert done.status == 0, done.err
     metrics = json.loads((tmp_path / "first" / "metrics.json").read_text())
     for key in ("test_loss", "test_loss_grid_best", "test_loss_flat", "test_loss_random"):
         assert 0 < metrics[f"result/{key}"] < 10
@@ -57,9 +50,15 @@ def test_a_run_leaves_what_it_promises_and_goes_on(tmp_path: Path, monkeypatch: 
 
     # what was found already is taken over, and judged to the same numbers
     (tmp_path / "first" / "metrics.json").unlink()
-    assert run(tmp_path, monkeypatch, *SMALL, "resume=first") == 0
+    state = DescentState.load(saved := tmp_path / "first" / "descent.safetensors")
+    state.history[0]["test_loss"] = 7.0  # nobody would measure that again
+    state.save(saved)
+    done = run(tmp_path, *SMALL, "resume=first")
+    assert done.status == 0, done.err
     again = json.loads((tmp_path / "first" / "metrics.json").read_text())
     assert math.isclose(again["result/test_loss"], metrics["result/test_loss"], rel_tol=0, abs_tol=0)
+    curves = list(csv.DictReader((tmp_path / "first" / "curves.csv").open()))
+    assert [row["test_loss"] == "7.0" for row in curves] == [True, False, False, False]
 
 
 @pytest.mark.parametrize(
@@ -74,10 +73,9 @@ def test_a_run_leaves_what_it_promises_and_goes_on(tmp_path: Path, monkeypatch: 
     ],
     ids=lambda value: value[0] if isinstance(value, list) else "",
 )
-def test_bad_input_is_one_clear_line(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], overrides: list[str], says: str
-) -> None:
-    assert run(tmp_path, monkeypatch, *SMALL, *overrides) == 2
-    lines = [line for line in capsys.readouterr().err.splitlines() if line.startswith("metagradient schedule:")]
+def test_bad_input_is_one_clear_line(tmp_path: Path, overrides: list[str], says: str) -> None:
+    done = run(tmp_path, *SMALL, *overrides)
+    assert done.status == 2
+    lines = [line for line in done.err.splitlines() if line.startswith("metagradient schedule:")]
     assert len(lines) == 1
     assert says in lines[0]

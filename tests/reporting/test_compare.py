@@ -160,7 +160,7 @@ def test_a_click_on_a_heading_sorts_and_another_turns_it_round(sweep: Path) -> N
     command([str(sweep), "--html", str(page)])
     text, orders = page.read_text(), []
     for clicks in range(3):
-        column = 'document.querySelector("th[title=\'result/test_accuracy\']")'
+        column = "document.querySelector(\"th[title='result/test_accuracy']\")"
         page.write_text(text.replace("</body>", f"<script>{(column + '.click();') * clicks}</script></body>"))
         flags = ["--headless", "--no-sandbox", "--disable-gpu", f"--user-data-dir={sweep / f'browser_{clicks}'}"]
         shown = subprocess.run([str(CHROMIUM), *flags, "--dump-dom", str(page)], capture_output=True, text=True).stdout
