@@ -16,7 +16,7 @@ def selection(cfg: DictConfig, method: Loop) -> Stages:
     return [
         *_smoothness(cfg),
         *[("metagradient descent", _descent(method))] * (2 if cfg.refit else 1),
-        ("filter", fits),
+        ("high-loss filter", fits),
         ("retraining on each choice", 8 * cfg.retrainings),
     ]
 
