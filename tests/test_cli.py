@@ -143,3 +143,12 @@ def test_a_sweep_goes_on_after_a_failed_job_and_says_so(tmp_path: Path) -> None:
 
 def test_a_sweep_without_failures_succeeds(tmp_path: Path) -> None:
     assert tiny(tmp_path, "--multirun", "seed=0,1").returncode == 0
+
+
+def test_optuna_minimises_what_an_experiment_returns(tmp_path: Path) -> None:
+    pytest.importorskip("hydra_plugins.hydra_optuna_sweeper")
+    sampled = ["hydra.sweeper.n_trials=3", "hydra.sweeper.n_jobs=1", "learner.learning_rate=interval(0.01,0.3)"]
+    done = tiny(tmp_path, "-m", "hydra/sweeper=optuna", *sampled)
+    assert done.returncode == 0, done.stderr
+    assert "Best value: 0.5" in done.stdout
+    assert "3 jobs, 3 finished" in done.stdout

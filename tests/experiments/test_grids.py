@@ -85,3 +85,14 @@ def test_the_help_names_ten_overrides_that_compose(experiment: str) -> None:
 def test_every_experiment_can_be_resumed_and_tried(experiment: str) -> None:
     assert "resume" in composed(experiment)
     assert experiment in dict(FAST)
+
+
+def test_what_is_typed_beside_a_grid_beats_it() -> None:
+    register()
+    placed = place("selection", ["+grid=noise", "seed=7"])
+    assert "seed=7" in placed.arguments
+    assert "data.noise.fraction=0.0,0.2,0.4,0.6,0.8" in placed.arguments
+    assert not [item for item in placed.arguments if item.startswith("seed=") and item != "seed=7"]
+    assert "hydra.sweeper.params=null" in placed.arguments
+    assert "-m" in placed.arguments
+    assert place("selection", ["+grid=noise", "seed=7,8"]).arguments.count("seed=7,8") == 1

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from hydra.core.hydra_config import HydraConfig
+from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.types import RunMode
 from omegaconf import OmegaConf
 
@@ -23,7 +24,7 @@ class RunContext:
 
     directory: Path
     experiment: str
-    overrides: tuple[str, ...] = ()
+    overrides: tuple[str, ...] = ()  # in a sweep, those in which its jobs differ come first
     choices: Mapping[str, str] | None = None
     sweep: str | None = None
 
@@ -67,13 +68,26 @@ def identify(experiment: str, directory: Any = None) -> RunContext:
         folder = Path(directory or Path("outputs") / experiment / f"{datetime.now():%Y-%m-%d_%H-%M-%S-%f}")
         return RunContext(folder.absolute(), experiment)
     cfg = HydraConfig.get()
+    overrides = tuple(map(str, cfg.overrides.task))
+    if cfg.mode == RunMode.MULTIRUN:
+        common = _common(Path(cfg.sweep.dir) / "multirun.yaml")
+        overrides = tuple(sorted(overrides, key=lambda item: item.partition("=")[0] in common))
     return RunContext(
         directory=Path(directory or cfg.runtime.output_dir).absolute(),
         experiment=experiment,
-        overrides=tuple(map(str, cfg.overrides.task)),
+        overrides=overrides,
         choices={str(key): str(value) for key, value in OmegaConf.to_container(cfg.runtime.choices).items()},  # type: ignore[union-attr]
         sweep=Path(cfg.sweep.dir).name if cfg.mode == RunMode.MULTIRUN else None,
     )
+
+
+def _common(kept: Path) -> set[str]:
+    """The keys that a sweep was given one value for; those of a grid or a sweeper are not among them."""
+    if not kept.exists():
+        return set()
+    given = OmegaConf.select(OmegaConf.load(kept), "hydra.overrides.task") or ()
+    parsed = OverridesParser.create().parse_overrides(list(map(str, given)))
+    return {str(o.input_line).partition("=")[0] for o in parsed if not o.is_sweep_override()}
 
 
 def _tells(override: str) -> bool:
