@@ -5,6 +5,7 @@ import re
 from pathlib import Path
 
 import pytest
+from console import run_in
 from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from omegaconf import DictConfig, OmegaConf
@@ -13,6 +14,7 @@ from test_presets import composed
 from metagradient.cli import experiments
 from metagradient.cli_help import help_text, parser
 from metagradient.cli_jobs import place
+from metagradient.reporting.estimate import Estimate
 from metagradient.schema import register
 
 CONF = Path(__file__).parents[2] / "conf"
@@ -96,3 +98,29 @@ def test_what_is_typed_beside_a_grid_beats_it() -> None:
     assert "hydra.sweeper.params=null" in placed.arguments
     assert "-m" in placed.arguments
     assert place("selection", ["+grid=noise", "seed=7,8"]).arguments.count("seed=7,8") == 1
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("experiment", "path"), GRIDS, ids=[f"{name} {path.stem}" for name, path in GRIDS])
+def test_every_grid_runs_to_its_end(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, experiment: str, path: Path
+) -> None:
+    """Its first and its last job, with what makes runs short; the outermost bars are those that were planned."""
+    monkeypatch.setenv("METAGRADIENT_CACHE", str(tmp_path / "cache"))
+    entered: list[str] = []
+    planned: list[str] = []
+    enter = Estimate.enter
+
+    def spy(self: Estimate, description: str, share: float, now: float) -> None:
+        planned[:] = [name for name, work in self.stages if work]
+        entered.append(description)
+        enter(self, description, share, now)
+
+    monkeypatch.setattr(Estimate, "enter", spy)
+    varied = [[value for value in axis if "mnist" not in value] for axis in axes(path)]  # what needs no download
+    for job in ([axis[0] for axis in varied], [axis[-1] for axis in varied]):
+        entered.clear()
+        done = run_in(tmp_path, experiment, f"+grid={path.stem}", "debug=fast", *job, "logger.mode=disabled")
+        assert done.status == 0, done.err
+        assert "1 jobs, 1 finished" in done.out
+        assert set(planned) <= set(entered)
