@@ -19,6 +19,7 @@ from metagradient.training.run import run_mode
 
 log = logging.getLogger(__name__)
 WARM_UP = 8  # steps
+_START = "forkserver" if "forkserver" in multiprocessing.get_all_start_methods() else "spawn"
 
 Track = Callable[[Sequence[Any], str], Iterable[Any]]
 
@@ -63,7 +64,9 @@ def times(
 
 def peak(model: str, steps: int, name: str, tight: int, seed: int, threads: int | None) -> tuple[float, float]:
     """(peak resident MiB, of it above the warm process), measured in a process of its own."""
-    context = multiprocessing.get_context("spawn")
+    context = multiprocessing.get_context(_START)
+    if _START == "forkserver":  # imports once, for all
+        context.set_forkserver_preload([__name__])
     ours, theirs = context.Pipe()
     process = context.Process(target=_peak, args=(theirs, model, steps, name, tight, seed, threads))
     process.start()
