@@ -9,7 +9,7 @@ from torch import Tensor
 import metagradient as mg
 from metagradient import models
 from metagradient.errors import UserError
-from metagradient.evaluation import GroundTruth, example_losses_of, subsets
+from metagradient.evaluation import GroundTruth, example_losses_of, recipe, subsets
 
 N = 20
 G = torch.Generator().manual_seed(0)
@@ -56,6 +56,27 @@ def test_what_was_trained_is_found_again(tmp_path: Path) -> None:
     for other, weights in ((truth(tmp_path, rate=0.3), kept), (truth(tmp_path), subsets(N, 0.3, 7, seed=1))):
         other.losses(weights)
         assert other.runs == 7  # another recipe, other examples: nothing is taken for what it is not
+
+
+def test_settings_that_a_model_does_not_print_are_part_of_the_recipe() -> None:
+    tokens = {"tokens": torch.arange(12).view(4, 3) % 5}
+    batches = mg.Batches(tokens, mg.epoch_plan(4, 2, 1, seed=0))
+
+    def hashed(heads: int, alpha: float) -> str:
+        torch.manual_seed(0)
+        model = models.lora(models.GPT(5, 3, layers=1, heads=heads, width=4), 2, alpha, ["qkv"])
+        return recipe(mg.LanguageModel(model, mg.SGD(), 0.1), batches, tokens)
+
+    asked = [(1, 1.0), (2, 1.0), (4, 1.0), (1, 8.0)]
+    assert len({hashed(*settings) for settings in asked}) == len(asked)
+    assert hashed(2, 8.0) == hashed(2, 8.0)
+
+    def activated(function: object) -> str:
+        learner = truth().learner
+        learner.model.activation = function
+        return recipe(learner, batches, tokens)
+
+    assert activated(torch.relu) == activated(torch.relu) != activated(torch.tanh)
 
 
 def test_an_interrupted_judge_goes_on_where_it_was(tmp_path: Path) -> None:

@@ -6,6 +6,7 @@ import hashlib
 import json
 import logging
 import os
+import re
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -107,6 +108,7 @@ def recipe(learner: Learner, batches: Batches, queries: Fields, weights: Tensor 
         learner.normalize,
         repr([float(learner.schedule(t)) for t in range(len(batches))]),
         repr((batches.seed, batches.augment)),
+        *_settings(learner),
     ]
     parts = {"plan": batches.plan, "weights": weights, "decay": learner.decay_mask}
     parts |= dict(zip(start.names(), start.tensors(), strict=True))
@@ -116,6 +118,23 @@ def recipe(learner: Learner, batches: Batches, queries: Fields, weights: Tensor 
             digest.update(f"{name} {x.dtype} {list(x.shape)}".encode())
             digest.update(x.detach().cpu().contiguous().numpy().tobytes())
     return digest.hexdigest()[:24]
+
+
+def _settings(learner: Learner) -> list[str]:
+    """What modules keep as plain attributes and need not print: heads, scales, functions by their names."""
+    common, address = vars(Learner()).keys(), re.compile(r" at 0x[0-9a-f]+")
+    return [
+        f"{name}.{key} = {address.sub('', repr(value))}"
+        for name, module in learner.named_modules()
+        for key, value in sorted(vars(module).items())
+        if key not in common and (callable(value) or _plain(value))
+    ]
+
+
+def _plain(value: object) -> bool:
+    if isinstance(value, tuple | list):
+        return all(map(_plain, value))
+    return isinstance(value, bool | int | float | complex | str)
 
 
 def _load(file: Path | None, queries: int) -> tuple[Tensor, list[str]]:
