@@ -5,6 +5,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
 from metagradient.attribution import ScoreFile, read_scores
@@ -29,6 +30,13 @@ def test_a_file_filled_in_pieces_across_processes(tmp_path: Path) -> None:
     for k, lowest in ((2, False), (3, True)):
         expected = SCORES[:, 1].argsort(descending=not lowest)[:k]
         assert torch.equal(again.top(1, k, lowest), expected)
+
+
+def test_the_header_names_the_unit(tmp_path: Path) -> None:
+    for name, given in (("nats", {}), ("cosine", {"unit": "cosine"})):
+        ScoreFile(tmp_path / name, 7, 4, **given)
+        with safe_open(tmp_path / name, framework="pt") as file:
+            assert file.metadata()["unit"] == name
 
 
 def test_columns_as_well(tmp_path: Path) -> None:

@@ -35,16 +35,16 @@ class ScoreFile:
     The file is complete in form from the first moment; which blocks of rows (or columns) are there is noted beside it, in
     `<file>.progress`, with a checksum and the cost of each, after the block is on disk. So a run that was killed goes on
     where it was, and from before the first block that is damaged. `recipe` says what the scores are of: a file of another
-    recipe or shape is refused rather than continued.
+    recipe or shape is refused rather than continued. `unit` is written into its header.
     """
 
-    def __init__(self, path: Path, n_train: int, n_query: int, recipe: str = "") -> None:
+    def __init__(self, path: Path, n_train: int, n_query: int, recipe: str = "", unit: str = "nats") -> None:
         self.path, self.shape, self.recipe = Path(path), (n_train, n_query), recipe
         self._note = self.path.with_name(self.path.name + ".progress")
         header = {
             "__metadata__": {
                 "recipe": recipe,
-                "unit": "nats",
+                "unit": unit,
                 "sign": "positive: removing the example raises the loss",
             },
             _NAME: {"dtype": "F32", "shape": list(self.shape), "data_offsets": [0, 4 * n_train * n_query]},
