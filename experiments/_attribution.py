@@ -35,6 +35,7 @@ COMPRESSORS = {
     "pca": at.PCA,
 }
 ALPHA = ":alpha"
+UNITLESS = ("gradient_dot", "cosine", *PEERS)  # scores in units of their own; all others are in nats
 WORDS = ["exact", *(f"{name}:k" for name in COMPRESSORS), "none", "gradient_dot", "cosine", "each of them with :alpha"]
 WORDS += ["tracin:checkpoints", "trak:models", *PEERS, "a path to .npy or .safetensors"]
 
@@ -194,6 +195,11 @@ class Methods:
         ):  # the matrix [P, P] itself, with the labels enumerated where asked for
             primal = at.Influence(at.Uncompressed(), cfg.curvature, cfg.labels, cfg.batch, seed=cfg.seed)
             return self._fit(primal, state)
+        if cfg.labels is None and cfg.curvature == "gauss_newton":
+            log.warning(
+                "none: kernels of %d rows for one drawn label each, not for every class: labels=2 draws more",
+                self.task.n,
+            )
         return self._fit(at.KernelInfluence(cfg.curvature, cfg.labels or 1, cfg.batch, seed=cfg.seed), state)
 
     def _tracin(self, count: int) -> at.Scorer:
@@ -245,6 +251,7 @@ class Methods:
         else:
             scorer = at.fit_at_weight(fit, t.learner, t.batches, weight)
             runs += 1
+        scorer.prepare()  # before the tuning, which is not timed, would do it
         seconds = perf_counter() - start
         damping = self._tune(scorer, drops) if tuned else 1.0
         start = perf_counter()
@@ -277,4 +284,5 @@ class Methods:
         t = self.task
         about = f"{recipe(t.learner, t.batches, t.queries)} {name} {what}"
         queries = len(next(iter(t.queries.values())))
-        return at.ScoreFile(self.folder / f"{stem}.safetensors", t.n, queries, about)
+        unit = "of the method" if name.startswith(UNITLESS) else "nats"
+        return at.ScoreFile(self.folder / f"{stem}.safetensors", t.n, queries, about, unit)

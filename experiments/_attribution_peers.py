@@ -36,6 +36,9 @@ class Peer:
     score: Callable[[Fields, float], Tensor]
     folder: tempfile.TemporaryDirectory[str] | None = None  # where the package keeps what it needs; lives as long
 
+    def prepare(self) -> None:
+        """Whatever the package keeps, it computes when it is made or called."""
+
     def chunks(self, queries: Fields, dampings: Sequence[float], start: int = 0) -> Iterator[Tensor]:
         with contained():
             found = torch.stack([self.score(queries, damping) for damping in dampings])

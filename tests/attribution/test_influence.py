@@ -69,6 +69,22 @@ def curvatures(state: mg.TrainState) -> dict[str, Tensor]:
     return {"gauss_newton": hessian(state), "fisher": g.T @ g / N}
 
 
+def test_what_was_prepared_is_not_computed_again() -> None:
+    learner, _ = logistic()
+    told: list[str] = []
+    scorer = fit_at_weight(
+        lambda s: Influence(Dropout(6)).fit(learner, s, TRAIN, lambda what, *_: told.append(what)),
+        learner,
+        mg.Batches(TRAIN, mg.epoch_plan(N, 7, 1, seed=0)),
+        0.5,
+    )
+    assert "compressing" not in told
+    scorer.prepare()
+    assert told.count("compressing") == 1
+    scores(scorer, QUERIES, 0.1)
+    assert told.count("compressing") == 1
+
+
 @pytest.mark.parametrize("batch_size", [5, 512])
 @pytest.mark.parametrize("name", ["gauss_newton", "fisher"])
 @pytest.mark.parametrize("damping", [1e-3, 0.3])

@@ -37,6 +37,10 @@ class Scorer(Protocol):
 
     n: int
 
+    def prepare(self) -> None:
+        """Compute what every later call shares, such as the training examples' features, where it is kept."""
+        ...
+
     def chunks(self, queries: Fields, dampings: Sequence[float], start: int = 0) -> Iterator[Tensor]:
         """Scores [D, b, q] of the training rows from `start` on, for each of D dampings."""
         ...
@@ -56,6 +60,10 @@ class Weighted:
 
     def __init__(self, scorers: Sequence[Scorer], weights: Sequence[float]) -> None:
         self.scorers, self.weights, self.n = scorers, weights, scorers[0].n
+
+    def prepare(self) -> None:
+        for scorer in self.scorers:
+            scorer.prepare()
 
     def chunks(self, queries: Fields, dampings: Sequence[float], start: int = 0) -> Iterator[Tensor]:
         columns = [scorer.chunks(queries, dampings, start) for scorer in self.scorers]
@@ -185,11 +193,14 @@ class CompressedScorer:
         (pieces,) = self.gradients(batch, self.target)
         return self.compress(pieces)
 
-    def _train_features(self, start: int) -> Iterator[Tensor]:
+    def prepare(self) -> None:
         if self._kept is not None and not self._kept:
             for batch in self.source.batches():
                 self._kept.append(self.features(batch))
                 self._tell(batch)
+
+    def _train_features(self, start: int) -> Iterator[Tensor]:
+        self.prepare()
         if self._kept is None:
             yield from (self.features(batch) for batch in self.source.batches(start))
             return

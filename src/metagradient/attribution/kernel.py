@@ -96,6 +96,9 @@ class KernelScorer:
         self.gradients, self.source, self.rows, self.kernel = gradients, source, rows, kernel
         self.n, self.cosine, self.progress = source.n, cosine, progress
 
+    def prepare(self) -> None:
+        """Nothing is kept: inner products are computed for each set of queries."""
+
     def _strength(self, damping: float) -> float:
         assert self.kernel is not None
         if not damping > 0:

@@ -91,6 +91,9 @@ class TRAKScorer:
                 rows.append(torch.cat([-torch.expm1(-learner.losses(b.to(like.device, like.dtype))) for b in batches]))
         return torch.stack(rows).mean(0)
 
+    def prepare(self) -> None:
+        self.mean.prepare()
+
     def chunks(self, queries: Fields, dampings: Sequence[float], start: int = 0) -> Iterator[Tensor]:
         own, others, first = self._doubt(self.source.examples), self._doubt(queries), start
         for part in self.mean.chunks(queries, dampings, start):
