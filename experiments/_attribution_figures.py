@@ -21,7 +21,7 @@ from metagradient.evaluation import (
     take,
     with_every_label,
 )
-from metagradient.reporting import Record, attribution_figures
+from metagradient.reporting import Progress, Record, attribution_figures
 
 _SHOWN, _EACH = 6, 5  # queries, and helpful and harmful examples of each
 
@@ -136,14 +136,13 @@ def mislabelled(record: Record, task: Task, wrong: Tensor, outcomes: Sequence[Ou
 def brittle(record: Record, cfg: DictConfig, task: Task, classes: int, outcomes: Sequence[Outcome]) -> float:
     """Remove the most helpful examples of some queries and retrain; the trainings that this took."""
     few = torch.arange(min(_SHOWN * 2, len(task.queries["y"])))
-    truth = GroundTruth(
-        task.learner, task.batches, with_every_label(take(task.queries, few), classes), at_once=cfg.at_once
-    )
-    rows = []
-    for outcome in outcomes:
-        scores = next(iter(outcome.scores.values()))[:, few]
-        found = brittleness(truth, scores, task.queries["y"][few], list(cfg.brittleness))
-        for size, rise in zip(found.sizes, found.rise, strict=True):
-            rows.append([outcome.name, size, float((found.smallest <= size).float().mean()), float(rise.mean())])
+    asked, rows = with_every_label(take(task.queries, few), classes), []
+    with Progress() as progress:
+        truth = GroundTruth(task.learner, task.batches, asked, at_once=cfg.at_once, progress=progress.callback())
+        for outcome in progress.track(list(outcomes), "removing the most helpful"):
+            scores = next(iter(outcome.scores.values()))[:, few]
+            found = brittleness(truth, scores, task.queries["y"][few], list(cfg.brittleness))
+            for size, rise in zip(found.sizes, found.rise, strict=True):
+                rows.append([outcome.name, size, float((found.smallest <= size).float().mean()), float(rise.mean())])
     record.table("most_helpful_removed", ["method", "removed", "share of predictions flipped", "mean rise, nats"], rows)
     return truth.runs
