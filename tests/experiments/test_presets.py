@@ -8,6 +8,7 @@ from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
 
 from metagradient.schema import register
+from metagradient.unlearning import Newton
 
 CONF = Path(__file__).parents[2] / "conf"
 METHODS = [path.stem for path in sorted((CONF / "selection" / "method").glob("*.yaml"))]
@@ -33,7 +34,8 @@ def test_each_setting_of_a_preset_takes_effect(experiment: str, preset: str) -> 
     written = OmegaConf.load(CONF / FOLDERS.get(experiment, experiment) / "experiment" / f"{preset}.yaml")
     assert isinstance(written, DictConfig)
     settings = {key: value for key, value in written.items() if key != "defaults"}
-    assert settings, "a preset that sets nothing"
+    chosen = [entry for entry in written.get("defaults", []) if not isinstance(entry, str)]
+    assert settings or chosen, "a preset that sets nothing"
     merged = OmegaConf.merge(cfg, settings)
     assert OmegaConf.to_yaml(merged, resolve=False) == OmegaConf.to_yaml(cfg, resolve=False)
 
@@ -60,3 +62,14 @@ def test_every_preset_takes_every_method() -> None:
         assert composed("selection", f"experiment={preset}", f"method={METHODS[-1]}").method == made[METHODS[-1]]
         for options in made.values():
             assert instantiate(options, _convert_="all").metasteps > 0
+
+
+OWN = {"mnist_logistic_fast": (12, 3), "mnist_mlp": (2, 50), "mnist_readme": (5, 20), "rcv1_logistic": (10, 10)}
+
+
+@pytest.mark.parametrize("preset", [preset for experiment, preset in PRESETS if experiment == "unlearning"])
+def test_a_preset_of_unlearning_has_its_own_method_and_takes_others(preset: str) -> None:
+    own = instantiate(composed("unlearning", f"experiment={preset}").method, _convert_="all")
+    assert (own.period, own.burn_in) == OWN.get(preset, (5, 10))
+    other = composed("unlearning", f"experiment={preset}", "method=newton").method
+    assert instantiate(other, _convert_="all") == Newton()
