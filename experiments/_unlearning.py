@@ -2,6 +2,7 @@
 
 import json
 import logging
+import math
 from dataclasses import dataclass, replace
 from pathlib import Path
 from time import perf_counter
@@ -105,6 +106,8 @@ def check(cfg: DictConfig) -> None:
     """Refuse at once what would be refused after the run that is recorded."""
     if cfg.delete.rows not in CHOICES:
         raise UserError(f"delete.rows must be one of {', '.join(CHOICES)}, not '{cfg.delete.rows}'")
+    if not isinstance(cfg.output_noise, int | float) or not 0 <= cfg.output_noise < math.inf:
+        raise UserError(f"output_noise must be a standard deviation >= 0, not {cfg.output_noise}: set output_noise=0")
 
 
 def to_delete(cfg: DictConfig, run: RecordedRun, splits: Splits, progress: Progress) -> list[Tensor]:
@@ -171,9 +174,13 @@ def ask(method: Method, run: RecordedRun, request: Request, turn: int, cfg: Dict
     order = sorted(both, reverse=turn % 2 == 0)
     done = {name: timed(both[name], run, request, progress) for name in order}
     (retrained, slow), (unlearned, fast) = done["retrain"], done["method"]
-    if cfg.output_noise:
-        unlearned = replace(unlearned, state=perturbed(unlearned.state, cfg.output_noise, fold_in(cfg.seed, 7, turn)))
+    unlearned = replace(unlearned, state=handed_out(cfg, unlearned.state, turn))
     return Answer(request, retrained, unlearned, slow, fast)
+
+
+def handed_out(cfg: DictConfig, state: mg.TrainState, turn: int) -> mg.TrainState:
+    """The model as it leaves the house: with the noise of `output_noise`, drawn for this `turn`."""
+    return perturbed(state, cfg.output_noise, fold_in(cfg.seed, 7, turn)) if cfg.output_noise else state
 
 
 def timed(method: Method, run: RecordedRun, request: Request, progress: Progress) -> tuple[Unlearned, float]:

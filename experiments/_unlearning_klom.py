@@ -3,6 +3,7 @@
 from collections.abc import Iterable
 
 import torch
+from metagradient.experiments import _unlearning
 from omegaconf import DictConfig
 from torch import Tensor
 
@@ -49,7 +50,7 @@ def klom_table(
         batches = routine.batches(splits.train, seed)
         run = record(routine.learner(seed, len(batches)), batches, present, progress=progress.callback())
         untouched.append(run.final)
-        answers.append(method(run, request).state)
+        answers.append(_unlearning.handed_out(cfg, method(run, request).state, seed))
     found["method"], found["original"] = seen(run.learner, answers), seen(run.learner, untouched)
     found["retrained"] = seen(*retrained(routine, splits, after, seeds[1], progress))
     scores = {name: klom(margin, truth).split(sizes) for name, margin in found.items()}

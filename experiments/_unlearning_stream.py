@@ -46,7 +46,8 @@ def serve(
     folder = Path(cfg.run_folder or record.directory) / "stream"
     if not cfg.run_folder and not cfg.resume:
         shutil.rmtree(folder, ignore_errors=True)
-    judged, learner = _unlearning.Judged(folder / "judged.json"), start.learner
+    noise = f"_{cfg.output_noise:g}" if cfg.output_noise else ""  # a stream served before may be judged with another
+    judged, learner = _unlearning.Judged(folder / f"judged{noise}.json"), start.learner
     method(start, requests[0])  # warm-up
     served = stream(
         method, start, requests, folder, storage=lambda: _unlearning.storage(cfg), progress=progress.callback()
@@ -57,7 +58,7 @@ def serve(
         bar.update(state.done)
         due = state.done % cfg.stream.judge_every == 0 or state.done == len(requests)
         if due and state.done not in [row["requests"] for row in judged.rows]:
-            judged.add(_judge(state, splits, progress))
+            judged.add(_judge(cfg, state, splits, progress))
         for row in judged.rows[told:]:
             record.curve(int(row["requests"]), row)
         told = len(judged.rows)
@@ -78,15 +79,16 @@ def serve(
         ),
     )
     record.cost(training_runs=1 + len(rows) + len(requests) / rows[-1]["gradient_saving"])
-    _unlearning.save_model(record, learner, state.run.final)
+    _unlearning.save_model(record, learner, _unlearning.handed_out(cfg, state.run.final, state.done))
     return float(rows[-1]["error_ratio"])
 
 
-def _judge(state: Served, splits: Splits, progress: Progress) -> dict[str, float]:
+def _judge(cfg: DictConfig, state: Served, splits: Splits, progress: Progress) -> dict[str, float]:
     """The stream's model beside a timed retraining on what is now the training set."""
     learner, nothing = state.run.learner, Request("delete", torch.empty(0, dtype=torch.int64))
     truth, took = _unlearning.timed(Retrain(), state.run, nothing, progress)
-    moved, error = distance(state.original, truth.state), distance(state.run.final, truth.state)
+    new = _unlearning.handed_out(cfg, state.run.final, state.done)
+    moved, error = distance(state.original, truth.state), distance(new, truth.state)
     return {
         "requests": state.done,
         "distance_to_retrained": error,
@@ -94,8 +96,8 @@ def _judge(state: Served, splits: Splits, progress: Progress) -> dict[str, float
         "error_ratio": moved / error if error else float("inf"),
         "speedup": took / (state.seconds / state.done),
         "gradient_saving": truth.gradients * state.done / state.gradients,
-        "agreement": agreement(learner, state.run.final, truth.state, splits.test),
-        "test_accuracy": accuracy(learner, state.run.final, splits.test),
+        "agreement": agreement(learner, new, truth.state, splits.test),
+        "test_accuracy": accuracy(learner, new, splits.test),
         "test_accuracy_retrained": accuracy(learner, truth.state, splits.test),
         "retrain_seconds": took,
         "rows": int(state.run.present.sum()),

@@ -113,7 +113,6 @@ def test_deletion_sets_follow_their_rule(tmp_path: Path, rule: str) -> None:
         (["history.dtype=float16"], "history.dtype"),
         (["history.storage=tape"], "storage"),
         (["sets=0"], "sets"),
-        (["output_noise=-1"], "output_noise"),
         (["stream.requests=200", "delete.count=1"], "delete.count"),
         (["stream.requests=2", "delete.fraction=0"], "delete.count=1"),
         (["stream.requests=2", "method=newton"], "method=deltagrad"),
@@ -131,6 +130,43 @@ def test_bad_input_is_one_clear_line(tmp_path: Path, overrides: list[str], says:
     assert len(lines) == 1, done.err
     assert says in lines[0]
     assert "Traceback" not in done.err
+
+
+@pytest.mark.parametrize(
+    ("overrides", "says"),
+    [
+        (["output_noise=-1"], "output_noise=0"),
+        (["output_noise=.nan"], "output_noise=0"),
+    ],
+    ids=lambda value: " ".join(value) if isinstance(value, list) else "",
+)
+def test_what_cannot_be_met_is_refused_before_training(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, overrides: list[str], says: str
+) -> None:
+    from metagradient.experiments import _unlearning
+
+    def recorded(*args: object) -> None:
+        raise AssertionError("trained")
+
+    monkeypatch.setattr(_unlearning, "recorded", recorded)
+    done = run(tmp_path, *SMALL, *overrides)
+    assert done.status == 2, done.err
+    lines = [line for line in done.err.splitlines() if line.startswith("metagradient unlearning:")]
+    assert len(lines) == 1, done.err
+    assert says in lines[0]
+
+
+def test_a_stream_hands_out_its_model_with_the_noise_that_was_asked_for(tmp_path: Path) -> None:
+    asked = [*SMALL, "delete.count=2", "stream.requests=2", "stream.judge_every=1", "run_folder=kept"]
+    models, errors = [], []
+    for sigma in (0.0, 0.1):
+        assert run(tmp_path, *asked, f"output_noise={sigma}").status == 0
+        models.append(load_file(folder_of(tmp_path) / "artifacts" / "model.safetensors"))
+        errors.append(metrics_of(tmp_path)["result/distance_to_retrained"])
+    noise = torch.cat([(models[1][name] - models[0][name]).flatten() for name in models[0]])
+    assert abs(float(noise.std()) - 0.1) < 0.01
+    assert errors[1] == pytest.approx(float(noise.norm()), rel=0.05)
+    assert errors[0] < 0.1 * errors[1]
 
 
 def test_a_stream_is_served_and_goes_on_where_it_was_cut(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
