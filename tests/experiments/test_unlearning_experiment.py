@@ -137,6 +137,7 @@ def test_bad_input_is_one_clear_line(tmp_path: Path, overrides: list[str], says:
     [
         (["output_noise=-1"], "output_noise=0"),
         (["output_noise=.nan"], "output_noise=0"),
+        (["stream.requests=2", "delete.rows=highest_loss"], "set delete.rows=random"),
     ],
     ids=lambda value: " ".join(value) if isinstance(value, list) else "",
 )
