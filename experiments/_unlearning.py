@@ -106,6 +106,8 @@ def check(cfg: DictConfig) -> None:
     """Refuse at once what would be refused after the run that is recorded."""
     if cfg.delete.rows not in CHOICES:
         raise UserError(f"delete.rows must be one of {', '.join(CHOICES)}, not '{cfg.delete.rows}'")
+    if cfg.history.storage not in ("memory", "disk"):
+        raise UserError(f"history.storage must be memory or disk, not '{cfg.history.storage}': set history.storage=memory")
     if cfg.stream.requests and cfg.delete.rows != "random":
         raise UserError(f"a stream draws its rows at random, not by delete.rows={cfg.delete.rows}: set delete.rows=random")
     if not isinstance(cfg.output_noise, int | float) or not 0 <= cfg.output_noise < math.inf:

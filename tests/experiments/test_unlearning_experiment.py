@@ -111,7 +111,6 @@ def test_deletion_sets_follow_their_rule(tmp_path: Path, rule: str) -> None:
         (["add.fraction=0.6"], "sets=1"),
         (["method.period=0"], "method.period=1"),
         (["history.dtype=float16"], "history.dtype"),
-        (["history.storage=tape"], "storage"),
         (["sets=0"], "sets"),
         (["stream.requests=200", "delete.count=1"], "delete.count"),
         (["stream.requests=2", "delete.fraction=0"], "delete.count=1"),
@@ -137,6 +136,7 @@ def test_bad_input_is_one_clear_line(tmp_path: Path, overrides: list[str], says:
     [
         (["output_noise=-1"], "output_noise=0"),
         (["output_noise=.nan"], "output_noise=0"),
+        (["history.storage=tape"], "set history.storage=memory"),
         (["stream.requests=2", "delete.rows=highest_loss"], "set delete.rows=random"),
     ],
     ids=lambda value: " ".join(value) if isinstance(value, list) else "",
