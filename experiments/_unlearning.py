@@ -107,9 +107,13 @@ def check(cfg: DictConfig) -> None:
     if cfg.delete.rows not in CHOICES:
         raise UserError(f"delete.rows must be one of {', '.join(CHOICES)}, not '{cfg.delete.rows}'")
     if cfg.history.storage not in ("memory", "disk"):
-        raise UserError(f"history.storage must be memory or disk, not '{cfg.history.storage}': set history.storage=memory")
+        raise UserError(
+            f"history.storage must be memory or disk, not '{cfg.history.storage}': set history.storage=memory"
+        )
     if cfg.stream.requests and cfg.delete.rows != "random":
-        raise UserError(f"a stream draws its rows at random, not by delete.rows={cfg.delete.rows}: set delete.rows=random")
+        raise UserError(
+            f"a stream draws its rows at random, not by delete.rows={cfg.delete.rows}: set delete.rows=random"
+        )
     if not isinstance(cfg.output_noise, int | float) or not 0 <= cfg.output_noise < math.inf:
         raise UserError(f"output_noise must be a standard deviation >= 0, not {cfg.output_noise}: set output_noise=0")
 

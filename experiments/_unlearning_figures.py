@@ -4,15 +4,21 @@ from collections.abc import Mapping, Sequence
 
 import torch
 from matplotlib.figure import Figure
+from metagradient.experiments import _unlearning
+from omegaconf import DictConfig
 
-from metagradient.replay import MemoryStorage
 from metagradient.reporting import Record
 from metagradient.reporting.distances import paired_distances, path_distances
 from metagradient.unlearning import DeltaGrad, Method, RecordedRun, Request, Retrain
 
 
 def draw(
-    record: Record, run: RecordedRun, method: Method, request: Request, rows: Sequence[Mapping[str, float]]
+    cfg: DictConfig,
+    record: Record,
+    run: RecordedRun,
+    method: Method,
+    request: Request,
+    rows: Sequence[Mapping[str, float]],
 ) -> None:
     """distances.png; of DeltaGrad also path.png."""
     record.figure(
@@ -24,12 +30,12 @@ def draw(
         ),
     )
     if isinstance(method, DeltaGrad):
-        record.figure("path", _path(run, method, request))
+        record.figure("path", _path(cfg, run, method, request))
 
 
-def _path(run: RecordedRun, method: DeltaGrad, request: Request) -> Figure:
+def _path(cfg: DictConfig, run: RecordedRun, method: DeltaGrad, request: Request) -> Figure:
     """Distances to the retrained path at every step: both are run again, keeping their steps."""
-    again = [call(run, request, keep=MemoryStorage()).run for call in (method, Retrain())]
+    again = [call(run, request, keep=_unlearning.storage(cfg)).run for call in (method, Retrain())]
     assert all(again)
     old, new = [], []
     for (w, _), (w_new, _), (w_true, _) in zip(run.history, *(a.history for a in again if a), strict=True):

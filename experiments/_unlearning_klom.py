@@ -48,9 +48,12 @@ def klom_table(
     untouched, answers = [], []
     for seed in progress.track(seeds[0], "KLOM: the method on runs of other seeds"):
         batches = routine.batches(splits.train, seed)
-        run = record(routine.learner(seed, len(batches)), batches, present, progress=progress.callback())
+        storage, dtype = _unlearning.storage(cfg), _unlearning.DTYPES[cfg.history.dtype]
+        learner, bar = routine.learner(seed, len(batches)), progress.callback()
+        run = record(learner, batches, present, storage=storage, dtype=dtype, progress=bar)
         untouched.append(run.final)
         answers.append(_unlearning.handed_out(cfg, method(run, request).state, seed))
+        run.history.free()
     found["method"], found["original"] = seen(run.learner, answers), seen(run.learner, untouched)
     found["retrained"] = seen(*retrained(routine, splits, after, seeds[1], progress))
     scores = {name: klom(margin, truth).split(sizes) for name, margin in found.items()}

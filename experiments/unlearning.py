@@ -85,7 +85,7 @@ def run(cfg: DictConfig, record: Record) -> float:
     if klom:
         record.table("klom", ["models", "asked", "kept", "test"], [[name, *row.values()] for name, row in klom.items()])
         record.result({f"klom_{name}_{part}": v for name, row in klom.items() for part, v in row.items()})
-    draw(record, trained, method, requests[0], rows)
+    draw(cfg, record, trained, method, requests[0], rows)
     each = [1 + 1 / row["gradient_saving"] for row in rows]  # a retraining, and the method's share of gradients
     record.cost(training_runs=1 + sum(each) + _unlearning_klom.klom_runs(cfg, each[0]))
     return middle["error_ratio"]

@@ -68,6 +68,18 @@ def test_every_method_answers(tmp_path: Path, method: str) -> None:
         assert metrics_of(tmp_path)["result/distance_to_retrained"] == 0
 
 
+def test_on_disk_means_that_no_history_is_kept_in_memory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from metagradient.replay.storage import MemoryStorage
+
+    def save(*args: object) -> None:
+        raise AssertionError("kept in memory")
+
+    monkeypatch.setattr(MemoryStorage, "save", save)
+    done = run(tmp_path, *SMALL, "history.storage=disk", "klom.models=2", "klom.examples=20")
+    assert done.status == 0, done.err
+    assert (folder_of(tmp_path) / "figures" / "path.png").exists()
+
+
 def test_rows_are_added(tmp_path: Path) -> None:
     done = run(tmp_path, *SMALL, "add.fraction=0.05", "method.period=1")
     assert done.status == 0, done.err
