@@ -223,6 +223,7 @@ def judge(run: RecordedRun, answer: Answer, splits: Splits) -> dict[str, float]:
     }
     for name, examples in {"asked": asked, "kept": kept, "test": splits.test}.items():
         row[f"{name}_accuracy"] = accuracy(learner, new, examples)
+        row[f"{name}_accuracy_retrained"] = accuracy(learner, true, examples)
         row[f"{name}_loss"] = mean_cross_entropy(learner, new, examples)
         row[f"{name}_loss_gap"] = row[f"{name}_loss"] - mean_cross_entropy(learner, true, examples)
     aucs = [membership_auc(learner, state, asked, splits.test) for state in (new, true)]

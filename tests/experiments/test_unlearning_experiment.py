@@ -53,6 +53,8 @@ def test_a_run_leaves_what_it_promises(tmp_path: Path) -> None:
     assert float(frontier[1]["saved"]) == pytest.approx(30 * 119 / (14 * 119 + 30))
     rows = list(csv.DictReader((folder / "artifacts" / "requests.csv").open()))
     assert len(rows) == 2
+    assert metrics["result/kept_accuracy_retrained"] > metrics["result/test_accuracy_retrained"] > 0.5
+    assert {"asked_accuracy_retrained", "kept_accuracy_retrained", "test_accuracy_retrained"} < rows[0].keys()
     assert len((folder / "artifacts" / "rows_1.csv").read_text().splitlines()) == 1 + 1  # 1 % of 120
     model = load_file(folder / "artifacts" / "model.safetensors")
     assert sum(x.numel() for x in model.values()) == 650
@@ -65,7 +67,10 @@ def test_every_method_answers(tmp_path: Path, method: str) -> None:
     done = run(tmp_path, *SMALL, f"method={method}")
     assert done.status == 0, done.err
     if method == "retrain":
-        assert metrics_of(tmp_path)["result/distance_to_retrained"] == 0
+        metrics = metrics_of(tmp_path)
+        assert metrics["result/distance_to_retrained"] == 0
+        for part in ("asked", "kept", "test"):
+            assert metrics[f"result/{part}_accuracy_retrained"] == metrics[f"result/{part}_accuracy"]
 
 
 def test_on_disk_means_that_no_history_is_kept_in_memory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
