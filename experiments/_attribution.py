@@ -195,12 +195,13 @@ class Methods:
         ):  # the matrix [P, P] itself, with the labels enumerated where asked for
             primal = at.Influence(at.Uncompressed(), cfg.curvature, cfg.labels, cfg.batch, seed=cfg.seed)
             return self._fit(primal, state)
+        labels = 1 if cfg.labels is None else cfg.labels  # 0 is refused
         if cfg.labels is None and cfg.curvature == "gauss_newton":
             log.warning(
                 "none: kernels of %d rows for one drawn label each, not for every class: labels=2 draws more",
                 self.task.n,
             )
-        return self._fit(at.KernelInfluence(cfg.curvature, cfg.labels or 1, cfg.batch, seed=cfg.seed), state)
+        return self._fit(at.KernelInfluence(cfg.curvature, labels, cfg.batch, seed=cfg.seed), state)
 
     def _tracin(self, count: int) -> at.Scorer:
         t = self.task
