@@ -145,10 +145,19 @@ def test_a_sweep_without_failures_succeeds(tmp_path: Path) -> None:
     assert tiny(tmp_path, "--multirun", "seed=0,1").returncode == 0
 
 
-def test_optuna_minimises_what_an_experiment_returns(tmp_path: Path) -> None:
+def test_optuna_raises_what_an_experiment_returns(tmp_path: Path) -> None:
     pytest.importorskip("hydra_plugins.hydra_optuna_sweeper")
-    sampled = ["hydra.sweeper.n_trials=3", "hydra.sweeper.n_jobs=1", "learner.learning_rate=interval(0.01,0.3)"]
-    done = tiny(tmp_path, "-m", "hydra/sweeper=optuna", *sampled)
+    sampled = ["hydra.sweeper.n_trials=4", "hydra.sweeper.n_jobs=1", "learner.learning_rate=interval(0.01,0.3)"]
+    done = tiny(tmp_path, "-m", "hydra/sweeper=optuna", *sampled, "end=rate")
     assert done.returncode == 0, done.stderr
-    assert "Best value: 0.5" in done.stdout
-    assert "3 jobs, 3 finished" in done.stdout
+    reached = [json.loads(path.read_text())["objective"] for path in run_directory(tmp_path).glob("*/metrics.json")]
+    assert len(reached) == 4
+    assert f"Best value: {max(reached)}" in done.stdout
+
+
+def test_optuna_outlives_a_failure(tmp_path: Path) -> None:
+    pytest.importorskip("hydra_plugins.hydra_optuna_sweeper")
+    trials = ["hydra.sweeper.n_trials=4", "hydra.sweeper.n_jobs=1"]
+    done = tiny(tmp_path, "-m", "hydra/sweeper=optuna", *trials, "end=choice(bug)")
+    assert done.returncode == 1
+    assert "4 jobs, 0 finished" in done.stdout

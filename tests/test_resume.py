@@ -3,6 +3,8 @@
 import json
 from pathlib import Path
 
+import pytest
+
 from test_cli import run_directory, tiny
 
 
@@ -25,6 +27,26 @@ def test_a_sweep_repeats_what_failed_and_nothing_else(tmp_path: Path) -> None:
     assert [after[job] == before[job] for job in range(4)] == [True, True, False, False]
     other = tiny(tmp_path, "-m", "end=well", "seed=0,1", "resume=true")
     assert "nothing unfinished with these settings" in other.stderr
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [["-m", "end=well,bug", "hydra/job_logging=record"], ["+grid=ends", "seed=3"]],
+    ids=["with an option of Hydra's", "a grid with an axis of one's own"],
+)
+def test_a_sweep_is_found_again_however_it_was_begun(tmp_path: Path, arguments: list[str]) -> None:
+    assert "2 jobs, 1 finished" in tiny(tmp_path, *arguments).stdout
+    sweep = run_directory(tmp_path)
+    again = tiny(tmp_path, *arguments, "resume=true")
+    assert again.stderr.count("is finished already, nothing to do") == 1
+    assert run_directory(tmp_path) == sweep
+
+
+def test_a_result_left_by_another_run_is_not_taken_for_this_one(tmp_path: Path) -> None:
+    tiny(tmp_path, "seed=1", "hydra.run.dir=here")
+    assert metrics(tmp_path / "here")["status"] == "finished"
+    tiny(tmp_path, "seed=2", "end=killed", "hydra.run.dir=here")
+    assert not (tmp_path / "here" / "metrics.json").exists()
 
 
 def test_a_run_goes_on_in_its_own_directory_only_with_its_own_settings(tmp_path: Path) -> None:

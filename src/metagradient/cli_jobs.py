@@ -4,6 +4,7 @@
 unfinished one goes on from what it saved, one with other settings is refused.
 """
 
+import re
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -18,6 +19,8 @@ if TYPE_CHECKING:
 
     from metagradient.reporting.runs import Run
 
+MINIMISED = ("schedule", "cost")
+"""Experiments whose objective is better when lower; a search maximises that of the others."""
 _NEW = (None, "", "null", "false", "False")
 
 
@@ -51,8 +54,12 @@ def place(name: str, arguments: Sequence[str]) -> Placed:
         params = dict(cfg.hydra.sweeper.get("params") or {}) if sweep else {}
         job = None if sweep else _job_settings(hydra.get_sanitized_cfg(cfg, "job"))
     if given.keys() & params.keys():  # the command line beats the grid, where Hydra would run both
-        plain += [f"{key}={value}" for key, value in params.items() if key not in given]
-        plain += ["hydra.sweeper.params=null"]
+        rest = [f"{key}={value}" for key, value in params.items() if key not in given]
+        plain += [*rest, "hydra.sweeper.params=null"]
+        overrides += rest
+    if "optuna" in given.get("hydra/sweeper", ""):  # whose own defaults minimise, and stop at the first failed trial
+        aim = {"direction": "minimize" if name in MINIMISED else "maximize", "max_failure_rate": "1.0"}
+        plain += [f"hydra.sweeper.{key}={value}" for key, value in aim.items() if f"hydra.sweeper.{key}" not in given]
     if resume in _NEW:
         folder = own
     elif resume in ("true", "True"):
@@ -152,7 +159,7 @@ def _newest_sweep(folder: Path, overrides: Sequence[str]) -> Path | None:
 
 def _comparable(overrides: Sequence[str]) -> list[str]:
     incidental = ("logger", "hydra", "resume")
-    return [str(item) for item in overrides if _key(str(item)).partition(".")[0] not in incidental]
+    return [str(item) for item in overrides if re.split(r"[./]", _key(str(item)))[0] not in incidental]
 
 
 def _same_settings(directory: Path, settings: Mapping[str, Any]) -> "Run":

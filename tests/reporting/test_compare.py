@@ -3,6 +3,7 @@
 import base64
 import csv
 import json
+import os
 import re
 import shutil
 import subprocess
@@ -19,7 +20,7 @@ from scipy import stats
 from metagradient.cli_compare import compare as command
 from metagradient.errors import UserError
 from metagradient.reporting import runs
-from metagradient.reporting.compare import compare, holm, t_test
+from metagradient.reporting.compare import by_seed, compare, holm, t_test
 
 PIXEL = base64.b64decode(
     "iVBORw0KGgoAAAANSUhEUgAAAAEAAAABCAYAAAAfFcSJAAAADUlEQVR42mNk+M9QDwADhgGAWjR9awAAAABJRU5ErkJggg=="
@@ -205,3 +206,15 @@ def test_what_differs_between_two_configurations_is_said() -> None:
         runs.settings({"a": {"b": 2}, "d": "x"}),
     )
     assert runs.differences(there, here) == ["a.b: 1 -> 2", "a.e: 0 -> absent", "d: absent -> x"]
+
+
+def test_a_repeated_seed_is_no_new_evidence(tmp_path: Path) -> None:
+    """The same two seeds three times over: two values, the newest of each."""
+    repeated = []
+    for i, (seed, value) in enumerate([(0, 0.1), (1, 0.2), (0, 0.1), (1, 0.2), (0, 0.5), (1, 0.6)]):
+        directory = tmp_path / str(i)
+        directory.mkdir()
+        (directory / "config.yaml").write_text("")
+        os.utime(directory / "config.yaml", (i, i))
+        repeated.append(runs.Run(directory, "selection", {"seed": seed}, {"objective": value}))
+    assert by_seed(repeated, "objective") == {0: 0.5, 1: 0.6}

@@ -6,6 +6,7 @@ import math
 import statistics
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from metagradient.errors import UserError
@@ -184,11 +185,15 @@ def _baseline(labels: Sequence[Mapping[str, str]], asked: Mapping[str, str]) -> 
 
 
 def by_seed(runs: Sequence[Run], metric: str) -> dict[Any, float]:
-    """Seed -> value, of the runs that have one; several runs of one seed keep their directories apart."""
-    seeds = [run.seed for run in runs]
-    keys = seeds if len(set(map(repr, seeds))) == len(seeds) else [str(run.directory) for run in runs]
-    values = ((key, run.metrics.get(metric)) for key, run in zip(keys, runs, strict=True))
+    """Seed -> value, of the runs that have one; of several runs of one seed the newest, for a repetition is no new
+    evidence. Runs without a seed are kept apart by their directories."""
+    latest = sorted(runs, key=lambda run: _begun(run.directory / "config.yaml"))
+    values = ((str(run.directory) if run.seed is None else run.seed, run.metrics.get(metric)) for run in latest)
     return {key: float(value) for key, value in values if isinstance(value, int | float)}
+
+
+def _begun(config: Path) -> float:
+    return config.stat().st_mtime if config.exists() else 0.0
 
 
 def _tests(groups: Sequence[Sequence[Run]], baseline: int, metric: str) -> dict[int, Test]:

@@ -78,6 +78,7 @@ class Record:
 
     def __enter__(self) -> Self:
         self.directory.mkdir(parents=True, exist_ok=True)
+        (self.directory / "metrics.json").unlink(missing_ok=True)  # what an earlier run here came to is not this one's
         write_atomically(self.directory / "config.yaml", OmegaConf.to_yaml(OmegaConf.create(self.config)))
         logger = dict(self.config.get("logger") or {})
         identity = self._context.identity(self.experiment, logger, self.config.get("seed"))

@@ -28,6 +28,10 @@ def run(cfg: Any, record: Any) -> float:
             Path("/no/such/folder/data.csv").read_text()
         case "bug":
             raise KeyError("a programmer's error")
+        case "killed":
+            os.kill(os.getpid(), signal.SIGKILL)
+        case "rate":
+            return float(cfg.learner.learning_rate)
         case "lightning":  # what Trainer.fit makes of Ctrl-C
             try:
                 os.kill(os.getpid(), signal.SIGINT)
