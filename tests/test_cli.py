@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import resource
 import subprocess
 import sys
@@ -157,7 +158,10 @@ def test_optuna_raises_what_an_experiment_returns(tmp_path: Path) -> None:
 
 def test_optuna_outlives_a_failure(tmp_path: Path) -> None:
     pytest.importorskip("hydra_plugins.hydra_optuna_sweeper")
-    trials = ["hydra.sweeper.n_trials=4", "hydra.sweeper.n_jobs=1"]
-    done = tiny(tmp_path, "-m", "hydra/sweeper=optuna", *trials, "end=choice(bug)")
+    trials = ["hydra.sweeper.n_trials=6", "hydra.sweeper.n_jobs=1", "hydra.sweeper.sampler.seed=0"]
+    done = tiny(tmp_path, "-m", "hydra/sweeper=optuna", *trials, "end=choice(bug,well)")
     assert done.returncode == 1
-    assert "4 jobs, 0 finished" in done.stdout
+    table = re.search(r"6 jobs, (\d) finished", done.stdout)
+    assert table is not None
+    assert 0 < int(table[1]) < 6
+    assert "jobs without a result" in done.stderr

@@ -119,8 +119,8 @@ def launch(name: str, argv: Sequence[str] | None = None) -> None:
         placed = place(name, arguments)
         with _full_errors(), _command_line(program, placed.arguments):
             hydra.main(version_base="1.3", config_path="pkg://metagradient.conf", config_name=name)(task)()
-        if placed.sweep is not None:
-            tell_of_jobs(placed.sweep)
+        if placed.sweep is not None and not tell_of_jobs(placed.sweep):  # a search goes on after a failed trial
+            _stop(FAILED, program, "the sweep has jobs without a result, each named above")
     except KeyboardInterrupt:
         if placed.sweep is not None:
             tell_of_jobs(placed.sweep)

@@ -108,13 +108,13 @@ def resumed(cfg: "DictConfig", directory: Path) -> "Run | None":
     return found if found.status == "finished" else None
 
 
-def tell_of_jobs(sweep: Path) -> None:
-    """Print the table of a sweep's jobs: what each came to, and of those without a result why."""
+def tell_of_jobs(sweep: Path) -> bool:
+    """Print the table of a sweep's jobs: what each came to, and of those without a result why. Whether all have one."""
     from metagradient.reporting import print_table
     from metagradient.reporting.runs import find
 
     if not sweep.is_dir() or not any(sweep.glob("*/config.yaml")):
-        return
+        return True
     jobs = find([sweep])
     common = set.intersection(*(set(job.overrides) for job in jobs)) if len(jobs) > 1 else set()
     rows = [
@@ -132,6 +132,7 @@ def tell_of_jobs(sweep: Path) -> None:
     columns = ["job", "overrides", "status", "objective", "seconds", "why"]
     width = len(columns) if done < len(jobs) else len(columns) - 1
     print_table(f"{len(jobs)} jobs, {done} finished: {sweep}", columns[:width], [row[:width] for row in rows])
+    return done == len(jobs)
 
 
 def _newest_run(folder: Path, settings: Mapping[str, Any]) -> Path | None:
