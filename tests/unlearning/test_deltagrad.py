@@ -138,6 +138,18 @@ def test_gradients_are_counted() -> None:
     assert Retrain()(run, delete(0, 1)).gradients == 60 * (N - 2)
 
 
+def test_the_guard_holds_a_network_that_the_plain_method_loses() -> None:
+    """A large rate and a fifth of the rows deleted: without the guard the answer is far worse than the untouched run."""
+    run = record(toys.learner(schedule=4.0, hidden=16), mg.Batches(toys.examples(), mg.full_batch_plan(N, 200)))
+    request = delete(*range(12))
+    plain, guarded = DeltaGrad(10, 5)(run, request), DeltaGrad(10, 5, guard=Guard())(run, request)
+    truth = Retrain()(run, request)
+    assert _close(plain, truth) > 20 * _close(truth, run.final)
+    assert _close(guarded, truth) < 10 * _close(truth, run.final)
+    assert guarded.details["refused_steps"] > 0
+    assert guarded.details["exact_steps"] > plain.details["exact_steps"]
+
+
 def test_a_wide_guard_and_none_are_the_same() -> None:
     run, request = recorded("batches"), delete(3, 4)
     wide = DeltaGrad(5, 8, guard=Guard(curvature=1e9, growth=1e9))(run, request)
