@@ -40,9 +40,11 @@ class Kill:
 
 @dataclass(frozen=True)
 class Whole:
-    """An uninterrupted run: what it left, the processor time it took, and how often it saved."""
+    """An uninterrupted run: what it left, the processor time until its directory was there and to its end, and how often
+    it saved."""
 
     left: dict[str, Any]
+    begun: float
     cpu: float
     saves: int
 
@@ -53,7 +55,7 @@ def whole(place: Path, experiment: str, overrides: list[str]) -> Whole:
     process.join()
     assert process.exitcode == 0, (place / "terminal").read_text()
     used = json.loads((place / "used.json").read_text())
-    return Whole(left_by(directory_of(place, experiment)), used["cpu"], used["saves"])
+    return Whole(left_by(directory_of(place, experiment)), used["begun"], used["cpu"], used["saves"])
 
 
 def killed(place: Path, experiment: str, overrides: list[str], when: Kill) -> Path:
@@ -80,7 +82,7 @@ def resumed(place: Path, experiment: str, overrides: list[str]) -> tuple[dict[st
 def moments(experiment: str, run: Whole) -> list[Kill]:
     """Two random moments of the run, early and late, and two within random saves."""
     rng = random.Random(experiment)
-    times = [rng.uniform(low, high) * run.cpu for low, high in ((0.1, 0.5), (0.5, 0.9))]
+    times = [run.begun + rng.uniform(low, high) * (run.cpu - run.begun) for low, high in ((0.1, 0.5), (0.5, 0.9))]
     saves = [(rng.randrange(1, run.saves), behind) for behind in (False, True)]
     return [*(Kill(cpu=cpu) for cpu in times), *(Kill(save=save, behind=behind) for save, behind in saves)]
 
@@ -127,7 +129,7 @@ def _run(place: Path, experiment: str, overrides: list[str], when: Kill) -> None
     terminal = os.open("terminal", os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
     os.dup2(terminal, 1)
     os.dup2(terminal, 2)
-    saves, rename = [0], os.replace
+    saves, there, rename = [0], [0.0], os.replace
 
     def die() -> None:
         os.kill(os.getpid(), signal.SIGKILL)
@@ -139,6 +141,8 @@ def _run(place: Path, experiment: str, overrides: list[str], when: Kill) -> None
         if fatal and not when.behind:
             die()
         rename(source, target, **kwargs)
+        if Path(target).name == "config.yaml":
+            there[0] = time.process_time() - begun
         if fatal:
             die()
 
@@ -154,4 +158,6 @@ def _run(place: Path, experiment: str, overrides: list[str], when: Kill) -> None
         main([experiment, *overrides])
     finally:
         sys.stdout.flush()
-        Path("used.json").write_text(json.dumps({"cpu": time.process_time() - begun, "saves": saves[0]}))
+        Path("used.json").write_text(
+            json.dumps({"begun": there[0], "cpu": time.process_time() - begun, "saves": saves[0]})
+        )
