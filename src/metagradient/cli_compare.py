@@ -84,6 +84,8 @@ def _print(made: "Comparison") -> None:
         print_lines(
             [f"baseline: {made.rows[made.baseline].title}", NOTE.replace("each dot is a run, the bar their mean. ", "")]
         )
+    if made.repeated:
+        print_lines([f"left out: {made.repeated}, because a newer run has their setting and seed"])
     if made.lost:
         rows = [[run.directory.name, run.title, run.status, run.why] for run in made.lost]
         print_table("without a result", ["run", "overrides", "status", "why"], rows)

@@ -209,12 +209,15 @@ def test_what_differs_between_two_configurations_is_said() -> None:
 
 
 def test_a_repeated_seed_is_no_new_evidence(tmp_path: Path) -> None:
-    """The same two seeds three times over: two values, the newest of each."""
+    """The same two seeds three times over: two runs, the newest of each, and a line says what was left out."""
     repeated = []
-    for i, (seed, value) in enumerate([(0, 0.1), (1, 0.2), (0, 0.1), (1, 0.2), (0, 0.5), (1, 0.6)]):
+    for i, (seed, value) in enumerate([(0, 0.1), (1, 0.2), (0, 0.1), (1, 0.2), (1, 0.6), (0, 0.5)]):
         directory = tmp_path / str(i)
         directory.mkdir()
         (directory / "config.yaml").write_text("")
         os.utime(directory / "config.yaml", (i, i))
-        repeated.append(runs.Run(directory, "selection", {"seed": seed}, {"objective": value}))
-    assert by_seed(repeated, "objective") == {0: 0.5, 1: 0.6}
+        metrics = {"result/test_accuracy": value, "status": "finished"}
+        repeated.append(runs.Run(directory, "selection", {"seed": seed}, metrics))
+    (made,) = compare(repeated)
+    assert by_seed(made.rows[0].runs, "result/test_accuracy") == {0: 0.5, 1: 0.6}
+    assert (len(made.rows[0].runs), made.repeated) == (2, 4)

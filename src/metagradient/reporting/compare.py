@@ -68,7 +68,10 @@ class Row:
 
 @dataclass(frozen=True)
 class Comparison:
-    """The runs of one experiment, a row for each setting; the baseline's row has no tests. lost: runs without results."""
+    """The runs of one experiment, a row for each setting; the baseline's row has no tests.
+
+    lost: runs without results. repeated: how many runs are left out because a newer one has their setting and seed.
+    """
 
     experiment: str
     keys: list[str]
@@ -76,6 +79,7 @@ class Comparison:
     rows: list[Row]
     baseline: int
     lost: list[Run]
+    repeated: int
 
 
 def compare(
@@ -104,14 +108,29 @@ def _compare(experiment: str, runs: list[Run], metrics: Sequence[str], baseline:
     names = _metrics(experiment, done, metrics)
     labels = [dict(zip(keys, values, strict=True)) for values in settings]
     index = _baseline(labels, baseline)
-    groups = list(settings.values())
+    groups = [newest(group) for group in settings.values()]
     tests: list[dict[str, Test]] = [{} for _ in groups]
     for name in names:
         if name not in COSTS and groups:
             for i, test in _tests(groups, index, name).items():
                 tests[i][name] = test
     rows = [Row(*parts) for parts in zip(labels, groups, tests, strict=True)]
-    return Comparison(experiment, keys, names, rows, index, [run for run in runs if run.status != "finished"])
+    lost = [run for run in runs if run.status != "finished"]
+    return Comparison(experiment, keys, names, rows, index, lost, len(done) - sum(map(len, groups)))
+
+
+def newest(runs: Sequence[Run]) -> list[Run]:
+    """The newest run of each seed: a repetition is no new evidence. Runs without a seed are told apart by their place."""
+    latest = {_seed(run): run for run in sorted(runs, key=lambda run: _begun(run.directory / "config.yaml"))}
+    return [run for run in runs if latest[_seed(run)] is run]
+
+
+def _seed(run: Run) -> Any:
+    return str(run.directory) if run.seed is None else run.seed
+
+
+def _begun(config: Path) -> float:
+    return config.stat().st_mtime if config.exists() else 0.0
 
 
 def differing(runs: Sequence[Run]) -> list[str]:
@@ -185,15 +204,9 @@ def _baseline(labels: Sequence[Mapping[str, str]], asked: Mapping[str, str]) -> 
 
 
 def by_seed(runs: Sequence[Run], metric: str) -> dict[Any, float]:
-    """Seed -> value, of the runs that have one; of several runs of one seed the newest, for a repetition is no new
-    evidence. Runs without a seed are kept apart by their directories."""
-    latest = sorted(runs, key=lambda run: _begun(run.directory / "config.yaml"))
-    values = ((str(run.directory) if run.seed is None else run.seed, run.metrics.get(metric)) for run in latest)
+    """Seed -> value, of the runs that have one."""
+    values = ((_seed(run), run.metrics.get(metric)) for run in runs)
     return {key: float(value) for key, value in values if isinstance(value, int | float)}
-
-
-def _begun(config: Path) -> float:
-    return config.stat().st_mtime if config.exists() else 0.0
 
 
 def _tests(groups: Sequence[Sequence[Run]], baseline: int, metric: str) -> dict[int, Test]:

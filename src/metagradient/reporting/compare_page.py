@@ -36,6 +36,8 @@ def _section(comparison: Comparison) -> str:
     count = f"{len(runs)} finished runs, {len(comparison.rows)} settings"
     if comparison.lost:
         count += f", {len(comparison.lost)} without a result"
+    if comparison.repeated:
+        count += f", {comparison.repeated} left out: a newer run has their setting and seed"
     return "\n".join(
         [
             f"<section><h2>{_text(comparison.experiment)}</h2><p class=dim>{count}</p>",

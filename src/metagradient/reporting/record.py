@@ -34,7 +34,8 @@ class Record:
     """What a run leaves in its directory, and the same in W&B.
 
     config.yaml, run.log (with any traceback), metrics.json (flat: `result/...`, `cost/...`, `meta/...`, `seed`,
-    `experiment`, `objective`, `status`, of a failed run `error`), curves.csv, figures/*.png, artifacts/. All of it is written on failure and Ctrl-C too, as far as it got.
+    `experiment`, `objective`, `status`, of a failed run `error`), curves.csv, figures/*.png, artifacts/. All of it is
+    written on failure and Ctrl-C too, as far as it got.
 
         with Record.open(cfg, experiment="selection") as record:
             record.curve(step, {"objective": loss})
