@@ -103,10 +103,11 @@ def test_one_lucky_seed_does_not_hold_the_descent() -> None:
     def step(state: DescentState, gradient: Tensor) -> None:
         state.x = state.x - state.scale * gradient
 
-    state = Loop(metasteps=4).descend(torch.zeros(1), measure, step, seed=0)
+    state = Loop(metasteps=4, average_from=0.0).descend(torch.zeros(1), measure, step, seed=0)
     assert state.scale == 0.5  # one rejection, of the 9
     assert float(state.x) == -1.0  # then two half steps
     assert state.accepted_objective == 5.0
+    assert (state.averaged, float(state.mean_x)) == (2, -0.25)  # 0, measured twice, counts once; then -.5
 
 
 def test_each_seeds_gradient_counts_the_same() -> None:

@@ -171,6 +171,6 @@ class Loop:
             log.warning("metastep %d: the metagradient is exactly 0, so nothing moves", state.metastep)
         state.accepted_x, state.accepted_objective = state.x.clone(), values["objective"]
         state.accepted_memory = dict(state.memory)
-        if state.metastep >= self.average_from * self.metasteps:
+        if state.metastep >= self.average_from * self.metasteps and not back:
             state.average()
         move(state, gradient)
