@@ -56,7 +56,7 @@ def defend(
     suspicions = {
         "high-loss filter": example_losses_of(learner, state, poisoned),
         "k-NN outlier filter": neighbour_distances(poisoned),
-        "influence filter": -_influence(learner, state, poisoned, splits.validation, cfg.influence),
+        "influence filter": _harm(learner, state, poisoned, splits.validation, cfg.influence),
     }
     defender = _setup.build(cfg.defender, _convert_="all")
     trusted = DescentProblem(
@@ -93,14 +93,12 @@ def defend(
     return rows, judge.runs + tuner.runs + augmented.runs + extra
 
 
-def _influence(
-    learner: mg.Learner, state: mg.TrainState, train: Fields, trusted: Fields, settings: DictConfig
-) -> Tensor:
-    """How much the trusted rows' mean loss would rise without each training example, by influence functions [n]."""
+def _harm(learner: mg.Learner, state: mg.TrainState, train: Fields, trusted: Fields, settings: DictConfig) -> Tensor:
+    """How much the trusted rows' mean loss would fall without each training example, by influence functions [n]."""
     size = len(state.params)
     compressor = at.Uncompressed() if size <= settings.k else at.Dropout(settings.k)
     scorer = at.Influence(compressor).fit(learner, state, train)
-    return torch.cat([chunk[0].mean(1) for chunk in scorer.chunks(trusted, [settings.damping])])
+    return -torch.cat([chunk[0].mean(1) for chunk in scorer.chunks(trusted, [settings.damping])])
 
 
 def draw(

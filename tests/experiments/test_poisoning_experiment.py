@@ -8,8 +8,12 @@ from pathlib import Path
 import pytest
 import torch
 from console import Done, run_in
+from metagradient.experiments import _poisoning
+from omegaconf import OmegaConf
 from safetensors.torch import load_file
+from torchmetrics.functional.classification import binary_auroc
 
+import metagradient as mg
 from metagradient.descent.state import DescentState
 
 SMALL = [
@@ -89,3 +93,18 @@ def test_bad_input_is_one_clear_line(tmp_path: Path, overrides: list[str], says:
     lines = [line for line in done.err.splitlines() if line.startswith("metagradient poisoning:")]
     assert len(lines) == 1
     assert says in lines[0]
+
+
+@pytest.mark.parametrize("k", [1000, 8], ids=["uncompressed", "compressed"])
+def test_the_influence_filter_suspects_what_harms(k: int) -> None:
+    """A fifth of the labels flipped: their removal would lower the loss of clean rows."""
+    rng = torch.Generator().manual_seed(0)
+    x = torch.randn(300, 5, generator=rng)
+    y = x[:, :3].argmax(1)
+    wrong = torch.rand(200, generator=rng) < 0.2
+    train = {"x": x[:200], "y": torch.where(wrong, (y[:200] + 1) % 3, y[:200])}
+    learner = mg.Classifier(torch.nn.Linear(5, 3), mg.SGD(), 0.5)
+    state = mg.train(learner, mg.Batches(train, mg.full_batch_plan(200, 100)))
+    settings = OmegaConf.create({"k": k, "damping": 1.0})
+    harm = _poisoning._harm(learner, state, train, {"x": x[200:], "y": y[200:]}, settings)
+    assert float(binary_auroc(harm.argsort().argsort().float() / 200, wrong.int())) > 0.9
