@@ -190,9 +190,7 @@ class Methods:
         cfg = self.cfg
         if name != "none":
             return self._fit(at.KernelInfluence("identity", batch_size=cfg.batch, cosine=name == "cosine"), state)
-        if (
-            state.params.numel() <= cfg.none_primal
-        ):  # the matrix [P, P] itself, with the labels enumerated where asked for
+        if state.params.numel() <= cfg.none_primal:  # the matrix [P, P] itself; labels are enumerated where asked for
             primal = at.Influence(at.Uncompressed(), cfg.curvature, cfg.labels, cfg.batch, seed=cfg.seed)
             return self._fit(primal, state)
         labels = 1 if cfg.labels is None else cfg.labels  # 0 is refused

@@ -8,7 +8,15 @@ from test_selection import blobs
 from torch import Tensor
 
 import metagradient as mg
-from metagradient.descent import DescentProblem, GradientCancelling, PixelPoisoning, Poisons, Sign, poison_rows
+from metagradient.descent import (
+    DescentProblem,
+    GradientCancelling,
+    PixelPoisoning,
+    Poisons,
+    Sign,
+    gradient_cancelling,
+    poison_rows,
+)
 from metagradient.descent.poisoning import noise_poisons, soft_error
 from metagradient.errors import UserError
 from metagradient.training.random import fold_in
@@ -156,6 +164,16 @@ def test_gradient_cancelling_makes_its_target_stationary() -> None:
     assert norms[2] < 0.2 * norms[0]
     assert float(clipped.images.min()) >= 0
     assert float(clipped.images.max()) <= 1
+
+
+def test_the_clean_gradient_may_be_taken_in_parts(monkeypatch: pytest.MonkeyPatch) -> None:
+    problem = make_problem()
+    peer = GradientCancelling(corruption_steps=5, steps=20)
+    learner, clean = problem.routine.train(problem.train, 3)
+    target = peer.corrupt(learner, clean, problem.steer, 0.5)
+    whole = peer.cancel(learner, target, problem.train, ROWS)
+    monkeypatch.setattr(gradient_cancelling, "CHUNK", 7)
+    assert torch.allclose(peer.cancel(learner, target, problem.train, ROWS).images, whole.images, atol=1e-9)
 
 
 def test_gradient_cancelling_takes_the_radius_that_harms_most() -> None:

@@ -4,10 +4,14 @@ import csv
 import json
 import math
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
+import torch
 from console import Done, run_in
+from metagradient.experiments._schedule import Judge
 
+import metagradient as mg
 from metagradient.descent.state import DescentState
 
 SMALL = [
@@ -79,3 +83,32 @@ def test_bad_input_is_one_clear_line(tmp_path: Path, overrides: list[str], says:
     lines = [line for line in done.err.splitlines() if line.startswith("metagradient schedule:")]
     assert len(lines) == 1
     assert says in lines[0]
+
+
+class Fixed:
+    """A recipe whose training always ends in a model that is sure of one class."""
+
+    def __init__(self, sure_of: int) -> None:
+        self.sure_of = sure_of
+
+    def train(self, problem: object, seed: int) -> tuple[mg.Learner, mg.TrainState]:
+        model = torch.nn.Linear(1, 2)
+        with torch.no_grad():
+            model.weight.zero_()
+            model.bias.copy_(torch.tensor([3.0, 0.0] if self.sure_of == 0 else [0.0, 3.0]))
+        learner = mg.Classifier(model, mg.SGD(), 0.1)
+        return learner, mg.initial_state(learner)
+
+
+def test_recipes_are_chosen_on_validation_rows_and_told_on_test_rows() -> None:
+    """The validation rows are all of class 0, the test rows of class 1."""
+    rows = {name: {"x": torch.zeros(4, 1), "y": torch.full((4,), y)} for name, y in (("validation", 0), ("test", 1))}
+    judge = Judge(None, SimpleNamespace(**rows), seed=0)  # type: ignore[arg-type]
+    first, second = Fixed(1), Fixed(0)
+    chosen = judge.choose([first, second], seeds=2)  # type: ignore[list-item]
+    assert chosen is second
+    right, wrong = math.log1p(math.exp(-3)), 3 + math.log1p(math.exp(-3))
+    assert judge.losses(second, 0) == pytest.approx((right, wrong, 0.0))  # type: ignore[arg-type]
+    losses, accuracies = judge.test(second, 3)  # type: ignore[arg-type]
+    assert (losses, accuracies) == (pytest.approx([wrong] * 3), [0.0] * 3)
+    assert judge.spent == [2 * 2 + 1 + 3]

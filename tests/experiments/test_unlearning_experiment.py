@@ -3,13 +3,18 @@
 import csv
 import json
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
 from console import Done, run_in
+from metagradient.experiments import _unlearning
+from omegaconf import OmegaConf
 from safetensors.torch import load_file
 
-from metagradient.unlearning import record as record
+import metagradient as mg
+from metagradient.reporting import Progress
+from metagradient.unlearning import record
 
 SMALL = [
     "data.train=120",
@@ -110,6 +115,37 @@ def test_deletion_sets_follow_their_rule(tmp_path: Path, rule: str) -> None:
         assert torch.equal(rows, (digits(train=120, validation=0, test=60).train["y"] == 3).nonzero().flatten())
     else:
         assert len(rows) == 6
+
+
+@pytest.mark.parametrize("rule", ["highest_loss", "highest_influence"])
+def test_targeted_rows_are_those_that_a_look_at_every_row_finds(rule: str) -> None:
+    """Losses by torch's own cross entropy; influences by training again with each row's weight moved either way."""
+    rng = torch.Generator().manual_seed(0)
+    x = torch.randn(44, 3, generator=rng, dtype=torch.float64)
+    y = (x + torch.randn(44, 3, generator=rng, dtype=torch.float64)).argmax(1)
+    train, test = {"x": x[:24], "y": y[:24]}, {"x": x[24:], "y": y[24:]}
+    torch.manual_seed(0)
+    learner = mg.Classifier(torch.nn.Linear(3, 3).double(), mg.SGD(), 0.5)
+    batches = mg.Batches(train, mg.full_batch_plan(24, 20))
+    run = record(learner, batches)
+    if rule == "highest_loss":
+        weight, bias = learner.layout.views(run.final.params)
+        found = torch.nn.functional.cross_entropy(train["x"] @ weight.T + bias, train["y"], reduction="none")
+    else:
+
+        def after(weights: torch.Tensor) -> float:
+            state = mg.train(learner, batches, [mg.DataWeights(weights)])
+            with torch.no_grad(), learner.evaluating(state):
+                return float(mg.mean_loss(test)(learner))
+
+        ones, h = torch.ones(24, dtype=torch.float64), 1e-4
+        moved = torch.eye(24, dtype=torch.float64) * h
+        found = torch.tensor([after(ones + row) - after(ones - row) for row in moved]).abs()
+    cfg = OmegaConf.create({"delete": {"rows": rule, "fraction": None, "count": 5}, "sets": 1, "seed": 0})
+    splits = SimpleNamespace(train=train, test=test)
+    with Progress() as progress:
+        (rows,) = _unlearning.to_delete(cfg, run, splits, progress)  # type: ignore[arg-type]
+    assert rows.tolist() == sorted(found.argsort(descending=True)[:5].tolist())
 
 
 @pytest.mark.parametrize(

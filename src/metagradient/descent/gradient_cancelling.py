@@ -26,6 +26,9 @@ from metagradient.training.learner import Learner
 from metagradient.training.run import Progress
 from metagradient.training.state import TrainState
 
+CHUNK = 1024
+"""Clean examples whose gradient is taken at once."""
+
 
 @dataclass(frozen=True)
 class GradientCancelling:
@@ -95,7 +98,7 @@ class GradientCancelling:
         others = torch.ones(n, dtype=torch.bool)
         others[rows] = False
         clean_sum = torch.zeros_like(target.params)
-        for chunk in others.nonzero().flatten().split(1024):
+        for chunk in others.nonzero().flatten().split(CHUNK):
             clean_sum += len(chunk) * self._gradient(learner, target, {k: v[chunk] for k, v in train.items()})
         pixels = train["x"][rows].clone().to(target.params).requires_grad_()
         optimizer = torch.optim.Adam([pixels], lr=self.rate)

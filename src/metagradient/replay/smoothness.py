@@ -94,11 +94,8 @@ class Smoothness:
         """A warning where the routine is not fit for metagradients, else None."""
         if self.failed == len(self.readings):
             return f"metasmoothness could not be read: training was not finite, or nothing moved. {ADVICE}."
-        failed = (
-            f"; {self.failed} of {len(self.readings)} directions failed (not finite, or no movement)"
-            if self.failed
-            else ""
-        )
+        failed = f"; {self.failed} of {len(self.readings)} directions failed (not finite, or no movement)"
+        failed = failed if self.failed else ""
         if self.value < ROUGH:
             return (
                 f"metasmoothness is {self.value:.2f} (below {ROUGH}): training responds roughly to its metaparameters, so "
@@ -136,7 +133,8 @@ def measure_smoothness(
     """
     if directions < 1 or not h > 0:
         raise UserError(
-            f"smoothness needs directions >= 1 and h > 0, not {directions} and {h}: set directions=4 h=0.05 (in a descent smoothness.directions, smoothness.h)"
+            f"smoothness needs directions >= 1 and h > 0, not {directions} and {h}: set directions=4 h=0.05 (in a descent "
+            "smoothness.directions and smoothness.h)"
         )
     readings, movements, runs = [], [], 0.0
     for i in range(directions):
