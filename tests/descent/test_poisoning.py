@@ -168,7 +168,9 @@ def test_gradient_cancelling_makes_its_target_stationary() -> None:
 
 def test_the_clean_gradient_may_be_taken_in_parts(monkeypatch: pytest.MonkeyPatch) -> None:
     problem = make_problem()
-    peer = GradientCancelling(corruption_steps=5, steps=50, low=None, high=None)  # no range that could hide a difference
+    peer = GradientCancelling(
+        corruption_steps=5, steps=50, low=None, high=None
+    )  # no range that could hide a difference
     learner, clean = problem.routine.train(problem.train, 3)
     target = peer.corrupt(learner, clean, problem.steer, 0.5)
     whole = peer.cancel(learner, target, problem.train, ROWS)
