@@ -2,7 +2,6 @@
 
 import dataclasses
 import logging
-import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -11,6 +10,7 @@ from time import perf_counter
 import torch
 from metagradient.experiments._attribution_peers import PEERS, contained
 from metagradient.experiments._attribution_task import Task
+from metagradient.experiments._attribution_words import ALPHA, COMPRESSORS, PATH, UNITLESS, WORDS, plain_word, slug
 from omegaconf import DictConfig
 from torch import Tensor
 
@@ -25,42 +25,8 @@ from metagradient.training.random import fold_in
 
 log = logging.getLogger(__name__)
 
-COMPRESSORS = {
-    "dropout": at.Dropout,
-    "factor_dropout": at.FactorDropout,
-    "gaussian": at.Gaussian,
-    "factor_gaussian": at.FactorGaussian,
-    "sjlt": at.SJLT,
-    "dropout_sjlt": at.DropoutSJLT,
-    "pca": at.PCA,
-}
-ALPHA = ":alpha"
-UNITLESS = ("gradient_dot", "cosine", *PEERS)  # scores in units of their own; all others are in nats
-WORDS = ["exact", *(f"{name}:k" for name in COMPRESSORS), "none", "gradient_dot", "cosine", "each of them with :alpha"]
-WORDS += ["tracin:checkpoints", "trak:models", *PEERS, "a path to .npy or .safetensors"]
-
-
-def check_word(word: str) -> None:
-    """Refuse a method at once, not after the retrainings.
-
-    Raises:
-        UserError: no such method. FileNotFoundError: no such file of scores.
-    """
-    if Path(word).suffix in (".npy", ".safetensors"):
-        if not Path(word).exists():
-            raise FileNotFoundError(2, "no such file", word)
-        return
-    plain = word.removesuffix(ALPHA)
-    name, _, argument = plain.partition(":")
-    counts = name in COMPRESSORS or (name in ("tracin", "trak") and word == plain)
-    alone = plain in ("exact", "none", "gradient_dot", "cosine") or word in PEERS
-    if not alone and not (counts and argument.isdigit() and int(argument) > 0):
-        raise UserError(f"methods: no method '{word}'; there are: {', '.join(WORDS)}")
-
-
-def slug(name: str) -> str:
-    """A method's name as part of a key or a file name."""
-    return re.sub(r"[^\w.]+", "_", name).strip("_")
+States = mg.TrainState | Sequence[mg.TrainState]
+"""The end of a run, or states along it."""
 
 
 @dataclass(eq=False)
@@ -107,6 +73,7 @@ class Methods:
     """Runs the methods one after the other; `judge(scores [n, held out], drops)` is what dampings are tuned for.
 
     At alpha, a method looks for each share removed at the run in which the weight of every example is the share kept.
+    Along the path, gradients and curvature are means over the run's checkpoints.
     """
 
     def __init__(
@@ -124,7 +91,7 @@ class Methods:
         if Path(word).suffix in (".npy", ".safetensors"):
             found = check_scores(at.read_scores(word), self.task.n, len(next(iter(self.task.queries.values()))))
             return Outcome(Path(word).stem, dict.fromkeys(self.cfg.drop, found), [Path(word)], 0.0, 0.0)
-        plain = word.removesuffix(ALPHA)
+        plain = plain_word(word)
         name, _, argument = plain.partition(":")
         if plain == "exact":
             return self._exact(word)
@@ -183,16 +150,22 @@ class Methods:
         outcome.compression = timed.clock["seconds"] / timed.clock["examples"] * self.task.n
         return outcome
 
-    def _fit(self, method: at.Influence | at.KernelInfluence, state: mg.TrainState) -> at.Scorer:
-        return method.fit(self.task.learner, state, self.task.train, self.progress)
+    def _fit(self, method: at.Influence | at.KernelInfluence, state: States) -> at.Scorer:
+        return method.fit(self.task.learner, state, self.task.train, self.progress)  # type: ignore[arg-type]
 
-    def _uncompressed(self, name: str, state: mg.TrainState) -> at.Scorer:
+    def _uncompressed(self, name: str, state: States) -> at.Scorer:
         cfg = self.cfg
+        size = self.task.state.params.numel()
         if name != "none":
             return self._fit(at.KernelInfluence("identity", batch_size=cfg.batch, cosine=name == "cosine"), state)
-        if state.params.numel() <= cfg.none_primal:  # the matrix [P, P] itself; labels are enumerated where asked for
+        if size <= cfg.none_primal:  # the matrix [P, P] itself; labels are enumerated where asked for
             primal = at.Influence(at.Uncompressed(), cfg.curvature, cfg.labels, cfg.batch, seed=cfg.seed)
             return self._fit(primal, state)
+        if not isinstance(state, mg.TrainState):
+            raise UserError(
+                f"none:path holds the [P, P] curvature, and P = {size} is more than none_primal={cfg.none_primal}: "
+                "compress, methods=[dropout:8192:path]"
+            )
         labels = 1 if cfg.labels is None else cfg.labels  # 0 is refused
         if cfg.labels is None and cfg.curvature == "gauss_newton":
             log.warning(
@@ -218,9 +191,7 @@ class Methods:
         outcome = self._scored(word, lambda _: scorer, tuned=True)
         return dataclasses.replace(outcome, seconds=outcome.seconds + fitting, k=k, scorer=None)
 
-    def _scored(
-        self, word: str, fit: Callable[[mg.TrainState], at.Scorer], *, tuned: bool, runs: float = 0.0
-    ) -> Outcome:
+    def _scored(self, word: str, fit: Callable[[States], at.Scorer], *, tuned: bool, runs: float = 0.0) -> Outcome:
         """Fit, tune the damping on the held-out queries, stream the scores of the others to disk."""
         if not word.endswith(ALPHA):
             return self._scored_at(word, 1.0, self.cfg.drop, fit, tuned, runs)
@@ -239,33 +210,45 @@ class Methods:
         name: str,
         weight: float,
         drops: Sequence[float],
-        fit: Callable[[mg.TrainState], at.Scorer],
+        fit: Callable[[States], at.Scorer],
         tuned: bool,
         runs: float,
     ) -> Outcome:
         t = self.task
         start = perf_counter()
-        if weight == 1:
+        looked_at = 1
+        if name.endswith(PATH):
+            states = [state for state, _ in at.checkpoints(t.learner, t.batches, self.cfg.checkpoints)]
+            scorer, looked_at = fit(states), len(states)
+            runs += 1
+        elif weight == 1:
             scorer = fit(t.state)
         else:
             scorer = at.fit_at_weight(fit, t.learner, t.batches, weight)
             runs += 1
         scorer.prepare()  # before the tuning, which is not timed, would do it
         seconds = perf_counter() - start
-        damping = self._tune(scorer, drops) if tuned else 1.0
+        damping = self._damping(scorer, drops) if tuned else 1.0
         start = perf_counter()
         file = self._file(name, f"{name} {damping} {self.cfg.curvature} {self.cfg.labels} {self.cfg.mask_seed}")
         if not file.complete:
             for (block,) in scorer.chunks(t.queries, [damping], file.done):
                 file.write_rows(block)
         seconds += perf_counter() - start
-        passes = 2 * t.n / max(1, int((t.batches.plan >= 0).sum()))  # over the data, in trainings
+        passes = 2 * looked_at * t.n / max(1, int((t.batches.plan >= 0).sum()))  # over the data, in trainings
         scores = dict.fromkeys(drops, file.scores)
         shown = dict.fromkeys(drops, damping) if tuned else {}
         return Outcome(name, scores, [file.path], seconds, runs + passes, damping=shown, scorer=scorer)
 
-    def _tune(self, scorer: at.Scorer, drops: Sequence[float]) -> float:
-        """The damping whose scores of the held-out queries predict their retrained losses best."""
+    def _damping(self, scorer: at.Scorer, drops: Sequence[float]) -> float:
+        """The damping given, the run's own, or the one whose scores of the held-out queries predict their losses best."""
+        if self.cfg.damping == "run":
+            scale = getattr(scorer, "scale", None)
+            if scale is None:
+                raise UserError(
+                    "damping=run is for influence functions; for trak and other packages tune it: damping=null"
+                )
+            return at.run_damping(self.task.learner, self.task.batches) / float(scale)
         if self.cfg.damping is not None:
             return float(self.cfg.damping)
         grid = list(self.cfg.dampings)

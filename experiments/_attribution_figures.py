@@ -5,8 +5,9 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
-from metagradient.experiments._attribution import COMPRESSORS, Outcome, slug
+from metagradient.experiments._attribution import Outcome
 from metagradient.experiments._attribution_task import Task
+from metagradient.experiments._attribution_words import COMPRESSORS, slug
 from omegaconf import DictConfig
 from torch import Tensor
 

@@ -4,8 +4,8 @@ import statistics
 from collections.abc import Callable, Iterable
 from time import perf_counter
 
-from metagradient.experiments._attribution import COMPRESSORS
 from metagradient.experiments._attribution_task import Task
+from metagradient.experiments._attribution_words import COMPRESSORS
 from omegaconf import DictConfig
 
 from metagradient.attribution import ExampleGradients

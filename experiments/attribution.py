@@ -17,6 +17,7 @@ from metagradient.experiments import (
     _attribution_figures,
     _attribution_race,
     _attribution_task,
+    _attribution_words,
     _setup,
     _smoothness,
     _stages,
@@ -38,7 +39,7 @@ def run(cfg: DictConfig, record: Record) -> float:
     if not cfg.methods or not cfg.drop:
         raise UserError("attribution needs methods and drop: for example methods=[exact] drop=[0.5]")
     for word in cfg.methods:
-        _attribution.check_word(str(word))
+        _attribution_words.check_word(str(word))
     task, splits = _attribution_task.make_task(cfg)
     folder = _setup.folder(cfg.resume) or record.directory
 

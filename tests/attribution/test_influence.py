@@ -14,9 +14,11 @@ from metagradient.attribution import (
     Influence,
     KernelInfluence,
     Uncompressed,
+    checkpoints,
     curvature,
     exact_scores,
     fit_at_weight,
+    run_damping,
     scores,
 )
 from metagradient.attribution.curvature import Dual, Primal, from_features
@@ -223,6 +225,52 @@ def test_of_a_converged_run_influence_and_exact_scores_are_the_same(weight: floa
     state = mg.train(learner, batches, [mg.DataWeights(torch.full((N,), weight))])
     damping = decay / weight / float(hessian(state).diagonal().mean())
     torch.testing.assert_close(scores(scorer, QUERIES, damping), exact, rtol=1e-6, atol=1e-9)
+
+
+@pytest.mark.parametrize("cache", [0, 2**30])
+@pytest.mark.parametrize("name", ["gauss_newton", "fisher"])
+def test_along_a_run_gradients_and_curvature_are_means_over_its_states(name: Any, cache: int) -> None:
+    learner, first = logistic()
+    last = mg.train(learner, mg.Batches(TRAIN, mg.full_batch_plan(N, 30)))
+    mean = torch.stack([curvatures(state)[name] for state in (first, last)]).mean(0)
+    own = torch.stack([dense_gradients(state, TRAIN) for state in (first, last)]).mean(0)
+    shifted = mean + 0.1 * mean.trace() / P * torch.eye(P, dtype=torch.float64)
+    expected = own @ torch.linalg.solve(shifted, dense_gradients(last, QUERIES).T) / N
+    for compressor in (Uncompressed(), Dropout(P)):
+        scorer = Influence(compressor, name, labels=None, batch_size=5, cache=cache).fit(learner, [first, last], TRAIN)
+        torch.testing.assert_close(scores(scorer, QUERIES, 0.1), expected, rtol=1e-9, atol=1e-12)
+        assert scorer.scale == pytest.approx(float(mean.trace()) / P)
+
+
+def test_of_a_run_far_from_converged_its_own_damping_predicts_the_exact_scores() -> None:
+    """Forty steps: mean correlation over the queries with the replay's scores, and relative error."""
+    torch.manual_seed(0)
+    learner = mg.Classifier(models.linear((5,), C).double(), mg.SGD(momentum=0.5), 0.1)
+    batches = mg.Batches(TRAIN, mg.full_batch_plan(N, 40))
+    assert run_damping(learner, batches) == pytest.approx(0.5 / (40 * 0.1))
+    exact, _ = exact_scores(ExactScores(learner, batches), QUERIES)
+    path = [state for state, _ in checkpoints(learner, batches, 10)]
+    method = Influence(Uncompressed(), labels=None)
+
+    def agreement(states: mg.TrainState | list[mg.TrainState], factor: float) -> tuple[float, float]:
+        scorer = method.fit(learner, states, TRAIN)
+        found = scores(scorer, QUERIES, factor * run_damping(learner, batches) / scorer.scale)
+        columns = [torch.stack([found[:, q], exact[:, q]]).corrcoef()[0, 1] for q in range(Q)]
+        return float(torch.stack(columns).mean()), float((found - exact).norm() / exact.norm())
+
+    correlation, error = agreement(path, 1.0)
+    assert correlation > 0.99
+    assert correlation > max(agreement(path, factor)[0] for factor in (0.3, 3.0)) + 0.01
+    assert error < agreement(path[-1], 1.0)[1]
+
+
+@pytest.mark.parametrize(
+    ("optimizer", "rate", "says"), [(mg.Adam(), 0.1, "not Adam"), (mg.SGD(), 0.0, "learner.learning_rate")]
+)
+def test_a_run_without_a_damping_of_its_own_is_refused(optimizer: Any, rate: float, says: str) -> None:
+    learner = mg.Classifier(models.linear((5,), C), optimizer, rate)
+    with pytest.raises(UserError, match=says):
+        run_damping(learner, mg.Batches(TRAIN, mg.full_batch_plan(N, 3)))
 
 
 def test_queries_in_chunks_have_the_same_exact_scores() -> None:

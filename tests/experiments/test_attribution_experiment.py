@@ -25,7 +25,7 @@ def _own_cache(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.Mon
 
 
 ALL = (
-    "methods=[exact,exact:alpha,none,none:alpha,dropout:256,factor_dropout:256,gaussian:64,factor_gaussian:256,sjlt:64,"
+    "methods=[exact,exact:alpha,none,none:alpha,dropout:256,dropout:256:path,factor_dropout:256,gaussian:64,factor_gaussian:256,sjlt:64,"
     "dropout_sjlt:64,pca:32,gradient_dot,cosine,tracin:2,trak:2]"
 )
 
@@ -44,6 +44,7 @@ def test_every_method_on_a_run_with_wrong_labels(tmp_path: Path) -> None:
     assert metrics["result/lds_low"] < metrics["result/lds"] < metrics["result/lds_high"]
     assert metrics["result/lds_none_drop0.5"] > 0.6
     assert metrics["result/lds_none_alpha_drop0.5"] > 0.6
+    assert metrics["result/lds_dropout_256_path_drop0.5"] > 0.4
     assert 0.5 < metrics["result/mislabel_auc"] <= 1
     assert "flipped" in out
     assert metrics["result/compression_ratio_dropout_32"] == 1
@@ -53,7 +54,7 @@ def test_every_method_on_a_run_with_wrong_labels(tmp_path: Path) -> None:
     assert {p.stem for p in (folder / "figures").iterdir()} == {"lds", "pareto", "top_examples", "inspection"}
     for name in ("top_examples.png", "top_examples.csv", "lds.csv", "wrong_labels_found.csv"):
         assert (folder / "artifacts" / name).stat().st_size > 0
-    assert len(list((folder / "artifacts").glob("scores*.safetensors"))) == 17
+    assert len(list((folder / "artifacts").glob("scores*.safetensors"))) == 18
 
     # The same scores from a file are judged alike, and nothing is retrained for it.
     np.save(tmp_path / "theirs.npy", scores.numpy())
@@ -119,6 +120,9 @@ def test_peers_are_judged_by_the_same_retrainings(tmp_path: Path, peer: str, mod
     [
         (["methods=[dropuot:4]"], "dropout:k"),
         (["methods=[trak:2:alpha]"], "trak:models"),
+        (["methods=[exact:path]"], "none:path"),
+        (["methods=[none:path]", "none_primal=100"], "none_primal=100"),
+        (["methods=[trak:1]", "damping=run"], "damping=null"),
         (["methods=[dropout:0]"], "dropout:k"),
         (["methods=[dropout:10000000]"], "not 10000000"),
         (["methods=[]"], "methods"),

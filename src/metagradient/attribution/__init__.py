@@ -4,7 +4,7 @@ from metagradient.attribution.compressors import Compressor, Dropout, FactorDrop
 from metagradient.attribution.curvature import DAMPINGS
 from metagradient.attribution.exact import ExactScores, exact_scores
 from metagradient.attribution.hooks import ExampleGradients
-from metagradient.attribution.influence import Influence, Scorer, fit_at_weight, scores
+from metagradient.attribution.influence import Influence, Scorer, fit_at_weight, run_damping, scores
 from metagradient.attribution.kernel import KernelInfluence
 from metagradient.attribution.peers import TRAK, checkpoints, tracin
 from metagradient.attribution.projections import PCA, SJLT, DropoutSJLT, FactorGaussian, Gaussian
@@ -32,6 +32,7 @@ __all__ = [
     "exact_scores",
     "fit_at_weight",
     "read_scores",
+    "run_damping",
     "scores",
     "tracin",
 ]

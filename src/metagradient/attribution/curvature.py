@@ -22,7 +22,9 @@ _COLUMNS = 1024
 
 
 class Curvature(Protocol):
-    """A matrix that maps a gradient to the change of the parameters."""
+    """A matrix that maps a gradient to the change of the parameters. scale: its mean eigenvalue."""
+
+    scale: float
 
     def solve(self, g: Tensor, damping: float) -> Tensor:
         """(F + lambda I)^-1 g for rows g [q, k], with lambda = damping trace(F) / k."""
@@ -31,6 +33,8 @@ class Curvature(Protocol):
 
 class Identity:
     """No curvature: scores are plain inner products of gradients, the damping means nothing."""
+
+    scale = 1.0
 
     def solve(self, g: Tensor, damping: float) -> Tensor:
         return g

@@ -26,6 +26,7 @@ from metagradient.errors import UserError
 from metagradient.training.batches import Batch, Batches, Fields
 from metagradient.training.learner import Learner
 from metagradient.training.metaparameters import DataWeights
+from metagradient.training.optimizers import SGD
 from metagradient.training.run import Progress, train
 from metagradient.training.state import TrainState
 
@@ -70,6 +71,13 @@ class Weighted:
         for parts in zip(*columns, strict=True):
             yield torch.stack([w * part for w, part in zip(self.weights, parts, strict=True)]).sum(0)
 
+    @property
+    def scale(self) -> float:
+        """The mean eigenvalue of the weighted curvature, where there is only one."""
+        if len(self.scorers) > 1:
+            raise AttributeError("several scorers have no common unit of damping")
+        return self.scorers[0].scale / self.weights[0]  # type: ignore[attr-defined]
+
     def self_influence(self, damping: float) -> Tensor:
         pairs = zip(self.weights, self.scorers, strict=True)
         return torch.stack([w * scorer.self_influence(damping) for w, scorer in pairs]).sum(0)
@@ -88,6 +96,25 @@ def fit_at_weight(fit: Callable[[TrainState], Scorer], learner: Learner, batches
     """
     weights = DataWeights(torch.full((batches.n_examples,), float(weight)))
     return Weighted([fit(train(learner, batches, [weights]))], [1 / weight])
+
+
+def run_damping(learner: Learner, batches: Batches) -> float:
+    """The lambda that a run of SGD behaves as if it had: weight decay + 1 / s, s = sum of learning rates / (1 - momentum).
+
+    After T steps on a quadratic loss the influence of an example in a direction of curvature sigma is
+    (1 - (1 - eta sigma)^T) / sigma, close to 1 / (sigma + 1 / (eta T)). Absolute: divide by a scorer's `scale` for a
+    damping in its units.
+
+    Raises:
+        UserError: the optimizer is not SGD; or its learning rates sum to 0.
+    """
+    optimizer = learner.optimizer
+    if not isinstance(optimizer, SGD):
+        raise UserError(f"damping=run knows what SGD does, not {type(optimizer).__name__}: tune it, damping=null")
+    spent = sum(float(learner.schedule(t)) for t in range(len(batches))) / (1 - optimizer.momentum)
+    if not spent > 0:
+        raise UserError("damping=run: the learning rates sum to 0, so nothing was learned: set learner.learning_rate")
+    return optimizer.weight_decay + 1 / spent
 
 
 @dataclass(frozen=True)
@@ -139,25 +166,39 @@ class Influence:
     target: Target = losses
 
     def fit(
-        self, learner: Learner, state: TrainState, train: Fields, progress: Progress | None = None
+        self,
+        learner: Learner,
+        state: TrainState | Sequence[TrainState],
+        train: Fields,
+        progress: Progress | None = None,
     ) -> CompressedScorer:
-        """One pass over the training examples for the curvature (a second one for their own features follows)."""
-        gradients = ExampleGradients(learner, state)
+        """One pass over the training examples for the curvature (a second one for their own features follows).
+
+        Of several states along a run, the last one its end, F and the training examples' gradients are means over all
+        of them, and the queries' gradients are those at the end. For a run of SGD whose curvature and gradients stayed
+        at these means, removing example i moves the end by +(1/n) (1 - exp(-s F)) F^-1 g_i with s the sum of the
+        learning rates, which (F + I / s)^-1 comes close to: SOURCE with one segment (Bae et al. 2024, arXiv 2405.12186),
+        and `run_damping`.
+        """
+        states = [state] if isinstance(state, TrainState) else list(state)
+        gradients = [ExampleGradients(learner, each) for each in states]
         source = Source(train, self.batch_size)
 
         def go(target: Target, what: str) -> Iterator[list[Piece]]:
-            for batch in source.batches():
-                yield from gradients(batch, target)
-                if progress is not None:
-                    progress(what, int(batch.index[-1]) + 1, source.n)
+            for i, at in enumerate(gradients):
+                for batch in source.batches():
+                    yield from at(batch, target)
+                    if progress is not None:
+                        progress(what, i * source.n + int(batch.index[-1]) + 1, len(gradients) * source.n)
 
-        compress = self.compressor.bind(gradients.parameters, state.params, lambda: go(self.target, "fitting"))
+        like = states[-1].params
+        compress = self.compressor.bind(gradients[-1].parameters, like, lambda: go(self.target, "fitting"))
         curvature: Curvature = Identity()
         if self.curvature != "identity":
             target = curvature_target(self.curvature, self.labels, self.seed, self.target)
-            rows = source.n * _passes(gradients, source, target)
+            n = source.n * len(gradients)
             features = (compress(pieces) for pieces in go(target, "curvature"))
-            curvature = from_features(features, source.n, rows, compress.k)
+            curvature = from_features(features, n, n * _passes(gradients[-1], source, target), compress.k)
         return CompressedScorer(gradients, compress, curvature, source, self.target, self.cache, progress)
 
 
@@ -175,7 +216,7 @@ class CompressedScorer:
 
     def __init__(
         self,
-        gradients: ExampleGradients,
+        gradients: Sequence[ExampleGradients],
         compress: Compress,
         curvature: Curvature,
         source: Source,
@@ -185,24 +226,39 @@ class CompressedScorer:
     ) -> None:
         self.gradients, self.compress, self.curvature, self.source = gradients, compress, curvature, source
         self.n, self.target, self.progress = source.n, target, progress
-        fits = source.n * compress.k * gradients.state.params.element_size() <= cache
+        fits = source.n * compress.k * gradients[-1].state.params.element_size() <= cache
         self._kept: list[Tensor] | None = [] if fits else None
 
+    @property
+    def scale(self) -> float:
+        """The mean eigenvalue of the curvature, the unit of the dampings."""
+        return self.curvature.scale
+
     def features(self, batch: Batch) -> Tensor:
-        """Compressed gradients [B, k]."""
-        (pieces,) = self.gradients(batch, self.target)
+        """Compressed gradients at the end of the run, [B, k]."""
+        return self._features(self.gradients[-1], batch)
+
+    def _features(self, gradients: ExampleGradients, batch: Batch) -> Tensor:
+        (pieces,) = gradients(batch, self.target)
         return self.compress(pieces)
+
+    def _along_the_run(self, batch: Batch) -> Tensor:
+        """Their means over the states [B, k]."""
+        total = self._features(self.gradients[0], batch)
+        for gradients in self.gradients[1:]:
+            total = total + self._features(gradients, batch)
+        return total / len(self.gradients) if len(self.gradients) > 1 else total
 
     def prepare(self) -> None:
         if self._kept is not None and not self._kept:
             for batch in self.source.batches():
-                self._kept.append(self.features(batch))
+                self._kept.append(self._along_the_run(batch))
                 self._tell(batch)
 
     def _train_features(self, start: int) -> Iterator[Tensor]:
         self.prepare()
         if self._kept is None:
-            yield from (self.features(batch) for batch in self.source.batches(start))
+            yield from (self._along_the_run(batch) for batch in self.source.batches(start))
             return
         for first, chunk in zip(range(0, self.n, self.source.batch_size), self._kept, strict=True):
             if first + len(chunk) > start:

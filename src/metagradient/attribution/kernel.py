@@ -99,13 +99,17 @@ class KernelScorer:
     def prepare(self) -> None:
         """Nothing is kept: inner products are computed for each set of queries."""
 
+    @property
+    def scale(self) -> float:
+        """The mean eigenvalue of the curvature, the unit of the dampings."""
+        return 1.0 if self.kernel is None else float(self.kernel.diagonal().sum()) / self.n / self.gradients.size
+
     def _strength(self, damping: float) -> float:
-        assert self.kernel is not None
         if not damping > 0:
             raise UserError(
                 f"damping is relative to the mean eigenvalue of the curvature and must be > 0, not {damping}"
             )
-        return damping * float(self.kernel.diagonal().sum()) / self.n / self.gradients.size
+        return damping * self.scale
 
     def _factor(self, damping: float) -> Tensor:
         assert self.kernel is not None
