@@ -7,20 +7,27 @@ import json
 import logging
 import os
 import re
+from collections.abc import Callable, Generator, Iterator, Sequence
+from contextlib import closing
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 
+import numpy as np
 import torch
 from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
 from metagradient.errors import UserError
-from metagradient.evaluation.batched import losses_of_runs, train_batched
+from metagradient.evaluation.batched import can_batch, losses_of_runs, train_batched
+from metagradient.evaluation.pool import Tick, Unsendable, spread
 from metagradient.training.batches import Batches, Fields
 from metagradient.training.learner import Learner
+from metagradient.training.metaparameters import DataWeights
 from metagradient.training.random import generator
-from metagradient.training.run import Progress, initial_state
+from metagradient.training.run import Progress, initial_state, train
+from metagradient.training.state import TrainState
 
 log = logging.getLogger(__name__)
 
@@ -49,7 +56,10 @@ class GroundTruth:
     folder:  where losses are kept, by a hash of everything that decides them; None: nowhere. What was done before an
              interruption is found again.
     owner:   who pays: `runs` counts the trainings that were really done for it, before an interruption as well.
-    at_once: trainings at a time. `found` counts those that lay on the disk.
+    at_once: trainings moved together, where they can be stacked (`train_batched`).
+    workers: processes of one thread each, among which they are spread where they cannot: convolutional networks. The
+             losses are bitwise those of one process with one thread. Every process holds the data.
+    `found` counts those that lay on the disk.
     """
 
     learner: Learner
@@ -58,9 +68,14 @@ class GroundTruth:
     folder: Path | None = None
     owner: str = ""
     at_once: int = 50
+    workers: int = 1
     progress: Progress | None = None
     runs: float = field(default=0.0, init=False)
     found: int = field(default=0, init=False)
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.workers, int) or self.workers < 1:
+            raise UserError(f"workers must be an integer >= 1, not '{self.workers}': set workers=1")
 
     def losses(self, weights: Tensor) -> Tensor:
         """The queries' losses [R, q] after training with weights (or masks) [R, n]."""
@@ -69,33 +84,94 @@ class GroundTruth:
             if self.folder is None
             else self.folder / f"{recipe(self.learner, self.batches, self.queries, weights)}.safetensors"
         )
-        done, owners = _load(file, len(next(iter(self.queries.values()))))
-        self.runs += owners.count(self.owner) if self.owner else 0
-        self.found += len(done)
-        if len(done):
-            log.info("%d of %d retrainings found in %s", len(done), len(weights), file)
-        for start in range(len(done), len(weights), self.at_once):
-            rows = torch.arange(start, min(start + self.at_once, len(weights)))
+        losses = torch.empty(len(weights), len(next(iter(self.queries.values()))))
+        found, owners = _load(file)
+        self.runs += list(owners.values()).count(self.owner) if self.owner else 0
+        self.found += len(owners)
+        if owners:
+            losses[list(owners)] = found
+            log.info("%d of %d retrainings found in %s", len(owners), len(weights), file)
+        todo = [r for r in range(len(weights)) if r not in owners]
+        with closing(self._retrained(weights.float(), todo)) as retrained:
+            for rows, values in retrained:
+                losses[rows] = values
+                owners |= dict.fromkeys(rows, self.owner)
+                self.runs += len(rows)
+                if file is not None:
+                    _save(losses, owners, file)
+        return losses
+
+    def _retrained(self, weights: Tensor, todo: list[int]) -> Generator[tuple[list[int], Tensor]]:
+        """(rows of the weights, their losses) as they come: stacked where that helps, else from a pool of processes."""
+        if not can_batch(self.learner):
+            yield from self._singly(weights, todo)
+            return
+        for start in range(0, len(todo), self.at_once):
+            rows = todo[start : start + self.at_once]
+            before = (len(weights) - len(todo) + start) * len(self.batches)
             states = train_batched(
                 self.learner,
                 self.batches,
-                weights[rows].float(),
+                weights[rows],
                 initial_state(self.learner),
                 at_once=self.at_once,
-                progress=self._within(start, len(weights)),
+                progress=partial(self._after, before, len(weights)),
             )
-            done = torch.cat([done, losses_of_runs(self.learner, states, self.queries).float()])
-            self.runs += len(rows)
-            owners += [self.owner] * len(rows)
-            if file is not None:
-                _save(done, owners, file)
-        return done
+            yield rows, losses_of_runs(self.learner, states, self.queries).float()
 
-    def _within(self, before: int, total: int) -> Progress | None:
-        progress, steps = self.progress, len(self.batches)
-        if progress is None:
-            return None
-        return lambda what, done, _: progress(what, before * steps + done, total * steps)
+    def _singly(self, weights: Tensor, todo: list[int]) -> Generator[tuple[list[int], Tensor]]:
+        job = partial(_retrain, self.learner, self.batches, self.queries)
+        steps, under_way = len(self.batches), dict[int, int]()
+
+        def tick(index: int, done: int) -> None:
+            under_way[index] = done
+            self._tell((len(weights) - len(todo)) * steps + sum(under_way.values()), len(weights))
+
+        for index, values in _in_processes(job, [weights[r].numpy() for r in todo], self._processes(len(todo)), tick):
+            tick(index, steps)
+            yield [todo[index]], torch.from_numpy(values)
+
+    def _processes(self, runs: int) -> int:
+        """How many, and why."""
+        workers, name = min(self.workers, runs), type(self.learner).__name__
+        if workers > 1 and next(self.learner.parameters()).is_cuda:
+            log.info("processes would share the one GPU: workers=%d is left aside", workers)
+            workers = 1
+        if workers > 1:
+            log.info("%d runs of %s are spread over %d processes of one thread each", runs, name, workers)
+        elif runs:
+            log.info("%d runs of %s are trained one after the other", runs, name)
+        return workers
+
+    def _after(self, before: int, runs: int, _what: str, done: int, _total: int) -> None:
+        self._tell(before + done, runs)
+
+    def _tell(self, done: int, runs: int) -> None:
+        if self.progress is not None:
+            self.progress("retraining", done, runs * len(self.batches))
+
+
+def _retrain(learner: Learner, batches: Batches, queries: Fields, weights: np.ndarray, tick: Tick) -> np.ndarray:
+    """The queries' losses [q] after one training."""
+    z = DataWeights(torch.from_numpy(weights))
+    state = train(learner, batches, (z,), progress=lambda _, done, __: tick(done))
+    return losses_of_runs(learner, TrainState.stack([state]), queries)[0].float().numpy()
+
+
+def _in_processes(
+    job: partial[np.ndarray], arguments: Sequence[np.ndarray], workers: int, tick: Callable[[int, int], None]
+) -> Iterator[tuple[int, np.ndarray]]:
+    """`spread`, or the loop where there is one worker, or the learner cannot travel."""
+    if workers > 1:
+        try:
+            yield from spread(job, arguments, workers, tick)
+            return
+        except Unsendable as error:
+            log.warning(
+                "the learner cannot be sent to other processes (%s): one run after the other, in this one", error
+            )
+    for index, argument in enumerate(arguments):
+        yield index, job(argument, partial(tick, index))
 
 
 def recipe(learner: Learner, batches: Batches, queries: Fields, weights: Tensor | None = None) -> str:
@@ -137,28 +213,32 @@ def _plain(value: object) -> bool:
     return isinstance(value, bool | int | float | complex | str)
 
 
-def _load(file: Path | None, queries: int) -> tuple[Tensor, list[str]]:
-    """Losses, and for whom each row was trained."""
+def _load(file: Path | None) -> tuple[Tensor, dict[int, str]]:
+    """The losses of the rows that are there, and for whom each was trained."""
     if file is not None and file.exists():
         try:
             with safe_open(file, framework="pt") as kept:
                 losses, about = kept.get_tensor("losses"), kept.metadata() or {}
             if about.get("sha256") != _digest(losses, about.get("owners", "")):
                 raise ValueError("its checksum is wrong")
-            return losses, json.loads(about["owners"])
+            owners = json.loads(about["owners"])  # a list: of the first rows, before they came in any order
+            return losses, dict(enumerate(owners)) if isinstance(owners, list) else {
+                int(k): v for k, v in owners.items()
+            }
         except Exception as error:
             log.warning("%s cannot be read (%s): its models are trained again", file, error)
-    return torch.empty(0, queries), []
+    return torch.empty(0), {}
 
 
-def _save(losses: Tensor, owners: list[str], file: Path) -> None:
-    """Written beside and renamed: a run killed here leaves the last whole file."""
-    partial = file.with_suffix(f".{os.getpid()}.tmp")
-    losses, words = losses.contiguous(), json.dumps(owners)
+def _save(losses: Tensor, owners: dict[int, str], file: Path) -> None:
+    """The rows that are there. Written beside and renamed: a run killed here leaves the last whole file."""
+    partial_file = file.with_suffix(f".{os.getpid()}.tmp")
+    rows = sorted(owners)
+    there, words = losses[rows].contiguous(), json.dumps({row: owners[row] for row in rows})
     try:
         file.parent.mkdir(parents=True, exist_ok=True)
-        save_file({"losses": losses}, partial, metadata={"owners": words, "sha256": _digest(losses, words)})
-        partial.replace(file)
+        save_file({"losses": there}, partial_file, metadata={"owners": words, "sha256": _digest(there, words)})
+        partial_file.replace(file)
     except OSError as error:
         log.warning("retrainings are not kept: %s; METAGRADIENT_CACHE names another folder", error)
 
