@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
+from metagradient.experiments import _setup
 from metagradient.experiments._attribution import Outcome
 from metagradient.experiments._attribution_task import Task
 from metagradient.experiments._attribution_words import COMPRESSORS, slug
@@ -139,7 +140,14 @@ def brittle(record: Record, cfg: DictConfig, task: Task, classes: int, outcomes:
     few = torch.arange(min(_SHOWN * 2, len(task.queries["y"])))
     asked, rows = with_every_label(take(task.queries, few), classes), []
     with Progress() as progress:
-        truth = GroundTruth(task.learner, task.batches, asked, at_once=cfg.at_once, progress=progress.callback())
+        truth = GroundTruth(
+            task.learner,
+            task.batches,
+            asked,
+            at_once=cfg.at_once,
+            workers=_setup.workers(cfg),
+            progress=progress.callback(),
+        )
         for outcome in progress.track(list(outcomes), "removing the most helpful"):
             scores = next(iter(outcome.scores.values()))[:, few]
             found = brittleness(truth, scores, task.queries["y"][few], list(cfg.brittleness))

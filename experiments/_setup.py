@@ -53,6 +53,16 @@ def threads_of_a_job(launcher: Mapping[str, Any], cores: int) -> int | None:
     return launcher.get("cpus_per_task")  # submitit
 
 
+def workers(cfg: DictConfig) -> int:
+    """`cfg.workers`, or this job's share of the cores that this process may use."""
+    if cfg.workers is not None:
+        if not isinstance(cfg.workers, int) or cfg.workers < 1:
+            raise UserError(f"workers must be an integer >= 1, or null, not '{cfg.workers}': set workers=1")
+        return cfg.workers
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return threads_of_a_job(_launcher(), cores) or cores
+
+
 def _launcher() -> Mapping[str, Any]:
     return HydraConfig.get().launcher if HydraConfig.initialized() else {}
 
@@ -127,7 +137,7 @@ def _routine(cfg: DictConfig, kind: type[mg.Classifier] | type[mg.LanguageModel]
 
     def make_learner(schedule: mg.Schedule) -> mg.Learner:
         model = build(cfg.model, **sizes)
-        decay = (lambda name, shape: len(shape) > 1) if matrices else None
+        decay = _is_matrix if matrices else None
         learner = kind(model, optimizer, schedule, normalize=settings.normalize.value, decay=decay)
         return learner.to(device=where, dtype=torch.float64 if cfg.trainer.precision == "64-true" else torch.float32)
 
@@ -138,6 +148,10 @@ def _routine(cfg: DictConfig, kind: type[mg.Classifier] | type[mg.LanguageModel]
         epochs=settings.epochs,
         steps=settings.steps,
     )
+
+
+def _is_matrix(_name: str, shape: torch.Size) -> bool:  # no lambda: learners go to other processes
+    return len(shape) > 1
 
 
 def _schedule(settings: Any, steps: int) -> mg.Schedule:

@@ -36,6 +36,7 @@ log = logging.getLogger(__name__)
 
 def run(cfg: DictConfig, record: Record) -> float:
     _setup.prepare(cfg, queries=1, held_out=1, retrainings=3, batch=1, at_once=1)
+    workers = _setup.workers(cfg)
     if not cfg.methods or not cfg.drop:
         raise UserError("attribution needs methods and drop: for example methods=[exact] drop=[0.5]")
     for word in cfg.methods:
@@ -54,6 +55,7 @@ def run(cfg: DictConfig, record: Record) -> float:
             folder=_attribution_task.cache() if cfg.keep_retrainings else folder / "retrainings",
             owner=str(folder.absolute()),
             at_once=cfg.at_once,
+            workers=workers,
             progress=progress.callback(),
         )
         start = perf_counter()

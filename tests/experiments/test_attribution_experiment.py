@@ -132,6 +132,7 @@ def test_peers_are_judged_by_the_same_retrainings(tmp_path: Path, peer: str, mod
         (["curvature=hessian", "methods=[dropout:64]"], "gauss_newton"),
         (["damping=-1", "methods=[dropout:64]"], "damping"),
         (["race.methods=[none]", "methods=[gradient_dot]"], "dropout:k"),
+        (["workers=0"], "workers=1"),
         (["resume=nowhere"], "resume=nowhere"),
     ],
     ids=lambda value: value[0] if isinstance(value, list) else "",
