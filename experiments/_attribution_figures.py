@@ -18,6 +18,7 @@ from metagradient.evaluation import (
     brittleness,
     example_losses_of,
     inspection_curve,
+    leave_one_out_correlation,
     mislabel_auc,
     source_precision,
     take,
@@ -97,6 +98,17 @@ def draw(
     if isinstance(splits, TextSplits | SentenceSplits):
         record.table("top_examples", header, [row for row in table if row[0] in (0, shown - 1) or abs(row[2]) < 2])
     record.csv("top_examples", header, table)
+
+
+def left_out(record: Record, cfg: DictConfig, kept: Tensor, losses: Tensor, outcomes: Sequence[Outcome]) -> None:
+    """Scores of single examples against the losses without them; a method at alpha by its scores for the smallest share."""
+    rows = []
+    for outcome in outcomes:
+        found = leave_one_out_correlation(outcome.scores[min(cfg.drop)], kept, losses, seed=cfg.seed)
+        rows.append([outcome.name, *(f"{c.mean:.3f} ({c.low:.2f} - {c.high:.2f})" for c in found)])
+        for name, c in zip(("spearman", "pearson"), found, strict=True):
+            record.result({f"leave_one_out_{name}_{slug(outcome.name)}": c.mean})
+    record.table("leave_one_out", ["method", f"Spearman, {len(kept)} single examples", "Pearson"], rows)
 
 
 def planted(record: Record, task: Task, splits: TextSplits, outcomes: Sequence[Outcome]) -> None:

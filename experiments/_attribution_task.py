@@ -8,12 +8,14 @@ from time import perf_counter
 import torch
 from metagradient.experiments import _setup
 from omegaconf import DictConfig
+from torch import Tensor
 
 import metagradient as mg
 from metagradient.data import Splits, TextSplits
 from metagradient.errors import UserError
-from metagradient.evaluation import take
+from metagradient.evaluation import leave_one_out, subsets, take
 from metagradient.training.batches import Fields
+from metagradient.training.random import fold_in
 
 
 @dataclass(frozen=True, eq=False)
@@ -54,6 +56,14 @@ def make_task(cfg: DictConfig) -> tuple[Task, Splits | TextSplits]:
     state = mg.train(learner, batches)
     seconds = perf_counter() - start
     return Task(learner, batches, state, splits.train, held_out, queries, routine, seconds), splits
+
+
+def removals(cfg: DictConfig, n: int) -> dict[float, Tensor]:
+    """Which of n examples are kept, [R, n], by the share removed; 0: single ones."""
+    kept = {float(drop): subsets(n, drop, cfg.retrainings, fold_in(cfg.seed, 7)) for drop in cfg.drop}
+    if cfg.leave_one_out:
+        kept[0.0] = leave_one_out(n, cfg.leave_one_out, fold_in(cfg.seed, 10))
+    return kept
 
 
 def cache() -> Path:

@@ -27,9 +27,8 @@ from torch import Tensor
 
 from metagradient.data import TextSplits
 from metagradient.errors import UserError
-from metagradient.evaluation import GroundTruth, join, linear_datamodeling_score, subsets
+from metagradient.evaluation import GroundTruth, join, linear_datamodeling_score
 from metagradient.reporting import Progress, Record
-from metagradient.training.random import fold_in
 
 log = logging.getLogger(__name__)
 
@@ -59,9 +58,8 @@ def run(cfg: DictConfig, record: Record) -> float:
             progress=progress.callback(),
         )
         start = perf_counter()
-        kept, held_out, judged = dict[float, Tensor](), dict[float, Tensor](), dict[float, Tensor]()
-        for drop in progress.track(cfg.drop, "retraining without some examples"):
-            kept[drop] = subsets(task.n, drop, cfg.retrainings, fold_in(cfg.seed, 7))
+        kept, held_out, judged = _attribution_task.removals(cfg, task.n), dict[float, Tensor](), dict[float, Tensor]()
+        for drop in progress.track(list(kept), "retraining without some examples"):
             losses = truth.losses(kept[drop])
             held_out[drop], judged[drop] = losses[:, : cfg.held_out], losses[:, cfg.held_out :]
 
@@ -98,6 +96,8 @@ def run(cfg: DictConfig, record: Record) -> float:
     _attribution_figures.tell(record, cfg, task, outcomes, rows)
     record.cost(training_runs=1 + truth.runs)
     _attribution_figures.draw(record, cfg, task, splits, outcomes, rows)
+    if cfg.leave_one_out:
+        _attribution_figures.left_out(record, cfg, kept[0], judged[0], outcomes)
     if isinstance(splits, TextSplits):
         if bool((splits.query_sources[: cfg.queries] >= 0).any()):
             _attribution_figures.planted(record, task, splits, outcomes)

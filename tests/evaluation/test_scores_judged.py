@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from scipy.stats import spearmanr
+from scipy.stats import pearsonr, spearmanr
 
 import metagradient as mg
 from metagradient import models
@@ -12,6 +12,7 @@ from metagradient.evaluation import (
     brittleness,
     check_scores,
     inspection_curve,
+    leave_one_out,
     leave_one_out_correlation,
     linear_datamodeling_score,
     mislabel_auc,
@@ -70,10 +71,25 @@ def test_scores_of_the_wrong_shape_or_value_are_refused() -> None:
         linear_datamodeling_score(SCORES, KEPT[:, :5], ADDITIVE)
 
 
+def test_leave_one_out_leaves_out_one() -> None:
+    kept = leave_one_out(N, N, seed=0)
+    assert torch.equal(kept.sum(1), torch.full((N,), N - 1))
+    assert torch.equal(kept.sum(0), torch.full((N,), N - 1))  # each of them once
+    assert torch.equal(kept[:4], leave_one_out(N, 4, seed=0))
+    with pytest.raises(UserError, match="leave_one_out=30"):
+        leave_one_out(N, N + 1, seed=0)
+
+
 def test_leave_one_out_compares_single_scores() -> None:
-    removed = torch.tensor([3, 8, 1, 20, 11])
-    assert leave_one_out_correlation(SCORES, removed, SCORES[removed]).mean == pytest.approx(1)
-    assert leave_one_out_correlation(SCORES, removed, -SCORES[removed]).mean == pytest.approx(-1)
+    kept = leave_one_out(N, 12, seed=0)
+    removed = (~kept).nonzero()[:, 1]
+    losses = 2 + SCORES[removed] + torch.randn(12, Q, generator=torch.Generator().manual_seed(1))
+    ranks, values = leave_one_out_correlation(SCORES, kept, losses)
+    for found, reference in ((ranks, spearmanr), (values, pearsonr)):
+        expected = [reference(SCORES[removed, q], losses[:, q]).statistic for q in range(Q)]
+        torch.testing.assert_close(found.per_query, torch.tensor(expected, dtype=torch.float64), rtol=1e-5, atol=1e-6)
+        assert found.low < found.mean < found.high
+    assert all(c.mean == pytest.approx(-1) for c in leave_one_out_correlation(SCORES, kept, 5 - 3 * SCORES[removed]))
 
 
 def test_wrong_labels_found() -> None:

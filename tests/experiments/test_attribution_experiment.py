@@ -12,7 +12,7 @@ from console import Done, run_in
 from safetensors.torch import load_file
 
 SMALL = ["data.train=150", "learner.epochs=3", "queries=6", "held_out=5", "retrainings=12", "logger.mode=disabled"]
-SMALL += ["smoothness=null"]
+SMALL += ["smoothness=null", "leave_one_out=null"]
 
 
 def run(directory: Path, *overrides: str) -> Done:
@@ -35,13 +35,15 @@ RACE = "race={methods:[dropout:32,sjlt:32,pca:32],examples:40,repeats:1}"
 
 def test_every_method_on_a_run_with_wrong_labels(tmp_path: Path) -> None:
     few = ["dampings=[1.0,30.0,300.0]", "drop=[0.1,0.5]", "labels=1", "data.noise.fraction=0.1", "brittleness=[5,30]"]
-    status, out, err = run(tmp_path, *SMALL, *few, ALL, "trak_k=64", "none_primal=100", RACE)
+    status, out, err = run(tmp_path, *SMALL, *few, ALL, "trak_k=64", "none_primal=100", RACE, "leave_one_out=30")
     assert status == 0, err
     (folder,) = (tmp_path / "outputs" / "attribution").iterdir()
     metrics = json.loads((folder / "metrics.json").read_text())
     assert metrics["result/lds_exact_drop0.1"] > 0.85
     assert metrics["result/lds_exact_alpha_drop0.5"] > 0.7
     assert metrics["result/lds_low"] < metrics["result/lds"] < metrics["result/lds_high"]
+    assert metrics["result/leave_one_out_spearman_exact"] > 0.95
+    assert metrics["result/leave_one_out_pearson_exact"] > 0.95
     assert metrics["result/lds_none_drop0.5"] > 0.6
     assert metrics["result/lds_none_alpha_drop0.5"] > 0.6
     assert metrics["result/lds_dropout_256_path_drop0.5"] > 0.4
@@ -133,6 +135,7 @@ def test_peers_are_judged_by_the_same_retrainings(tmp_path: Path, peer: str, mod
         (["damping=-1", "methods=[dropout:64]"], "damping"),
         (["race.methods=[none]", "methods=[gradient_dot]"], "dropout:k"),
         (["workers=0"], "workers=1"),
+        (["leave_one_out=2"], "leave_one_out=50"),
         (["resume=nowhere"], "resume=nowhere"),
     ],
     ids=lambda value: value[0] if isinstance(value, list) else "",

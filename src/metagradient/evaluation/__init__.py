@@ -9,7 +9,7 @@ from metagradient.evaluation.datamodels import (
     linear_datamodeling_score,
 )
 from metagradient.evaluation.filtering import filter_by_loss, filter_by_suspicion, neighbour_distances
-from metagradient.evaluation.groundtruth import GroundTruth, recipe, subsets
+from metagradient.evaluation.groundtruth import GroundTruth, leave_one_out, recipe, subsets
 from metagradient.evaluation.ranking import (
     brittleness,
     inspection_curve,
@@ -38,6 +38,7 @@ __all__ = [
     "inspection_curve",
     "join",
     "klom",
+    "leave_one_out",
     "leave_one_out_correlation",
     "linear_datamodeling_score",
     "losses_of_runs",

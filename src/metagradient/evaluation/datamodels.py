@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
@@ -15,7 +16,7 @@ from metagradient.training.random import fold_in
 
 @dataclass(frozen=True, eq=False)
 class Correlation:
-    """The mean over queries of a rank correlation, its bootstrap 95 % interval, and the value of each query [q]."""
+    """The mean over queries of a correlation, its bootstrap 95 % interval, and the value of each query [q]."""
 
     mean: float
     low: float
@@ -49,33 +50,53 @@ def linear_datamodeling_score(
     The interval resamples retrainings and queries together. A query whose loss never changes counts 0.
     Source: Park et al. 2023 (TRAK), arXiv 2303.14186.
     """
+    x, y = _sides(scores, kept, losses)
+    return _over_queries(_spearman, x, y, resamples, seed)
+
+
+def leave_one_out_correlation(
+    scores: Tensor, kept: Tensor, losses: Tensor, *, resamples: int = 200, seed: int = 0
+) -> tuple[Correlation, Correlation]:
+    """For each query the correlation of scores of single examples with its losses when each alone is left out; the mean.
+
+    scores: [n, q]. kept: [m, n] bool, each row without one example (`leave_one_out`). losses: [m, q]. Intervals as above.
+
+    Returns (Spearman's, Pearson's): of ranks, and of values, which a few strong examples decide.
+    """
+    x, y = _sides(scores, kept, losses)
+    return _over_queries(_spearman, x, y, resamples, seed), _over_queries(_pearson, x, y, resamples, seed)
+
+
+def _sides(scores: Tensor, kept: Tensor, losses: Tensor) -> tuple[np.ndarray, np.ndarray]:
+    """What is predicted and what is true, [R, q]."""
     if kept.shape[1] != len(scores) or losses.shape != (len(kept), scores.shape[1]) or len(kept) < 3:
         raise UserError(
             f"the score needs kept [R >= 3, n] and losses [R, q] for scores {list(scores.shape)}, not "
             f"{list(kept.shape)} and {list(losses.shape)}"
         )
-    x, y = predicted(scores, kept).numpy(), losses.numpy()
-    per_query = _spearman(x, y)
+    return predicted(scores, kept).numpy(), losses.numpy()
+
+
+def _over_queries(
+    correlate: Callable[[np.ndarray, np.ndarray], np.ndarray], x: np.ndarray, y: np.ndarray, resamples: int, seed: int
+) -> Correlation:
+    per_query = correlate(x, y)
     rng = np.random.default_rng(fold_in(seed, 1))
     means = []
     for _ in range(resamples):
         rows, columns = rng.integers(len(x), size=len(x)), rng.integers(x.shape[1], size=x.shape[1])
-        means.append(_spearman(x[np.ix_(rows, columns)], y[np.ix_(rows, columns)]).mean())
+        means.append(correlate(x[np.ix_(rows, columns)], y[np.ix_(rows, columns)]).mean())
     low, high = np.quantile(means, [0.025, 0.975]) if means else (np.nan, np.nan)
     return Correlation(float(per_query.mean()), float(low), float(high), torch.from_numpy(per_query))
 
 
-def leave_one_out_correlation(scores: Tensor, removed: Tensor, rise: Tensor) -> Correlation:
-    """Spearman correlation, per query, of the scores of single examples `removed` [m] and the true rise [m, q] of the
-    loss when each alone is left out."""
-    kept = torch.ones(len(removed), len(scores), dtype=torch.bool)
-    kept[torch.arange(len(removed)), removed] = False
-    return linear_datamodeling_score(scores, kept, rise)
-
-
 def _spearman(x: np.ndarray, y: np.ndarray) -> np.ndarray:
-    """Column by column, ties at their mean rank; 0 where a column is constant."""
-    a, b = (rankdata(v, axis=0) for v in (x, y))
-    a, b = a - a.mean(0), b - b.mean(0)
+    """Column by column, ties at their mean rank."""
+    return _pearson(rankdata(x, axis=0), rankdata(y, axis=0))
+
+
+def _pearson(x: np.ndarray, y: np.ndarray) -> np.ndarray:
+    """Column by column; 0 where a column is constant."""
+    a, b = (v - v.mean(0, dtype=np.float64) for v in (x, y))
     scale = np.sqrt((a * a).sum(0) * (b * b).sum(0))
     return np.divide((a * b).sum(0), scale, out=np.zeros_like(scale), where=scale > 0)

@@ -47,6 +47,15 @@ def subsets(n: int, drop: float, runs: int, seed: int) -> Tensor:
     return kept
 
 
+def leave_one_out(n: int, runs: int, seed: int) -> Tensor:
+    """[R, n] bool, the examples kept: each row loses one, another one each time, drawn at random."""
+    if not isinstance(runs, int) or not 3 <= runs <= n:  # fewer than three cannot be correlated
+        raise UserError(f"leave_one_out must be an integer from 3 to {n}, not {runs}: set leave_one_out={min(n, 50)}")
+    kept = torch.ones(runs, n, dtype=torch.bool)
+    kept[torch.arange(runs), torch.randperm(n, generator=generator(seed))[:runs]] = False
+    return kept
+
+
 @dataclass
 class GroundTruth:
     """Retrains a run without some of its examples: same initialisation, same order, weight 0 for the removed.
