@@ -216,6 +216,18 @@ def test_bad_settings_are_user_errors() -> None:
         pass
 
 
+def test_two_runs_do_not_write_one_directory(tmp_path: Path) -> None:
+    """The second touches nothing; after the first, the directory is free again."""
+    with Record.open({"seed": 0, "logger": DISABLED}, "selection", tmp_path) as first:
+        with pytest.raises(UserError, match=r"another process .* hydra\.run\.dir"):
+            Record.open({"seed": 1, "logger": DISABLED}, "selection", tmp_path).__enter__()
+        first.result({"accuracy": 0.5})
+    assert OmegaConf.load(tmp_path / "config.yaml").seed == 0
+    assert metrics_of(first)["result/accuracy"] == 0.5
+    with Record.open({"seed": 1, "logger": DISABLED}, "selection", tmp_path):
+        assert not (tmp_path / "metrics.json").exists()
+
+
 def test_a_result_that_is_no_number_is_refused() -> None:
     with Record.open({"logger": DISABLED}, "selection") as record, pytest.raises(TypeError, match="list"):
         record.result({"accuracies": [1, 2]})

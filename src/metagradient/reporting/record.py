@@ -5,13 +5,14 @@ import json
 import logging
 import math
 import os
-from collections.abc import Iterable, Mapping, Sequence
-from contextlib import ExitStack
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from time import monotonic
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self
 
+from filelock import FileLock, Timeout
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
 
@@ -79,11 +80,12 @@ class Record:
 
     def __enter__(self) -> Self:
         self.directory.mkdir(parents=True, exist_ok=True)
-        (self.directory / "metrics.json").unlink(missing_ok=True)  # what an earlier run here came to is not this one's
-        write_atomically(self.directory / "config.yaml", OmegaConf.to_yaml(OmegaConf.create(self.config)))
         logger = dict(self.config.get("logger") or {})
         identity = self._context.identity(self.experiment, logger, self.config.get("seed"))
         with ExitStack() as stack:  # undone if what follows fails, else kept until __exit__
+            stack.enter_context(_only_writer(self.directory))
+            (self.directory / "metrics.json").unlink(missing_ok=True)  # what an earlier run here came to is not ours
+            write_atomically(self.directory / "config.yaml", OmegaConf.to_yaml(OmegaConf.create(self.config)))
             stack.enter_context(logging_to(self.directory / "run.log"))
             self._tracker = track(identity, str(logger.get("mode", "auto")), self.config, self._context.outputs)
             self._exit = stack.pop_all()
@@ -186,6 +188,22 @@ class Record:
             key: value for key, value in self._metrics.items() if key not in ("status", "experiment", "objective")
         }
         print_summary(f"{self.experiment}: {self._context.title}", metrics, footer)
+
+
+@contextmanager
+def _only_writer(directory: Path) -> Iterator[None]:
+    """Nobody else writes here meanwhile; the operating system takes the lock back from a process that is killed."""
+    lock = FileLock(directory / ".lock")
+    try:
+        lock.acquire(blocking=False)
+    except Timeout:
+        raise UserError(
+            f"another process is writing {directory}: let it finish or stop it, or give another hydra.run.dir=..."
+        ) from None
+    try:
+        yield
+    finally:
+        lock.release()
 
 
 def plain(value: Any) -> Value:
