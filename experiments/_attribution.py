@@ -10,7 +10,7 @@ from time import perf_counter
 import torch
 from metagradient.experiments._attribution_peers import PEERS, contained
 from metagradient.experiments._attribution_task import Task
-from metagradient.experiments._attribution_words import ALPHA, COMPRESSORS, PATH, UNITLESS, WORDS, plain_word, slug
+from metagradient.experiments._attribution_words import ALPHA, COMPRESSORS, PATH, WORDS, plain_word, slug, unit
 from omegaconf import DictConfig
 from torch import Tensor
 
@@ -266,5 +266,4 @@ class Methods:
         t = self.task
         about = f"{recipe(t.learner, t.batches, t.queries)} {name} {what}"
         queries = len(next(iter(t.queries.values())))
-        unit = "of the method" if name.startswith(UNITLESS) else "nats"
-        return at.ScoreFile(self.folder / f"{stem}.safetensors", t.n, queries, about, unit)
+        return at.ScoreFile(self.folder / f"{stem}.safetensors", t.n, queries, about, unit(name, self.cfg.curvature))

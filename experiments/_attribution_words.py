@@ -18,7 +18,6 @@ COMPRESSORS = {
     "pca": at.PCA,
 }
 ALPHA, PATH = ":alpha", ":path"
-UNITLESS = ("gradient_dot", "cosine", *PEERS)  # scores in units of their own; all others are in nats
 WORDS = ["exact", *(f"{name}:k" for name in COMPRESSORS), "none", "gradient_dot", "cosine", "each of them with :alpha"]
 WORDS += ["none:path", *(f"{name}:k:path" for name in COMPRESSORS)]
 WORDS += ["tracin:checkpoints", "trak:models", *PEERS, "a path to .npy or .safetensors"]
@@ -47,6 +46,13 @@ def check_word(word: str) -> None:
 def plain_word(word: str) -> str:
     """The method without where it looks."""
     return word.removesuffix(ALPHA) if word.endswith(ALPHA) else word.removesuffix(PATH)
+
+
+def unit(word: str, curvature: str) -> str:
+    """Nats, where scores are predicted changes of the loss."""
+    name = word.partition(":")[0]
+    product = name in ("gradient_dot", "cosine", *PEERS)  # or of another output, such as a margin
+    return "of the method" if product or (curvature == "identity" and name in ("none", *COMPRESSORS)) else "nats"
 
 
 def slug(name: str) -> str:

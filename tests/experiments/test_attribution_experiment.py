@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 from console import Done, run_in
+from safetensors import safe_open
 from safetensors.torch import load_file
 
 SMALL = ["data.train=150", "learner.epochs=3", "queries=6", "held_out=5", "retrainings=12", "logger.mode=disabled"]
@@ -57,6 +58,8 @@ def test_every_method_on_a_run_with_wrong_labels(tmp_path: Path) -> None:
     for name in ("top_examples.png", "top_examples.csv", "lds.csv", "wrong_labels_found.csv"):
         assert (folder / "artifacts" / name).stat().st_size > 0
     assert len(list((folder / "artifacts").glob("scores*.safetensors"))) == 18
+    nats = {name: unit_of(folder, f"scores{name}") == "nats" for name in ("", "_dropout_256", "_gradient_dot")}
+    assert nats == {"": True, "_dropout_256": True, "_gradient_dot": False}
 
     # The same scores from a file are judged alike, and nothing is retrained for it.
     np.save(tmp_path / "theirs.npy", scores.numpy())
@@ -96,6 +99,18 @@ def test_a_run_that_was_cut_short_goes_on(tmp_path: Path) -> None:
     status, _, err = run(tmp_path, *SMALL, "methods=[exact]", "learner.epochs=4", f"resume={folder}")
     assert status == 2
     assert "learner.epochs" in err
+
+
+def test_products_of_gradients_are_no_nats(tmp_path: Path) -> None:
+    tiny = ["data.train=60", "retrainings=3", "drop=[0.5]", "damping=1", "methods=[dropout:64,none]"]
+    assert run(tmp_path, *SMALL, *tiny, "curvature=identity")[0] == 0
+    (folder,) = (tmp_path / "outputs" / "attribution").iterdir()
+    assert unit_of(folder, "scores") == unit_of(folder, "scores_none") == "of the method"
+
+
+def unit_of(folder: Path, name: str) -> str:
+    with safe_open(folder / "artifacts" / f"{name}.safetensors", framework="pt") as file:
+        return file.metadata()["unit"]
 
 
 @pytest.mark.parametrize(
