@@ -230,7 +230,8 @@ class Methods:
         seconds = perf_counter() - start
         damping = self._damping(scorer, drops) if tuned else 1.0
         start = perf_counter()
-        file = self._file(name, f"{name} {damping} {self.cfg.curvature} {self.cfg.labels} {self.cfg.mask_seed}")
+        what = f"{damping} {self.cfg.curvature} {self.cfg.labels} {self.cfg.mask_seed} {looked_at}"
+        file = self._file(name, what)
         if not file.complete:
             for (block,) in scorer.chunks(t.queries, [damping], file.done):
                 file.write_rows(block)
