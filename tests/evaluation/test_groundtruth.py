@@ -79,6 +79,37 @@ def test_settings_that_a_model_does_not_print_are_part_of_the_recipe() -> None:
     assert activated(torch.relu) == activated(torch.relu) != activated(torch.tanh)
 
 
+def test_what_a_run_reads_and_does_not_change_is_part_of_the_recipe() -> None:
+    """Frozen weights, tensors that are no buffers, settings in a dict; where a function lies in memory is not."""
+
+    class Based(mg.Classifier):
+        def __init__(self, base: float = 1.0, table: float = 1.0, setting: float = 1.0) -> None:
+            torch.manual_seed(0)
+            super().__init__(torch.nn.Linear(4, 3), mg.SGD(), 0.1)
+            self.base = torch.nn.Parameter(torch.full((4,), base), requires_grad=False)
+            self.table, self.settings = torch.full((4,), table), {"setting": setting}
+
+    def batches() -> mg.Batches:
+        def augment(fields: object, *_: object) -> object:
+            return fields
+
+        return mg.Batches(DATA, mg.epoch_plan(N, 6, 2, seed=0), 0, augment)  # type: ignore[arg-type]
+
+    first = recipe(Based(), batches(), QUERIES)
+    assert recipe(Based(), batches(), QUERIES) == first
+    others = {recipe(Based(**{name: 2.0}), batches(), QUERIES) for name in ("base", "table", "setting")}
+    assert len(others | {first}) == 4
+
+
+def test_the_bar_of_the_retrainings_never_goes_back() -> None:
+    told: list[tuple[int, int]] = []
+    judge = truth()
+    judge.progress = lambda _, done, total: told.append((done, total))
+    judge.losses(subsets(N, 0.3, 7, seed=0))
+    assert told == sorted(told)
+    assert told[-1] == (7 * len(judge.batches), 7 * len(judge.batches))
+
+
 def test_an_interrupted_judge_goes_on_where_it_was(tmp_path: Path) -> None:
     kept = subsets(N, 0.3, 7, seed=0)
 

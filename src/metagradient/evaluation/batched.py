@@ -49,6 +49,7 @@ def train_batched(
     if not together:
         log.info("%d runs of %s are trained one after the other", runs, type(learner).__name__)
     parts, done = [], 0
+    steps = len(batches if isinstance(batches, Batches) else batches[0])
     for rows in torch.arange(runs).split(at_once if together else 1):
         chosen = slice(int(rows[0]), int(rows[-1]) + 1)
         orders = batches if isinstance(batches, Batches) else batches[chosen]
@@ -63,7 +64,7 @@ def train_batched(
             parts.append(TrainState.stack([train(learner, order, z, state=state)]))
         done += len(rows)
         if progress is not None:
-            progress("retraining", done, runs)
+            progress("retraining", done * steps, runs * steps)
     return TrainState.of([torch.cat(column) for column in zip(*(p.tensors() for p in parts), strict=True)])
 
 

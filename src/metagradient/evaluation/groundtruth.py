@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 import json
 import logging
 import os
 import re
-from collections.abc import Callable, Generator, Iterator, Sequence
-from contextlib import closing
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
+from contextlib import closing, contextmanager
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -142,12 +143,12 @@ class GroundTruth:
 
     def _processes(self, runs: int) -> int:
         """How many, and why."""
-        workers, name = min(self.workers, runs), type(self.learner).__name__
+        workers, name = self.workers, type(self.learner).__name__
         if workers > 1 and next(self.learner.parameters()).is_cuda:
             log.info("processes would share the one GPU: workers=%d is left aside", workers)
             workers = 1
         if workers > 1:
-            log.info("%d runs of %s are spread over %d processes of one thread each", runs, name, workers)
+            log.info("%d runs of %s are spread over %d processes of one thread each", runs, name, min(workers, runs))
         elif runs:
             log.info("%d runs of %s are trained one after the other", runs, name)
         return workers
@@ -170,21 +171,42 @@ def _retrain(learner: Learner, batches: Batches, queries: Fields, weights: np.nd
 def _in_processes(
     job: partial[np.ndarray], arguments: Sequence[np.ndarray], workers: int, tick: Callable[[int, int], None]
 ) -> Iterator[tuple[int, np.ndarray]]:
-    """`spread`, or the loop where there is one worker, or the learner cannot travel."""
-    if workers > 1:
+    """`spread`, or the loop where there is one worker, or the learner cannot travel: on one thread, too, to the same bits."""
+    if workers == 1:
+        yield from ((index, job(argument, partial(tick, index))) for index, argument in enumerate(arguments))
+        return
+    done = set[int]()
+    with closing(spread(job, arguments, workers, tick)) as results:
         try:
-            yield from spread(job, arguments, workers, tick)
+            for index, result in results:
+                done.add(index)
+                yield index, result
             return
         except Unsendable as error:
             log.warning(
                 "the learner cannot be sent to other processes (%s): one run after the other, in this one", error
             )
-    for index, argument in enumerate(arguments):
-        yield index, job(argument, partial(tick, index))
+    for index in sorted(set(range(len(arguments))) - done):
+        with _one_thread():
+            result = job(arguments[index], partial(tick, index))
+        yield index, result
+
+
+@contextmanager
+def _one_thread() -> Iterator[None]:
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(threads)
 
 
 def recipe(learner: Learner, batches: Batches, queries: Fields, weights: Tensor | None = None) -> str:
-    """A hash of all that decides a run and what is asked of it: model, optimizer, schedule, data, order, queries."""
+    """A hash of what decides a run and is asked of it: model, frozen weights too, optimizer, schedule, data, order, queries.
+
+    Of code only names are part of it: an edited `losses` wants another METAGRADIENT_CACHE, or an emptied one.
+    """
     start = initial_state(learner)
     words = [
         _FORMAT,
@@ -192,11 +214,11 @@ def recipe(learner: Learner, batches: Batches, queries: Fields, weights: Tensor 
         repr(learner.optimizer),
         learner.normalize,
         repr([float(learner.schedule(t)) for t in range(len(batches))]),
-        repr((batches.seed, batches.augment)),
+        _named((batches.seed, batches.augment)),
         *_settings(learner),
     ]
     parts = {"plan": batches.plan, "weights": weights, "decay": learner.decay_mask}
-    parts |= dict(zip(start.names(), start.tensors(), strict=True))
+    parts |= dict(zip(start.names(), start.tensors(), strict=True)) | _constants(learner)
     digest = hashlib.sha256("\n".join(words).encode())
     for name, x in (*batches.examples.items(), *queries.items(), *parts.items()):
         if x is not None:
@@ -207,18 +229,39 @@ def recipe(learner: Learner, batches: Batches, queries: Fields, weights: Tensor 
 
 def _settings(learner: Learner) -> list[str]:
     """What modules keep as plain attributes and need not print: heads, scales, functions by their names."""
-    common, address = vars(Learner()).keys(), re.compile(r" at 0x[0-9a-f]+")
+    common = vars(Learner()).keys()
     return [
-        f"{name}.{key} = {address.sub('', repr(value))}"
+        f"{name}.{key} = {_named(value)}"
         for name, module in learner.named_modules()
         for key, value in sorted(vars(module).items())
         if key not in common and (callable(value) or _plain(value))
     ]
 
 
+def _constants(learner: Learner) -> dict[str, Tensor]:
+    """Tensors that a run reads and does not change: frozen parameters, and plain attributes of modules."""
+    frozen = {name: p for name, p in learner.named_parameters() if not p.requires_grad}
+    attributes = {
+        f"{name}.{key}": value
+        for name, module in learner.named_modules()
+        for key, value in vars(module).items()
+        if isinstance(value, Tensor)
+    }
+    return frozen | attributes
+
+
+def _named(value: object) -> str:
+    """As printed, without addresses."""
+    return re.sub(r" at 0x[0-9a-f]+", "", repr(value))
+
+
 def _plain(value: object) -> bool:
+    if isinstance(value, Mapping):
+        return all(map(_plain, value.values()))
     if isinstance(value, tuple | list):
         return all(map(_plain, value))
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        return True
     return isinstance(value, bool | int | float | complex | str)
 
 

@@ -41,7 +41,7 @@ def spread(
     Closing the iterator ends the processes at once; they also end when this process does, however it ends.
 
     Raises:
-        Unsendable: before anything was done. UserError: a process was killed, or a job raised one. RuntimeError: the
+        Unsendable: a process cannot read the job. UserError: a process was killed, or a job raised one. RuntimeError: the
         traceback of what else a job raised.
     """
     try:
@@ -58,6 +58,7 @@ def spread(
         for pipe, process in pool.items():
             with _alive(process, workers):
                 pipe.send_bytes(sent)
+        del sent  # a copy of the data
         while pool:
             ready = wait(list(pool))
             for pipe in [pipe for pipe in pool if pipe in ready]:
