@@ -35,6 +35,8 @@ class Peer:
     n: int
     score: Callable[[Fields, float], Tensor]
     folder: tempfile.TemporaryDirectory[str] | None = None  # where the package keeps what it needs; lives as long
+    passes: float = 2.0  # for the curvature, and for the examples' own gradients
+    scale: float | None = None
 
     def prepare(self) -> None:
         """Whatever the package keeps, it computes when it is made or called."""
@@ -198,7 +200,9 @@ def _model(task: Task) -> nn.Module:
     """A copy of the trained model, for packages that change what they are given."""
     if not isinstance(task.learner, mg.Classifier):
         raise UserError(f"peers are set up for classifiers, not for {type(task.learner).__name__}: leave them out")
-    model = copy.deepcopy(task.learner.adopt(task.state).model).eval()
+    model = (
+        copy.deepcopy(task.learner).adopt(task.state).model.eval()
+    )  # the learner's own parameters are the run's start
     for module in model.modules():
         if isinstance(module, TransposedLinear):
             module.__class__ = nn.Linear  # the same map under the name that they know
