@@ -85,12 +85,13 @@ class Methods:
         progress: mg.training.run.Progress,
     ) -> None:
         self.cfg, self.task, self.judge, self.folder, self.progress = cfg, task, judge, folder, progress
-        self._first = True
+        self.drops: Sequence[float] = list(cfg.drop) or [0.0]  # nothing is judged: one set of scores all the same
+        self._first, self._states = True, list[mg.TrainState]()
 
     def __call__(self, word: str) -> Outcome:
         if Path(word).suffix in (".npy", ".safetensors"):
             found = check_scores(at.read_scores(word), self.task.n, len(next(iter(self.task.queries.values()))))
-            return Outcome(Path(word).stem, dict.fromkeys(self.cfg.drop, found), [Path(word)], 0.0, 0.0)
+            return Outcome(Path(word).stem, dict.fromkeys(self.drops, found), [Path(word)], 0.0, 0.0)
         plain = plain_word(word)
         name, _, argument = plain.partition(":")
         if plain == "exact":
@@ -114,13 +115,14 @@ class Methods:
     def _exact(self, word: str) -> Outcome:
         t, replay, alpha = self.task, self.cfg.replay, word.endswith(ALPHA)
         scores, files, spent, start = {}, [], 0.0, perf_counter()
-        for drop in self.cfg.drop if alpha else self.cfg.drop[:1]:
+        for drop in self.drops if alpha else self.drops[:1]:
             method = at.ExactScores(
                 t.learner,
                 t.batches,
                 at=1 - drop if alpha else 1.0,
                 checkpoints=replay.checkpoints,
                 memory=replay.memory,
+                storage=mg.make_storage(replay.storage, replay.folder),
                 at_once=self.cfg.queries_per_replay,
                 progress=self.progress,
             )
@@ -132,7 +134,7 @@ class Methods:
             scores[drop] = file.scores
             files.append(file.path)
         if not alpha:
-            scores = dict.fromkeys(self.cfg.drop, scores[self.cfg.drop[0]])
+            scores = dict.fromkeys(self.drops, scores[self.drops[0]])
         return Outcome(word, scores, files, perf_counter() - start, spent)
 
     # -- influence --------------------------------------------------------------------------------------------------------
@@ -161,11 +163,6 @@ class Methods:
         if size <= cfg.none_primal:  # the matrix [P, P] itself; labels are enumerated where asked for
             primal = at.Influence(at.Uncompressed(), cfg.curvature, cfg.labels, cfg.batch, seed=cfg.seed)
             return self._fit(primal, state)
-        if not isinstance(state, mg.TrainState):
-            raise UserError(
-                f"none:path holds the [P, P] curvature, and P = {size} is more than none_primal={cfg.none_primal}: "
-                "compress, methods=[dropout:8192:path]"
-            )
         labels = 1 if cfg.labels is None else cfg.labels  # 0 is refused
         if cfg.labels is None and cfg.curvature == "gauss_newton":
             log.warning(
@@ -193,9 +190,18 @@ class Methods:
 
     def _scored(self, word: str, fit: Callable[[States], at.Scorer], *, tuned: bool, runs: float = 0.0) -> Outcome:
         """Fit, tune the damping on the held-out queries, stream the scores of the others to disk."""
+        t = self.task
+        if word.endswith(PATH):
+            return self._judged(word, self.drops, lambda: fit(self._path()), tuned, runs + 1)
         if not word.endswith(ALPHA):
-            return self._scored_at(word, 1.0, self.cfg.drop, fit, tuned, runs)
-        parts = [self._scored_at(f"{word}_{1 - drop:g}", 1 - drop, [drop], fit, tuned, runs) for drop in self.cfg.drop]
+            return self._judged(word, self.drops, lambda: fit(t.state), tuned, runs)
+
+        def at_weight(weight: float) -> Callable[[], at.Scorer]:
+            return lambda: at.fit_at_weight(fit, t.learner, t.batches, weight)
+
+        parts = [
+            self._judged(f"{word}_{1 - drop:g}", [drop], at_weight(1 - drop), tuned, runs + 1) for drop in self.drops
+        ]
         return Outcome(
             word,
             {drop: s for part in parts for drop, s in part.scores.items()},
@@ -205,38 +211,30 @@ class Methods:
             damping={drop: c for part in parts for drop, c in part.damping.items()},
         )
 
-    def _scored_at(
-        self,
-        name: str,
-        weight: float,
-        drops: Sequence[float],
-        fit: Callable[[States], at.Scorer],
-        tuned: bool,
-        runs: float,
+    def _path(self) -> list[mg.TrainState]:
+        """States along the run."""
+        if not self._states:
+            t = self.task
+            self._states = [state for state, _ in at.checkpoints(t.learner, t.batches, self.cfg.checkpoints)]
+        return self._states
+
+    def _judged(
+        self, name: str, drops: Sequence[float], fit: Callable[[], at.Scorer], tuned: bool, runs: float
     ) -> Outcome:
         t = self.task
         start = perf_counter()
-        looked_at = 1
-        if name.endswith(PATH):
-            states = [state for state, _ in at.checkpoints(t.learner, t.batches, self.cfg.checkpoints)]
-            scorer, looked_at = fit(states), len(states)
-            runs += 1
-        elif weight == 1:
-            scorer = fit(t.state)
-        else:
-            scorer = at.fit_at_weight(fit, t.learner, t.batches, weight)
-            runs += 1
+        scorer = fit()
         scorer.prepare()  # before the tuning, which is not timed, would do it
         seconds = perf_counter() - start
         damping = self._damping(scorer, drops) if tuned else 1.0
         start = perf_counter()
-        what = f"{damping} {self.cfg.curvature} {self.cfg.labels} {self.cfg.mask_seed} {looked_at}"
-        file = self._file(name, what)
+        deciding = ("curvature", "labels", "mask_seed", "batch", "checkpoints", "none_primal", "pca_examples", "trak_k")
+        file = self._file(name, f"{damping} {[self.cfg[key] for key in deciding]}")
         if not file.complete:
             for (block,) in scorer.chunks(t.queries, [damping], file.done):
                 file.write_rows(block)
         seconds += perf_counter() - start
-        passes = 2 * looked_at * t.n / max(1, int((t.batches.plan >= 0).sum()))  # over the data, in trainings
+        passes = scorer.passes * t.n / max(1, int((t.batches.plan >= 0).sum()))  # over the data, in trainings
         scores = dict.fromkeys(drops, file.scores)
         shown = dict.fromkeys(drops, damping) if tuned else {}
         return Outcome(name, scores, [file.path], seconds, runs + passes, damping=shown, scorer=scorer)
@@ -244,12 +242,8 @@ class Methods:
     def _damping(self, scorer: at.Scorer, drops: Sequence[float]) -> float:
         """The damping given, the run's own, or the one whose scores of the held-out queries predict their losses best."""
         if self.cfg.damping == "run":
-            scale = getattr(scorer, "scale", None)
-            if scale is None:
-                raise UserError(
-                    "damping=run is for influence functions; for trak and other packages tune it: damping=null"
-                )
-            return at.run_damping(self.task.learner, self.task.batches) / float(scale)
+            assert scorer.scale is not None  # `check` has refused methods without
+            return at.run_damping(self.task.learner, self.task.batches) / scorer.scale
         if self.cfg.damping is not None:
             return float(self.cfg.damping)
         grid = list(self.cfg.dampings)

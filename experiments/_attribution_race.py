@@ -11,7 +11,6 @@ from omegaconf import DictConfig
 from metagradient.attribution import ExampleGradients
 from metagradient.attribution.influence import Source
 from metagradient.attribution.pieces import Piece
-from metagradient.errors import UserError
 from metagradient.evaluation import take
 from metagradient.reporting import Record
 
@@ -33,10 +32,6 @@ def race(record: Record, cfg: DictConfig, task: Task, track: Callable[[list[int]
     bound, seconds = {}, dict[str, list[float]]()
     for word in settings.methods:
         name, _, k = str(word).partition(":")
-        if name not in COMPRESSORS or not k.isdigit():
-            raise UserError(
-                f"race.methods: no compressor '{word}'; there are: {', '.join(f'{n}:k' for n in COMPRESSORS)}"
-            )
         bound[word] = COMPRESSORS[name](int(k)).bind(
             gradients.parameters, task.state.params, lambda: go(Source(task.train, cfg.batch))
         )

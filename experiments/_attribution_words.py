@@ -4,6 +4,8 @@ import re
 from pathlib import Path
 
 from metagradient.experiments._attribution_peers import PEERS
+from metagradient.experiments._attribution_task import Task
+from omegaconf import DictConfig
 
 from metagradient import attribution as at
 from metagradient.errors import UserError
@@ -23,12 +25,52 @@ WORDS += ["none:path", *(f"{name}:k:path" for name in COMPRESSORS)]
 WORDS += ["tracin:checkpoints", "trak:models", *PEERS, "a path to .npy or .safetensors"]
 
 
-def check_word(word: str) -> None:
-    """Refuse a method at once, not after the retrainings.
+def check(cfg: DictConfig) -> None:
+    """Refuse methods and settings at once, not after a training.
 
     Raises:
-        UserError: no such method. FileNotFoundError: no such file of scores.
+        UserError: what does not exist, cannot be had together, or lies out of range. FileNotFoundError: no such scores.
     """
+    if not cfg.methods or not (cfg.drop or cfg.damping is not None):
+        raise UserError("attribution needs methods, and drop or damping: for example methods=[exact] drop=[0.5]")
+    if cfg.damping not in (None, "run") and not (isinstance(cfg.damping, int | float) and cfg.damping > 0):
+        raise UserError(f"damping must be a number > 0, run, or null, not '{cfg.damping}'")
+    if cfg.replay.check is not None:
+        raise UserError("attribution has no replay.check: leave it null (selection checks its metagradients)")
+    for word in map(str, cfg.methods):
+        _check_word(word)
+        name = word.partition(":")[0]
+        if word.endswith(ALPHA) and not cfg.drop:
+            raise UserError(f"{word} looks at shares removed: give some, drop=[0.5], or methods=[{plain_word(word)}]")
+        if cfg.damping == "run" and (name == "trak" or name in PEERS):
+            raise UserError("damping=run is for influence functions; for trak and other packages tune it: damping=null")
+    for word in map(str, cfg.race.methods):
+        name, _, k = word.partition(":")
+        if name not in COMPRESSORS or not k.isdigit():
+            known = ", ".join(f"{name}:k" for name in COMPRESSORS)
+            raise UserError(f"race.methods: no compressor '{word}'; there are: {known}")
+
+
+def check_run(cfg: DictConfig, task: Task) -> None:
+    """Refuse what this run cannot have, before the retrainings.
+
+    Raises:
+        UserError: no damping of its own, too few steps or too many parameters.
+    """
+    if cfg.damping == "run":
+        at.run_damping(task.learner, task.batches)
+    steps, size = len(task.batches), task.state.params.numel()
+    along = any(str(word).endswith(PATH) for word in cfg.methods)
+    if along and not (isinstance(cfg.checkpoints, int) and 1 <= cfg.checkpoints <= steps):
+        raise UserError(f"checkpoints must lie in [1, {steps}], the steps of the run, not {cfg.checkpoints}")
+    if "none" + PATH in cfg.methods and size > cfg.none_primal:
+        raise UserError(
+            f"none:path holds the [P, P] curvature, and P = {size} is more than none_primal={cfg.none_primal}: "
+            "compress, methods=[dropout:8192:path]"
+        )
+
+
+def _check_word(word: str) -> None:
     if Path(word).suffix in (".npy", ".safetensors"):
         if not Path(word).exists():
             raise FileNotFoundError(2, "no such file", word)

@@ -26,21 +26,18 @@ from omegaconf import DictConfig
 from torch import Tensor
 
 from metagradient.data import TextSplits
-from metagradient.errors import UserError
 from metagradient.evaluation import GroundTruth, join, linear_datamodeling_score
 from metagradient.reporting import Progress, Record
 
 log = logging.getLogger(__name__)
 
 
-def run(cfg: DictConfig, record: Record) -> float:
+def run(cfg: DictConfig, record: Record) -> float | None:
     _setup.prepare(cfg, queries=1, held_out=1, retrainings=3, batch=1, at_once=1)
     workers = _setup.workers(cfg)
-    if not cfg.methods or not cfg.drop:
-        raise UserError("attribution needs methods and drop: for example methods=[exact] drop=[0.5]")
-    for word in cfg.methods:
-        _attribution_words.check_word(str(word))
+    _attribution_words.check(cfg)
     task, splits = _attribution_task.make_task(cfg)
+    _attribution_words.check_run(cfg, task)
     folder = _setup.folder(cfg.resume) or record.directory
 
     with Progress(_stages.attribution(cfg)) as progress:
@@ -63,7 +60,7 @@ def run(cfg: DictConfig, record: Record) -> float:
             losses = truth.losses(kept[drop])
             held_out[drop], judged[drop] = losses[:, : cfg.held_out], losses[:, cfg.held_out :]
 
-        if not truth.found:  # on disk: what a retraining cost beside a single run
+        if truth.runs and not truth.found:  # on disk: what a retraining cost beside a single run
             share = (perf_counter() - start) / truth.runs / task.seconds
             record.result({"retrainings_share_of_a_loop": share, "seconds_training": task.seconds})
 
@@ -83,11 +80,8 @@ def run(cfg: DictConfig, record: Record) -> float:
                 row = {"method": outcome.name, "drop": drop, "lds": lds.mean, "low": lds.low, "high": lds.high}
                 row |= {"damping": outcome.damping.get(drop), "k": outcome.k, "compression": outcome.compression}
                 rows.append(row)
-            log.info(
-                "%s: %s",
-                outcome.name,
-                ", ".join(f"LDS {r['lds']:.3f} at {r['drop']:g}" for r in rows[-len(cfg.drop) :]),
-            )
+            told = [f"LDS {row['lds']:.3f} at {row['drop']:g}" for row in rows if row["method"] == outcome.name]
+            log.info("%s: %s", outcome.name, ", ".join(told) or "not judged")
 
         if cfg.race.methods:
             _attribution_race.race(record, cfg, task, progress.track)
@@ -106,6 +100,8 @@ def run(cfg: DictConfig, record: Record) -> float:
             _attribution_figures.mislabelled(record, task, splits.truth.wrong, outcomes)
         if cfg.brittleness:
             record.cost(training_runs=_attribution_figures.brittle(record, cfg, task, len(splits.classes), outcomes))
+    if not rows:
+        return None
     headline = rows[len(cfg.drop) - 1]
     record.result({"lds": headline["lds"], "lds_low": headline["low"], "lds_high": headline["high"]})
     return float(headline["lds"])

@@ -9,6 +9,7 @@ from torch import Tensor
 import metagradient as mg
 from metagradient import models
 from metagradient.attribution import (
+    PCA,
     Dropout,
     ExactScores,
     Influence,
@@ -23,6 +24,7 @@ from metagradient.attribution import (
 )
 from metagradient.attribution.curvature import Dual, Primal, from_features
 from metagradient.errors import UserError
+from metagradient.training.batches import Batch
 
 N, Q, C = 14, 4, 3
 P = (5 + 1) * C
@@ -225,6 +227,14 @@ def test_of_a_converged_run_influence_and_exact_scores_are_the_same(weight: floa
     state = mg.train(learner, batches, [mg.DataWeights(torch.full((N,), weight))])
     damping = decay / weight / float(hessian(state).diagonal().mean())
     torch.testing.assert_close(scores(scorer, QUERIES, damping), exact, rtol=1e-6, atol=1e-9)
+    assert scorer.scale is not None
+    assert run_damping(learner, batches) / scorer.scale == pytest.approx(damping * (1 + 1 / (400 * decay)))
+
+
+def test_at_one_weight_for_all_the_divisor_has_to_stay() -> None:
+    learner = mg.Classifier(models.linear((5,), C).double(), mg.SGD(), 1.0, normalize="kept")
+    with pytest.raises(UserError, match=r"learner\.normalize=batch"):
+        fit_at_weight(lambda state: Influence(Uncompressed()).fit(learner, state, TRAIN), learner, run().batches, 0.5)
 
 
 @pytest.mark.parametrize("cache", [0, 2**30])
@@ -239,6 +249,8 @@ def test_along_a_run_gradients_and_curvature_are_means_over_its_states(name: Any
     for compressor in (Uncompressed(), Dropout(P)):
         scorer = Influence(compressor, name, labels=None, batch_size=5, cache=cache).fit(learner, [first, last], TRAIN)
         torch.testing.assert_close(scores(scorer, QUERIES, 0.1), expected, rtol=1e-9, atol=1e-12)
+        on_itself = scores(scorer, TRAIN, 0.1).diagonal()
+        torch.testing.assert_close(scorer.self_influence(0.1), on_itself, rtol=1e-9, atol=1e-12)
         assert scorer.scale == pytest.approx(float(mean.trace()) / P)
 
 
@@ -264,8 +276,25 @@ def test_of_a_run_far_from_converged_its_own_damping_predicts_the_exact_scores()
     assert error < agreement(path[-1], 1.0)[1]
 
 
+def test_principal_directions_are_fitted_on_all_states_of_a_run() -> None:
+    """As many examples as two batches of one state: half of them are of the last state, and lie in the subspace."""
+    learner, first = logistic()
+    last = mg.TrainState(torch.linspace(-2, 2, P, dtype=torch.float64), (), first.buffers)
+    method = Influence(PCA(N, examples=N), "identity", batch_size=N // 2)
+    scorer = method.fit(learner, [first, last], TRAIN)
+    rows = torch.arange(N // 2)
+    kept = scorer.features(Batch(0, rows, {k: v[rows] for k, v in TRAIN.items()}))
+    whole = dense_gradients(last, TRAIN)[rows]
+    torch.testing.assert_close(kept @ kept.T, whole @ whole.T, rtol=1e-6, atol=1e-9)
+
+
 @pytest.mark.parametrize(
-    ("optimizer", "rate", "says"), [(mg.Adam(), 0.1, "not Adam"), (mg.SGD(), 0.0, "learner.learning_rate")]
+    ("optimizer", "rate", "says"),
+    [
+        (mg.Adam(), 0.1, "not Adam"),
+        (mg.SGD(), 0.0, "learner.learning_rate"),
+        (mg.SGD(momentum=1.0), 0.1, "learner.optimizer.momentum"),
+    ],
 )
 def test_a_run_without_a_damping_of_its_own_is_refused(optimizer: Any, rate: float, says: str) -> None:
     learner = mg.Classifier(models.linear((5,), C), optimizer, rate)

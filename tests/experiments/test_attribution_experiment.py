@@ -4,13 +4,18 @@ import hashlib
 import importlib.util
 import json
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
 from console import Done, run_in
+from metagradient.experiments import _attribution_peers
 from safetensors import safe_open
 from safetensors.torch import load_file
+
+import metagradient as mg
+from metagradient import models
 
 SMALL = ["data.train=150", "learner.epochs=3", "queries=6", "held_out=5", "retrainings=12", "logger.mode=disabled"]
 SMALL += ["smoothness=null", "leave_one_out=null"]
@@ -101,6 +106,23 @@ def test_a_run_that_was_cut_short_goes_on(tmp_path: Path) -> None:
     assert "learner.epochs" in err
 
 
+def test_without_retrainings_there_are_scores_all_the_same(tmp_path: Path) -> None:
+    """With the run's own damping nothing is tuned, so nothing need be retrained; both methods share one training."""
+    asked = ["drop=[]", "damping=run", "methods=[dropout:256:path,dropout:256,exact]"]
+    status, _, err = run(tmp_path, *SMALL, *asked)
+    assert status == 0, err
+    (folder,) = (tmp_path / "outputs" / "attribution").iterdir()
+    names = ("scores", "scores_dropout_256", "scores_exact")
+    path, end, exact = (load_file(folder / "artifacts" / f"{name}.safetensors")["scores"] for name in names)
+    metrics = json.loads((folder / "metrics.json").read_text())
+    assert "objective" not in metrics
+    assert not any("lds" in name for name in metrics)
+    agree = [float(torch.stack([x.flatten(), exact.flatten()]).corrcoef()[0, 1]) for x in (path, end)]
+    assert min(agree) > 0.5
+    assert agree[0] > agree[1]
+    assert {p.stem for p in (folder / "figures").iterdir()} == {"top_examples"}
+
+
 def test_products_of_gradients_are_no_nats(tmp_path: Path) -> None:
     tiny = ["data.train=60", "retrainings=3", "drop=[0.5]", "damping=1", "methods=[dropout:64,none]"]
     assert run(tmp_path, *SMALL, *tiny, "curvature=identity")[0] == 0
@@ -111,6 +133,17 @@ def test_products_of_gradients_are_no_nats(tmp_path: Path) -> None:
 def unit_of(folder: Path, name: str) -> str:
     with safe_open(folder / "artifacts" / f"{name}.safetensors", framework="pt") as file:
         return file.metadata()["unit"]
+
+
+def test_peers_get_the_trained_model_and_the_learner_keeps_the_runs_start() -> None:
+    torch.manual_seed(0)
+    learner = mg.Classifier(models.linear((4,), 3), mg.SGD(), 0.5)
+    start = mg.initial_state(learner).params.clone()
+    examples = {"x": torch.randn(6, 4), "y": torch.arange(6) % 3}
+    state = mg.train(learner, mg.Batches(examples, mg.full_batch_plan(6, 3)))
+    model = _attribution_peers._model(SimpleNamespace(learner=learner, state=state))  # type: ignore[arg-type]
+    assert torch.equal(torch.cat([p.flatten() for p in model.parameters()]), state.params)
+    assert torch.equal(mg.initial_state(learner).params, start)
 
 
 @pytest.mark.parametrize(
@@ -146,6 +179,11 @@ def test_peers_are_judged_by_the_same_retrainings(tmp_path: Path, peer: str, mod
         (["methods=[missing.npy]"], "missing.npy"),
         (["retrainings=1"], "retrainings"),
         (["drop=[0.0001]"], "drop=0.5"),
+        (["damping=rnu", "methods=[dropout:64]"], "not 'rnu'"),
+        (["drop=[]", "methods=[dropout:64]"], "drop or damping"),
+        (["drop=[]", "methods=[none:alpha]", "damping=1"], "drop=[0.5]"),
+        (["checkpoints=0", "methods=[dropout:64:path]"], "checkpoints"),
+        (["replay.check=fd", "methods=[exact]"], "replay.check"),
         (["curvature=hessian", "methods=[dropout:64]"], "gauss_newton"),
         (["damping=-1", "methods=[dropout:64]"], "damping"),
         (["race.methods=[none]", "methods=[gradient_dot]"], "dropout:k"),

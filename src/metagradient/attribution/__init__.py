@@ -1,7 +1,6 @@
 """Attribution: which training examples made the model say this? Exact by replay, cheap by influence functions."""
 
 from metagradient.attribution.compressors import Compressor, Dropout, FactorDropout, Uncompressed
-from metagradient.attribution.curvature import DAMPINGS
 from metagradient.attribution.exact import ExactScores, exact_scores
 from metagradient.attribution.hooks import ExampleGradients
 from metagradient.attribution.influence import Influence, Scorer, fit_at_weight, run_damping, scores
@@ -11,7 +10,6 @@ from metagradient.attribution.projections import PCA, SJLT, DropoutSJLT, FactorG
 from metagradient.attribution.store import ScoreFile, read_scores
 
 __all__ = [
-    "DAMPINGS",
     "PCA",
     "SJLT",
     "TRAK",

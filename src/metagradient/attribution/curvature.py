@@ -10,13 +10,6 @@ from torch import Tensor
 
 from metagradient.errors import UserError
 
-DAMPINGS = (0.1, 1.0, 3.0, 10.0, 30.0, 100.0, 300.0, 1000.0, 3000.0)
-"""Dampings worth trying, relative to the mean eigenvalue of F. Only held-out queries can say which one is right. A run of
-T steps at learning rate eta that has not converged behaves as if lambda were about 1 / (eta T), which may be far above the
-mean eigenvalue of a large model. Compression keeps the trace, so the mean eigenvalue of k coordinates is P / k times that of
-all P, and the damping that suits them about k / P times as large."""
-
-
 _COLUMNS = 1024
 """Of a symmetric matrix are computed at a time: little more than half the work for a large one."""
 

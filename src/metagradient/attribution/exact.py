@@ -11,6 +11,7 @@ from torch import Tensor
 
 from metagradient.replay import example_losses, metagradient
 from metagradient.replay.budget import available_bytes, measure, parse_bytes
+from metagradient.replay.storage import Storage
 from metagradient.training.batches import Batches, Fields
 from metagradient.training.learner import Learner
 from metagradient.training.metaparameters import DataWeights
@@ -27,7 +28,7 @@ class ExactScores:
     at:          the weight of every example in the replayed run. At 1, the trained model itself is differentiated; at
                  the share of examples that will be kept, the middle between keeping and removing, at the same cost,
                  which is far more accurate for large removals.
-    checkpoints, memory: as for `metagradient`; a third of the memory is for the queries' cotangents.
+    checkpoints, memory, storage: as for `metagradient`; a third of the memory is for the queries' cotangents.
     at_once:     queries in one replay; None: as many as fit.
 
     Every chunk of queries trains and replays once: `cost` counts trainings, a taped step with its pull as 3.
@@ -38,6 +39,7 @@ class ExactScores:
     at: float = 1.0
     checkpoints: str = "auto"
     memory: str | int | None = None
+    storage: str | Storage = "memory"
     at_once: int | None = None
     progress: Progress | None = None
 
@@ -55,6 +57,7 @@ class ExactScores:
                 example_losses(chosen),
                 checkpoints=self.checkpoints,
                 memory=memory,
+                storage=self.storage,
                 progress=self.progress,
             )
             yield -result["weights"].T.cpu(), result.cost

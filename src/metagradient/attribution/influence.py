@@ -34,9 +34,17 @@ CurvatureName = Literal["gauss_newton", "fisher", "identity"]
 
 
 class Scorer(Protocol):
-    """Scores of training examples, chunk by chunk."""
+    """Scores of training examples, chunk by chunk.
+
+    passes: over the training examples that fitting and scoring take, a gradient of each (forward and backward) being 1.
+    scale: the mean eigenvalue of the curvature, the unit of dampings; None where they have no such unit.
+    """
 
     n: int
+    passes: float
+
+    @property
+    def scale(self) -> float | None: ...
 
     def prepare(self) -> None:
         """Compute what every later call shares, such as the training examples' features, where it is kept."""
@@ -61,6 +69,7 @@ class Weighted:
 
     def __init__(self, scorers: Sequence[Scorer], weights: Sequence[float]) -> None:
         self.scorers, self.weights, self.n = scorers, weights, scorers[0].n
+        self.passes, self.scale = sum(scorer.passes for scorer in scorers), None
 
     def prepare(self) -> None:
         for scorer in self.scorers:
@@ -71,19 +80,34 @@ class Weighted:
         for parts in zip(*columns, strict=True):
             yield torch.stack([w * part for w, part in zip(self.weights, parts, strict=True)]).sum(0)
 
-    @property
-    def scale(self) -> float:
-        """The mean eigenvalue of the weighted curvature, where there is only one."""
-        if len(self.scorers) > 1:
-            raise AttributeError("several scorers have no common unit of damping")
-        return self.scorers[0].scale / self.weights[0]  # type: ignore[attr-defined]
-
     def self_influence(self, damping: float) -> Tensor:
         pairs = zip(self.weights, self.scorers, strict=True)
         return torch.stack([w * scorer.self_influence(damping) for w, scorer in pairs]).sum(0)
 
 
-def fit_at_weight(fit: Callable[[TrainState], Scorer], learner: Learner, batches: Batches, weight: float) -> Weighted:
+class AtWeight:
+    """A scorer around a run in which every example has the same weight: see `fit_at_weight`."""
+
+    def __init__(self, scorer: Scorer, weight: float) -> None:
+        self.scorer, self.weight, self.n, self.passes = scorer, weight, scorer.n, scorer.passes
+
+    @property
+    def scale(self) -> float | None:
+        """Of the weighted curvature, weight F."""
+        return None if self.scorer.scale is None else self.weight * self.scorer.scale
+
+    def prepare(self) -> None:
+        self.scorer.prepare()
+
+    def chunks(self, queries: Fields, dampings: Sequence[float], start: int = 0) -> Iterator[Tensor]:
+        for part in self.scorer.chunks(queries, dampings, start):
+            yield part / self.weight
+
+    def self_influence(self, damping: float) -> Tensor:
+        return self.scorer.self_influence(damping) / self.weight
+
+
+def fit_at_weight(fit: Callable[[TrainState], Scorer], learner: Learner, batches: Batches, weight: float) -> AtWeight:
     """Scores around the run in which every example has this weight, instead of around the trained model (weight 1).
 
     Where a share alpha of the examples will be kept, weight = alpha lies in the middle of what is removed and what is
@@ -93,28 +117,39 @@ def fit_at_weight(fit: Callable[[TrainState], Scorer], learner: Learner, batches
 
     with gradients and F at that run's final state. Trains once; `fit` makes a scorer from a state, and its damping is
     relative to F, lambda / alpha.
+
+    Raises:
+        UserError: with normalize="kept", which divides one weight of all examples out again.
     """
+    if learner.normalize != "batch":
+        raise UserError("at one weight for all, normalize=kept changes nothing: set learner.normalize=batch")
     weights = DataWeights(torch.full((batches.n_examples,), float(weight)))
-    return Weighted([fit(train(learner, batches, [weights]))], [1 / weight])
+    return AtWeight(fit(train(learner, batches, [weights])), weight)
 
 
 def run_damping(learner: Learner, batches: Batches) -> float:
     """The lambda that a run of SGD behaves as if it had: weight decay + 1 / s, s = sum of learning rates / (1 - momentum).
 
     After T steps on a quadratic loss the influence of an example in a direction of curvature sigma is
-    (1 - (1 - eta sigma)^T) / sigma, close to 1 / (sigma + 1 / (eta T)). Absolute: divide by a scorer's `scale` for a
-    damping in its units.
+    (1 - (1 - eta sigma)^T) / sigma, at most 1.3 times 1 / (sigma + 1 / (eta T)). That 1 / (eta T) may be far above the mean
+    eigenvalue of a large model. Weight decay that spares some parameters (`learner.decay`) counts with its mean over all.
+    Absolute: divide by a scorer's `scale` for a damping in its units. Compression keeps the trace of F, so the mean
+    eigenvalue of k coordinates is P / k times that of all P, and the relative damping k / P times as large.
 
     Raises:
-        UserError: the optimizer is not SGD; or its learning rates sum to 0.
+        UserError: the optimizer is not SGD; its momentum is 1 or more; its learning rates sum to 0.
     """
-    optimizer = learner.optimizer
+    optimizer, mask = learner.optimizer, learner.decay_mask
     if not isinstance(optimizer, SGD):
         raise UserError(f"damping=run knows what SGD does, not {type(optimizer).__name__}: tune it, damping=null")
+    if optimizer.momentum >= 1:
+        raise UserError(
+            f"damping=run needs learner.optimizer.momentum < 1, not {optimizer.momentum}: a run with it diverges"
+        )
     spent = sum(float(learner.schedule(t)) for t in range(len(batches))) / (1 - optimizer.momentum)
     if not spent > 0:
         raise UserError("damping=run: the learning rates sum to 0, so nothing was learned: set learner.learning_rate")
-    return optimizer.weight_decay + 1 / spent
+    return optimizer.weight_decay * (1.0 if mask is None else float(mask.mean())) + 1 / spent
 
 
 @dataclass(frozen=True)
@@ -185,24 +220,27 @@ class Influence:
         source = Source(train, self.batch_size)
 
         def go(target: Target, what: str) -> Iterator[list[Piece]]:
-            for i, at in enumerate(gradients):
-                for batch in source.batches():
-                    yield from at(batch, target)
-                    if progress is not None:
-                        progress(what, i * source.n + int(batch.index[-1]) + 1, len(gradients) * source.n)
+            for batch in source.batches():
+                for each in gradients:
+                    yield from each(batch, target)
+                if progress is not None:
+                    progress(what, int(batch.index[-1]) + 1, source.n)
 
         like = states[-1].params
         compress = self.compressor.bind(gradients[-1].parameters, like, lambda: go(self.target, "fitting"))
         curvature: Curvature = Identity()
+        passes = 1.0
         if self.curvature != "identity":
             target = curvature_target(self.curvature, self.labels, self.seed, self.target)
-            n = source.n * len(gradients)
+            n, each = source.n * len(gradients), rows_of_an_example(gradients[-1], source, target)
             features = (compress(pieces) for pieces in go(target, "curvature"))
-            curvature = from_features(features, n, n * _passes(gradients[-1], source, target), compress.k)
-        return CompressedScorer(gradients, compress, curvature, source, self.target, self.cache, progress)
+            curvature = from_features(features, n, n * each, compress.k)
+            passes += (1 + 2 * each) / 3
+        passes *= len(gradients)
+        return CompressedScorer(gradients, compress, curvature, source, self.target, self.cache, passes, progress)
 
 
-def _passes(gradients: ExampleGradients, source: Source, target: Target) -> int:
+def rows_of_an_example(gradients: ExampleGradients, source: Source, target: Target) -> int:
     """How many gradients an example contributes: 1, or the S of a target [S, B]."""
     first = next(source.batches())
     one = Batch(0, first.index[:1], {k: v[:1] for k, v in first.fields.items()})
@@ -222,16 +260,17 @@ class CompressedScorer:
         source: Source,
         target: Target,
         cache: int,
+        passes: float,
         progress: Progress | None = None,
     ) -> None:
         self.gradients, self.compress, self.curvature, self.source = gradients, compress, curvature, source
-        self.n, self.target, self.progress = source.n, target, progress
+        self.n, self.target, self.passes, self.progress = source.n, target, passes, progress
         fits = source.n * compress.k * gradients[-1].state.params.element_size() <= cache
         self._kept: list[Tensor] | None = [] if fits else None
 
     @property
     def scale(self) -> float:
-        """The mean eigenvalue of the curvature, the unit of the dampings."""
+        """The mean eigenvalue of the curvature."""
         return self.curvature.scale
 
     def features(self, batch: Batch) -> Tensor:
@@ -275,5 +314,8 @@ class CompressedScorer:
             yield (features @ solved.T / self.n).unflatten(1, (len(dampings), len(own))).movedim(1, 0)
 
     def self_influence(self, damping: float) -> Tensor:
-        parts = [(f * self.curvature.solve(f, damping)).sum(1) / self.n for f in self._train_features(0)]
+        parts = []
+        for batch, along in zip(self.source.batches(), self._train_features(0), strict=True):
+            end = along if len(self.gradients) == 1 else self.features(batch)
+            parts.append((end * self.curvature.solve(along, damping)).sum(1) / self.n)
         return torch.cat(parts)

@@ -5,7 +5,7 @@ With the curvature's gradients as rows H [m, P], Woodbury turns the score into i
     score[i, q] = ( g_i . g_q - (g_i H^T) (n lambda I + H H^T)^-1 (H g_q) ) / (n lambda),
 
 and inner products of per-example gradients come layer by layer from their factors. Memory is m^2 and m (n + q)
-numbers: for up to some ten thousand rows.
+numbers, besides the factors of all rows' gradients: for up to some ten thousand rows.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from torch import Tensor
 
 from metagradient.attribution.curvature import factor
 from metagradient.attribution.hooks import ExampleGradients
-from metagradient.attribution.influence import CurvatureName, Source, curvature_target
+from metagradient.attribution.influence import CurvatureName, Source, curvature_target, rows_of_an_example
 from metagradient.attribution.pieces import Piece
 from metagradient.errors import UserError
 from metagradient.training.batches import Fields
@@ -61,11 +61,13 @@ class KernelInfluence:
         gradients, source = ExampleGradients(learner, state), Source(train, self.batch_size)
         rows: list[list[Piece]] = []
         kernel: Tensor | None = None
+        passes = 1.0
         if self.curvature != "identity":
             target = curvature_target(self.curvature, self.labels, self.seed)
+            passes += (1 + 2 * rows_of_an_example(gradients, source, target)) / 3
             rows = [pieces for batch in source.batches() for pieces in gradients(batch, target)]
             kernel = _gram(rows, progress).double()
-        return KernelScorer(gradients, source, rows, kernel, self.cosine, progress)
+        return KernelScorer(gradients, source, rows, kernel, passes, self.cosine, progress)
 
 
 def _gram(rows: Sequence[Pieces], progress: Progress | None) -> Tensor:
@@ -90,18 +92,19 @@ class KernelScorer:
         source: Source,
         rows: Sequence[Pieces],
         kernel: Tensor | None,
+        passes: float,
         cosine: bool = False,
         progress: Progress | None = None,
     ) -> None:
         self.gradients, self.source, self.rows, self.kernel = gradients, source, rows, kernel
-        self.n, self.cosine, self.progress = source.n, cosine, progress
+        self.n, self.passes, self.cosine, self.progress = source.n, passes, cosine, progress
 
     def prepare(self) -> None:
         """Nothing is kept: inner products are computed for each set of queries."""
 
     @property
     def scale(self) -> float:
-        """The mean eigenvalue of the curvature, the unit of the dampings."""
+        """The mean eigenvalue of the curvature."""
         return 1.0 if self.kernel is None else float(self.kernel.diagonal().sum()) / self.n / self.gradients.size
 
     def _strength(self, damping: float) -> float:

@@ -80,6 +80,7 @@ class TRAKScorer:
 
     def __init__(self, models: Sequence[tuple[Learner, TrainState]], mean: Weighted, source: Source) -> None:
         self.models, self.mean, self.source, self.n = models, mean, source, source.n
+        self.passes, self.scale = mean.passes, None
 
     def _doubt(self, examples: Fields) -> Tensor:
         """1 - p of each example's label, averaged over models, [n]."""
