@@ -53,7 +53,7 @@ def check_k(k: int, parameters: Sequence[Parameter]) -> int:
 
 @dataclass(frozen=True)
 class Uncompressed:
-    """`none`: every coordinate, k = P. For small models; else use `kernel.Kernel`, which never forms [n, P]."""
+    """`none`: every coordinate, k = P. For small models; else use `KernelInfluence`, which never forms [n, P]."""
 
     def bind(self, parameters: Sequence[Parameter], like: Tensor, fit: Pass) -> Compress:
         def compress(pieces: Sequence[Piece]) -> Tensor:
