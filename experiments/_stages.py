@@ -51,7 +51,10 @@ def attribution(cfg: DictConfig) -> Stages:
     exact = sum(len(cfg.drop) if word == "exact:alpha" else word == "exact" for word in map(str, cfg.methods))
     return [
         *_smoothness(cfg),
-        ("retraining without some examples", 0.2 * (cfg.retrainings * len(cfg.drop) + (cfg.leave_one_out or 0))),  # many at a time
+        (
+            "retraining without some examples",
+            0.2 * (cfg.retrainings * len(cfg.drop) + (cfg.leave_one_out or 0)),
+        ),  # many at a time
         ("methods", exact * REPLAY * max(1.0, cfg.queries / 10) + len(cfg.methods)),
     ]
 
