@@ -15,6 +15,7 @@ from torch import Tensor
 from metagradient.data import SentenceSplits, Splits, TextSplits
 from metagradient.evaluation import (
     GroundTruth,
+    accuracy,
     brittleness,
     example_losses_of,
     inspection_curve,
@@ -58,7 +59,7 @@ def draw(
     outcomes: Sequence[Outcome],
     rows: Sequence[dict[str, Any]],
 ) -> None:
-    """lds.png, pareto.png where compressors were compared, top_examples.png of the first method."""
+    """lds.png, pareto.png where compressors were compared, top_examples.png of the first method; and how well the model does."""
     if rows:
         record.figure("lds", attribution_figures.lds_bars(rows))
     most = max(cfg.drop, default=None)
@@ -99,6 +100,8 @@ def draw(
         for rank, i in zip(ranks, chosen[q], strict=True)
     ]
     header = ["query", "query_is", "rank", "train_index", "train_is", "score"]
+    if not isinstance(splits, TextSplits):
+        record.result({"test_accuracy": accuracy(task.learner, task.state, splits.test)})
     if isinstance(splits, TextSplits | SentenceSplits):
         record.table("top_examples", header, [row for row in table if row[0] in (0, shown - 1) or abs(row[2]) < 2])
     record.csv("top_examples", header, table)
