@@ -29,7 +29,7 @@ RUNS = {
     ],
     "attribution": [
         *DIGITS, "methods=[exact,exact:alpha,dropout:64]", "queries=8", "held_out=5", "queries_per_replay=2",
-        "drop=[0.1,0.5]", "retrainings=15", "at_once=5", "dampings=[1.0,10.0]",
+        "drop=[0.1,0.5]", "retrainings=15", "at_once=5", "dampings=[1.0,10.0]", "leave_one_out=null",
     ],
     "unlearning": [*DIGITS, "sets=8", "delete.fraction=0.02", "klom.models=0"],
 }  # fmt: skip
