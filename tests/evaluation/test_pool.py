@@ -67,6 +67,17 @@ def test_two_processes_do_what_one_does(by_hand: Tensor, tmp_path: Path) -> None
     assert again.runs == 0
 
 
+def test_what_could_be_stacked_is_spread_too_if_asked(caplog: pytest.LogCaptureFixture) -> None:
+    this = truth(2)
+    torch.manual_seed(0)
+    this.learner = mg.Classifier(nn.Sequential(nn.Flatten(), nn.Linear(72, 3)), mg.SGD(0.9), 0.2)
+    stacked = this.losses(KEPT)
+    with caplog.at_level("INFO"):
+        this.at_once = 1
+        torch.testing.assert_close(this.losses(KEPT), stacked)
+    assert "spread over 2 processes" in caplog.text
+
+
 def test_a_learner_that_cannot_travel_stays(by_hand: Tensor, caplog: pytest.LogCaptureFixture) -> None:
     this = truth(2)
     this.learner.schedule = lambda t: 0.2

@@ -66,8 +66,9 @@ class GroundTruth:
     folder:  where losses are kept, by a hash of everything that decides them; None: nowhere. What was done before an
              interruption is found again.
     owner:   who pays: `runs` counts the trainings that were really done for it, before an interruption as well.
-    at_once: trainings moved together, where they can be stacked (`train_batched`).
-    workers: processes of one thread each, among which they are spread where they cannot: convolutional networks. The
+    at_once: trainings moved together, where they can be stacked (`train_batched`). 1: none; where a single step keeps a
+             core busy already, as a transformer's does, stacking gains nothing and processes do.
+    workers: processes of one thread each, among which the others are spread: convolutional networks, and at_once=1. The
              losses are bitwise those of one process with one thread. Every process holds the data.
     `found` counts those that lay on the disk.
     """
@@ -113,7 +114,7 @@ class GroundTruth:
 
     def _retrained(self, weights: Tensor, todo: list[int]) -> Generator[tuple[list[int], Tensor]]:
         """(rows of the weights, their losses) as they come: stacked where that helps, else from a pool of processes."""
-        if not can_batch(self.learner):
+        if self.at_once == 1 or not can_batch(self.learner):
             yield from self._singly(weights, todo)
             return
         for start in range(0, len(todo), self.at_once):
