@@ -54,13 +54,13 @@ def threads_of_a_job(launcher: Mapping[str, Any], cores: int) -> int | None:
 
 
 def workers(cfg: DictConfig) -> int:
-    """`cfg.workers`, or this job's share of the cores that this process may use."""
+    """`cfg.workers`, or this job's share of the cores that this process may use, eight of them: each holds the data."""
     if cfg.workers is not None:
         if not isinstance(cfg.workers, int) or cfg.workers < 1:
             raise UserError(f"workers must be an integer >= 1, or null, not '{cfg.workers}': set workers=1")
         return cfg.workers
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    return threads_of_a_job(_launcher(), cores) or cores
+    return min(threads_of_a_job(_launcher(), cores) or cores, 8)
 
 
 def _launcher() -> Mapping[str, Any]:
