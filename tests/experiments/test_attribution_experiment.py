@@ -45,15 +45,16 @@ def test_every_method_on_a_run_with_wrong_labels(tmp_path: Path) -> None:
     assert status == 0, err
     (folder,) = (tmp_path / "outputs" / "attribution").iterdir()
     metrics = json.loads((folder / "metrics.json").read_text())
-    assert metrics["result/lds_exact_drop0.1"] > 0.85
-    assert metrics["result/lds_exact_alpha_drop0.5"] > 0.7
+    found = {key: value for key, value in metrics.items() if key.startswith("result/lds_") and key.endswith("drop0.5")}
+    assert len(found) == len(ALL.partition("=")[2].split(","))
+    assert min(found.values()) > 0.5  # scores of the wrong sign give less than -.5, unrelated ones about 0
+    assert found["result/lds_exact_drop0.5"] > 0.95
+    assert found["result/lds_exact_alpha_drop0.5"] > 0.95
+    assert min(found["result/lds_none_drop0.5"], found["result/lds_none_alpha_drop0.5"]) > 0.8
     assert metrics["result/lds_low"] < metrics["result/lds"] < metrics["result/lds_high"]
     assert 0.12 < metrics["result/test_accuracy"] < 0.25  # six steps only
     assert metrics["result/leave_one_out_spearman_exact"] > 0.95
     assert metrics["result/leave_one_out_pearson_exact"] > 0.95
-    assert metrics["result/lds_none_drop0.5"] > 0.6
-    assert metrics["result/lds_none_alpha_drop0.5"] > 0.6
-    assert metrics["result/lds_dropout_256_path_drop0.5"] > 0.4
     assert 0.5 < metrics["result/mislabel_auc"] <= 1
     assert "flipped" in out
     assert metrics["result/compression_ratio_dropout_32"] == 1
