@@ -231,6 +231,13 @@ def test_of_a_converged_run_influence_and_exact_scores_are_the_same(weight: floa
     assert run_damping(learner, batches) / scorer.scale == pytest.approx(damping * (1 + 1 / (400 * decay)))
 
 
+def test_decay_that_spares_parameters_counts_with_its_share_of_them() -> None:
+    learner = mg.Classifier(
+        models.linear((5,), C), mg.SGD(weight_decay=0.2), 0.5, decay=lambda _, shape: len(shape) > 1
+    )
+    assert run_damping(learner, mg.Batches(TRAIN, mg.full_batch_plan(N, 4))) == pytest.approx(0.2 * 15 / 18 + 0.5)
+
+
 def test_at_one_weight_for_all_the_divisor_has_to_stay() -> None:
     learner = mg.Classifier(models.linear((5,), C).double(), mg.SGD(), 1.0, normalize="kept")
     with pytest.raises(UserError, match=r"learner\.normalize=batch"):

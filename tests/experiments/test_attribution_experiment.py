@@ -125,6 +125,16 @@ def test_without_retrainings_there_are_scores_all_the_same(tmp_path: Path) -> No
     assert {p.stem for p in (folder / "figures").iterdir()} == {"top_examples"}
 
 
+def test_scores_of_other_settings_are_not_taken_for_these(tmp_path: Path) -> None:
+    """Two runs in one directory, not resumed: what lies there is of other checkpoints, and is refused."""
+    tiny = [*SMALL, "data.train=60", "drop=[]", "damping=1", "methods=[dropout:64:path]", "hydra.run.dir=here"]
+    assert run(tmp_path, *tiny, "checkpoints=1")[0] == 0
+    assert run(tmp_path, *tiny, "checkpoints=1")[0] == 0
+    status, _, err = run(tmp_path, *tiny, "checkpoints=3")
+    assert status == 2
+    assert "scores.safetensors" in err
+
+
 def test_products_of_gradients_are_no_nats(tmp_path: Path) -> None:
     tiny = ["data.train=60", "retrainings=3", "drop=[0.5]", "damping=1", "methods=[dropout:64,none]"]
     assert run(tmp_path, *SMALL, *tiny, "curvature=identity")[0] == 0

@@ -9,6 +9,9 @@ import torch
 from torch import Tensor
 
 from metagradient.errors import UserError
+from metagradient.training.batches import Batches
+from metagradient.training.learner import Learner
+from metagradient.training.optimizers import SGD
 
 _COLUMNS = 1024
 """Of a symmetric matrix are computed at a time: little more than half the work for a large one."""
@@ -82,6 +85,31 @@ def from_features(features: Iterable[Tensor], n: int, rows: int, k: int) -> Curv
             matrix[start:, start : start + _COLUMNS].addmm_(h[:, start:].T, h[:, start : start + _COLUMNS])
     assert matrix is not None
     return Primal(matrix.tril_().add_(matrix.tril(-1).T).div_(n))
+
+
+def run_damping(learner: Learner, batches: Batches) -> float:
+    """The lambda that a run of SGD behaves as if it had: weight decay + 1 / s, s = sum of learning rates / (1 - momentum).
+
+    After T steps on a quadratic loss the influence of an example in a direction of curvature sigma is
+    (1 - (1 - eta sigma)^T) / sigma, at most 1.3 times 1 / (sigma + 1 / (eta T)). That 1 / (eta T) may be far above the mean
+    eigenvalue of a large model. Weight decay that spares some parameters (`learner.decay`) counts with its mean over all.
+    Absolute: divide by a scorer's `scale` for a damping in its units. Compression keeps the trace of F, so the mean
+    eigenvalue of k coordinates is P / k times that of all P, and the relative damping k / P times as large.
+
+    Raises:
+        UserError: the optimizer is not SGD; its momentum is 1 or more; its learning rates sum to 0.
+    """
+    optimizer, mask = learner.optimizer, learner.decay_mask
+    if not isinstance(optimizer, SGD):
+        raise UserError(f"damping=run knows what SGD does, not {type(optimizer).__name__}: tune it, damping=null")
+    if optimizer.momentum >= 1:
+        raise UserError(
+            f"damping=run needs learner.optimizer.momentum < 1, not {optimizer.momentum}: a run with it diverges"
+        )
+    spent = sum(float(learner.schedule(t)) for t in range(len(batches))) / (1 - optimizer.momentum)
+    if not spent > 0:
+        raise UserError("damping=run: the learning rates sum to 0, so nothing was learned: set learner.learning_rate")
+    return optimizer.weight_decay * (1.0 if mask is None else float(mask.mean())) + 1 / spent
 
 
 def _lambda(damping: float, scale: float) -> float:

@@ -10,9 +10,9 @@ units. F is the Gauss-Newton matrix (the default), the empirical Fisher or the i
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Literal, Protocol
+from typing import Literal
 
 import torch
 from torch import Tensor
@@ -23,133 +23,12 @@ from metagradient.attribution.hooks import ExampleGradients, Target, losses
 from metagradient.attribution.pieces import Piece
 from metagradient.attribution.targets import drawn, enumerated
 from metagradient.errors import UserError
-from metagradient.training.batches import Batch, Batches, Fields
+from metagradient.training.batches import Batch, Fields
 from metagradient.training.learner import Learner
-from metagradient.training.metaparameters import DataWeights
-from metagradient.training.optimizers import SGD
-from metagradient.training.run import Progress, train
+from metagradient.training.run import Progress
 from metagradient.training.state import TrainState
 
 CurvatureName = Literal["gauss_newton", "fisher", "identity"]
-
-
-class Scorer(Protocol):
-    """Scores of training examples, chunk by chunk.
-
-    passes: over the training examples that fitting and scoring take, a gradient of each (forward and backward) being 1.
-    scale: the mean eigenvalue of the curvature, the unit of dampings; None where they have no such unit.
-    """
-
-    n: int
-    passes: float
-
-    @property
-    def scale(self) -> float | None: ...
-
-    def prepare(self) -> None:
-        """Compute what every later call shares, such as the training examples' features, where it is kept."""
-        ...
-
-    def chunks(self, queries: Fields, dampings: Sequence[float], start: int = 0) -> Iterator[Tensor]:
-        """Scores [D, b, q] of the training rows from `start` on, for each of D dampings."""
-        ...
-
-    def self_influence(self, damping: float) -> Tensor:
-        """score[i, i] for each training example: how much its own loss would rise without it, [n]."""
-        ...
-
-
-def scores(scorer: Scorer, queries: Fields, damping: float) -> Tensor:
-    """All scores [n, q] in memory."""
-    return torch.cat([chunk[0] for chunk in scorer.chunks(queries, [damping])])
-
-
-class Weighted:
-    """A weighted sum of scorers; dampings mean what they mean to each."""
-
-    def __init__(self, scorers: Sequence[Scorer], weights: Sequence[float]) -> None:
-        self.scorers, self.weights, self.n = scorers, weights, scorers[0].n
-        self.passes, self.scale = sum(scorer.passes for scorer in scorers), None
-
-    def prepare(self) -> None:
-        for scorer in self.scorers:
-            scorer.prepare()
-
-    def chunks(self, queries: Fields, dampings: Sequence[float], start: int = 0) -> Iterator[Tensor]:
-        columns = [scorer.chunks(queries, dampings, start) for scorer in self.scorers]
-        for parts in zip(*columns, strict=True):
-            yield torch.stack([w * part for w, part in zip(self.weights, parts, strict=True)]).sum(0)
-
-    def self_influence(self, damping: float) -> Tensor:
-        pairs = zip(self.weights, self.scorers, strict=True)
-        return torch.stack([w * scorer.self_influence(damping) for w, scorer in pairs]).sum(0)
-
-
-class AtWeight:
-    """A scorer around a run in which every example has the same weight: see `fit_at_weight`."""
-
-    def __init__(self, scorer: Scorer, weight: float) -> None:
-        self.scorer, self.weight, self.n, self.passes = scorer, weight, scorer.n, scorer.passes
-
-    @property
-    def scale(self) -> float | None:
-        """Of the weighted curvature, weight F."""
-        return None if self.scorer.scale is None else self.weight * self.scorer.scale
-
-    def prepare(self) -> None:
-        self.scorer.prepare()
-
-    def chunks(self, queries: Fields, dampings: Sequence[float], start: int = 0) -> Iterator[Tensor]:
-        for part in self.scorer.chunks(queries, dampings, start):
-            yield part / self.weight
-
-    def self_influence(self, damping: float) -> Tensor:
-        return self.scorer.self_influence(damping) / self.weight
-
-
-def fit_at_weight(fit: Callable[[TrainState], Scorer], learner: Learner, batches: Batches, weight: float) -> AtWeight:
-    """Scores around the run in which every example has this weight, instead of around the trained model (weight 1).
-
-    Where a share alpha of the examples will be kept, weight = alpha lies in the middle of what is removed and what is
-    kept. The curvature of the weighted loss is alpha F, so that
-
-        score[i, q] = (1/n) g_q^T (alpha F + lambda I)^-1 g_i
-
-    with gradients and F at that run's final state. Trains once; `fit` makes a scorer from a state, and its damping is
-    relative to F, lambda / alpha.
-
-    Raises:
-        UserError: with normalize="kept", which divides one weight of all examples out again.
-    """
-    if learner.normalize != "batch":
-        raise UserError("at one weight for all, normalize=kept changes nothing: set learner.normalize=batch")
-    weights = DataWeights(torch.full((batches.n_examples,), float(weight)))
-    return AtWeight(fit(train(learner, batches, [weights])), weight)
-
-
-def run_damping(learner: Learner, batches: Batches) -> float:
-    """The lambda that a run of SGD behaves as if it had: weight decay + 1 / s, s = sum of learning rates / (1 - momentum).
-
-    After T steps on a quadratic loss the influence of an example in a direction of curvature sigma is
-    (1 - (1 - eta sigma)^T) / sigma, at most 1.3 times 1 / (sigma + 1 / (eta T)). That 1 / (eta T) may be far above the mean
-    eigenvalue of a large model. Weight decay that spares some parameters (`learner.decay`) counts with its mean over all.
-    Absolute: divide by a scorer's `scale` for a damping in its units. Compression keeps the trace of F, so the mean
-    eigenvalue of k coordinates is P / k times that of all P, and the relative damping k / P times as large.
-
-    Raises:
-        UserError: the optimizer is not SGD; its momentum is 1 or more; its learning rates sum to 0.
-    """
-    optimizer, mask = learner.optimizer, learner.decay_mask
-    if not isinstance(optimizer, SGD):
-        raise UserError(f"damping=run knows what SGD does, not {type(optimizer).__name__}: tune it, damping=null")
-    if optimizer.momentum >= 1:
-        raise UserError(
-            f"damping=run needs learner.optimizer.momentum < 1, not {optimizer.momentum}: a run with it diverges"
-        )
-    spent = sum(float(learner.schedule(t)) for t in range(len(batches))) / (1 - optimizer.momentum)
-    if not spent > 0:
-        raise UserError("damping=run: the learning rates sum to 0, so nothing was learned: set learner.learning_rate")
-    return optimizer.weight_decay * (1.0 if mask is None else float(mask.mean())) + 1 / spent
 
 
 @dataclass(frozen=True)

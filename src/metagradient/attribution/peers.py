@@ -10,8 +10,9 @@ from torch import Tensor
 
 from metagradient.attribution.compressors import Compressor
 from metagradient.attribution.hooks import losses
-from metagradient.attribution.influence import Influence, Source, Weighted
+from metagradient.attribution.influence import Influence, Source
 from metagradient.attribution.kernel import KernelInfluence
+from metagradient.attribution.scorers import Weighted
 from metagradient.errors import UserError
 from metagradient.training.batches import Batch, Batches, Fields
 from metagradient.training.learner import Learner
