@@ -6,6 +6,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 import psutil
@@ -15,7 +16,8 @@ from torch import Tensor, nn
 
 import metagradient as mg
 from metagradient.errors import UserError
-from metagradient.evaluation import GroundTruth, example_losses_of, subsets
+from metagradient.evaluation import GroundTruth, example_losses_of, groundtruth, subsets
+from metagradient.evaluation.pool import Unsendable
 from metagradient.training.batches import Batch
 
 N, RUNS = 24, 5
@@ -65,6 +67,36 @@ def test_two_processes_do_what_one_does(by_hand: Tensor, tmp_path: Path) -> None
     again = truth(1, tmp_path)
     assert torch.equal(again.losses(KEPT), by_hand)
     assert again.runs == 0
+
+
+def test_where_the_pool_gives_up_the_rest_is_done_here_on_one_thread(
+    by_hand: Tensor, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One process has answered when another turns out not to read the job."""
+    threads = list[int]()
+
+    class Counted(mg.Classifier):
+        def losses(self, batch: Batch) -> Tensor:
+            threads.append(torch.get_num_threads())
+            return super().losses(batch)
+
+    def gives_up(job: Callable[..., object], arguments: Sequence[object], *_: object) -> Iterator[tuple[int, object]]:
+        yield 1, job(arguments[1], lambda _: None)
+        threads.clear()
+        raise Unsendable("too little memory")
+
+    monkeypatch.setattr(groundtruth, "spread", gives_up)
+    before = torch.get_num_threads()
+    torch.set_num_threads(2)
+    try:
+        this = truth(2, kind=Counted)
+        assert torch.allclose(this.losses(KEPT), by_hand, atol=1e-5)
+        assert torch.get_num_threads() == 2
+    finally:
+        torch.set_num_threads(before)
+    assert set(threads) == {1}
+    assert len(threads) == (RUNS - 1) * 7  # the steps of a run, and its queries
+    assert this.runs == RUNS
 
 
 def test_what_could_be_stacked_is_spread_too_if_asked(caplog: pytest.LogCaptureFixture) -> None:
