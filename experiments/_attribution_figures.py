@@ -51,6 +51,17 @@ def tell(
         record.csv("lds", list(rows[0]), [list(row.values()) for row in rows])
 
 
+def compressors_of(rows: Sequence[dict[str, Any]], drop: float | None) -> list[dict[str, Any]]:
+    """The points of the Pareto figure. Without methods at alpha or along the path: they take more than the timed pass."""
+    return [
+        {"compressor": name, "k": row["k"], "seconds": row["compression"], "bytes": 4 * row["k"], "lds": row["lds"]}
+        for row in rows
+        if row["drop"] == drop
+        and (name := row["method"].partition(":")[0]) in COMPRESSORS
+        and plain_word(row["method"]) == row["method"]
+    ]
+
+
 def draw(
     record: Record,
     cfg: DictConfig,
@@ -63,13 +74,7 @@ def draw(
     if rows:
         record.figure("lds", attribution_figures.lds_bars(rows))
     most = max(cfg.drop, default=None)
-    points = [
-        {"compressor": name, "k": row["k"], "seconds": row["compression"], "bytes": 4 * row["k"], "lds": row["lds"]}
-        for row in rows
-        if row["drop"] == most
-        and (name := row["method"].partition(":")[0]) in COMPRESSORS
-        and plain_word(row["method"]) == row["method"]  # the others take more than the pass that is timed
-    ]
+    points = compressors_of(rows, most)
     if len(points) > 2:
         others = {r["method"]: r["lds"] for r in rows if r["drop"] == most and r["method"] in ("none", "gradient_dot")}
         record.figure("pareto", attribution_figures.pareto_figure(points, others))

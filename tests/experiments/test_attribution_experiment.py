@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 from console import Done, run_in
-from metagradient.experiments import _attribution_peers
+from metagradient.experiments import _attribution_figures, _attribution_peers
 from safetensors import safe_open
 from safetensors.torch import load_file
 
@@ -145,6 +145,13 @@ def test_products_of_gradients_are_no_nats(tmp_path: Path) -> None:
 def unit_of(folder: Path, name: str) -> str:
     with safe_open(folder / "artifacts" / f"{name}.safetensors", framework="pt") as file:
         return file.metadata()["unit"]
+
+
+def test_only_compression_alone_is_on_the_pareto_figure() -> None:
+    words = ["exact", "dropout:8", "dropout:8:path", "dropout:8:alpha", "sjlt:4", "none"]
+    rows = [{"method": w, "drop": d, "k": 8, "compression": 0.1, "lds": 0.5} for w in words for d in (0.1, 0.5)]
+    points = _attribution_figures.compressors_of(rows, 0.5)
+    assert [point["compressor"] for point in points] == ["dropout", "sjlt"]
 
 
 def test_peers_get_the_trained_model_and_the_learner_keeps_the_runs_start() -> None:
