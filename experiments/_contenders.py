@@ -16,10 +16,12 @@ from torch import Tensor, nn
 import metagradient as mg
 from metagradient import data, models
 from metagradient.errors import UserError
+from metagradient.training.compiled import Graphs, can_compile
 from metagradient.training.modules import make_replayable
 from metagradient.training.random import generator
 
 RATE, MOMENTUM = 0.05, 0.9
+COMPILED = ", compiled"
 MODELS = ("mlp", "mnist_linear", "mnist_mlp", "resnet9", "gpt")
 
 
@@ -50,8 +52,9 @@ class Case:
 class CaseLearner(mg.Learner):
     """A case as a Learner."""
 
-    def __init__(self, case: Case) -> None:
+    def __init__(self, case: Case, graphs: Graphs | None) -> None:
         super().__init__(mg.SGD(momentum=MOMENTUM), RATE)
+        self.graphs = graphs
         self.model, self.case_losses = case.model(), case.losses
 
     def losses(self, batch: mg.Batch) -> Tensor:
@@ -106,9 +109,9 @@ def _plan(n: int, batch_size: int, steps: int, seed: int) -> Tensor:
     return mg.epoch_plan(n, batch_size, epochs, seed, drop_last=True)[:steps]
 
 
-def plain(case: Case) -> None:
-    """The run itself, by the bare loop: the unit."""
-    mg.train(CaseLearner(case), mg.Batches(case.examples, case.plan))
+def plain(case: Case, graphs: Graphs | None = None) -> None:
+    """The run itself, by the bare loop: the unit where it is not compiled."""
+    mg.train(CaseLearner(case, graphs), mg.Batches(case.examples, case.plan))
 
 
 def torch_loop(case: Case) -> None:
@@ -122,9 +125,15 @@ def torch_loop(case: Case) -> None:
         optimizer.step()
 
 
-def ours(case: Case, checkpoints: str, memory: str | int | None = None, objectives: int | None = None) -> Tensor:
+def ours(
+    case: Case,
+    checkpoints: str,
+    memory: str | int | None = None,
+    objectives: int | None = None,
+    graphs: Graphs | None = None,
+) -> Tensor:
     """REPLAY under a checkpoint plan; of the first `objectives` validation losses at once, [objectives, n]."""
-    learner, batches = CaseLearner(case), mg.Batches(case.examples, case.plan)
+    learner, batches = CaseLearner(case, graphs), mg.Batches(case.examples, case.plan)
 
     def objective(learner: mg.Learner) -> Tensor:
         if objectives is None:
@@ -195,9 +204,8 @@ def with_torchopt(case: Case) -> Tensor:
 
 def make_contender(name: str, tight: int) -> Callable[[Case], Tensor | None]:
     """`plain`, `torch loop`, `naive`, `higher`, `torchopt`, `auto, tight memory`, a checkpoint plan, or
-    `PLAN xQ`: Q objectives in one replay."""
-    others = {
-        "plain": plain,
+    `PLAN xQ`: Q objectives in one replay. `plain, compiled` and `PLAN, compiled`: with compiled steps."""
+    others: dict[str, Callable[[Case], Tensor | None]] = {
         "torch loop": torch_loop,
         "naive": naive,
         "higher": with_higher,
@@ -205,17 +213,30 @@ def make_contender(name: str, tight: int) -> Callable[[Case], Tensor | None]:
     }
     if name in others:
         return others[name]
+    graphs = Graphs() if is_compiled(name) else None  # made in the warm-up, for all runs
+    name = name.removesuffix(COMPILED)
+    if name == "plain":
+        return lambda case: plain(case, graphs)
     if name == "auto, tight memory":
-        return lambda case: ours(case, "auto", tight)
+        return lambda case: ours(case, "auto", tight, graphs=graphs)
     plan, _, objectives = name.partition(" x")
-    return lambda case: ours(case, plan, objectives=int(objectives) if objectives else None)
+    return lambda case: ours(case, plan, objectives=int(objectives) if objectives else None, graphs=graphs)
 
 
-def installed(name: str) -> bool:
-    """Whether a contender can run here; other packages are optional."""
-    return name not in ("higher", "torchopt") or importlib.util.find_spec(name) is not None
+def is_compiled(name: str) -> bool:
+    """Whether a contender's steps are compiled."""
+    return name.endswith(COMPILED)
+
+
+def missing(name: str) -> str | None:
+    """What a contender lacks here, and how to get it: other packages and a compiler are optional."""
+    if name in ("higher", "torchopt") and importlib.util.find_spec(name) is None:
+        return f"{name} is not installed: pip install 'metagradient[peers]'"
+    if is_compiled(name) and not can_compile():
+        return f"'{name}' needs a C++ compiler: install g++"
+    return None
 
 
 def keeps_every_graph(name: str) -> bool:
     """Whether a contender's memory grows with every step."""
-    return name in ("naive", "higher", "torchopt", "tape")
+    return name.removesuffix(COMPILED) in ("naive", "higher", "torchopt", "tape")

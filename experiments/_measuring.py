@@ -27,15 +27,15 @@ Track = Callable[[Sequence[Any], str], Iterable[Any]]
 def footprint(model: str, seed: int) -> Footprint:
     """Bytes of a state and of a taped step."""
     case = _contenders.make_case(model, WARM_UP, seed)
-    learner, batches = _contenders.CaseLearner(case), Batches(case.examples, case.plan)
+    learner, batches = _contenders.CaseLearner(case, None), Batches(case.examples, case.plan)
     with run_mode(learner, batches):
         return measure(learner, batches, initial_state(learner), [DataWeights(case.weights)], 0)
 
 
 def possible(name: str, steps: int, size: Footprint) -> bool:
     """Leave out, and say so, what is not installed or keeps more graphs than there is memory for."""
-    if not _contenders.installed(name):
-        log.warning("%s is not installed: pip install 'metagradient[peers]'", name)
+    if lacking := _contenders.missing(name):
+        log.warning("%s; left out", lacking)
         return False
     need, free = 1.5 * steps * size.taped_step, psutil.virtual_memory().available
     if _contenders.keeps_every_graph(name) and need > 0.5 * free:

@@ -138,7 +138,14 @@ def _routine(cfg: DictConfig, kind: type[mg.Classifier] | type[mg.LanguageModel]
     def make_learner(schedule: mg.Schedule) -> mg.Learner:
         model = build(cfg.model, **sizes)
         decay = _is_matrix if matrices else None
-        learner = kind(model, optimizer, schedule, normalize=settings.normalize.value, decay=decay)
+        learner = kind(
+            model,
+            optimizer,
+            schedule,
+            normalize=settings.normalize.value,
+            decay=decay,
+            compiled=settings.compiled,
+        )
         return learner.to(device=where, dtype=torch.float64 if cfg.trainer.precision == "64-true" else torch.float32)
 
     return mg.Routine(

@@ -65,7 +65,7 @@ def run(cfg: DictConfig, record: Record) -> float:
         shown.append([r["model"], r["steps"], r["plan"], round(r["time_ratio"], 2), spread, *sizes, r["difference"]])
     headers = ["model", "T", "plan", "time", "range", "peak MiB", "above warm", "rel. difference"]
     record.table("cost_in_plain_trainings", headers, shown)
-    drawn = [r for r in rows if r["plan"] not in ("plain", "torch loop") and " x" not in r["plan"]]
+    drawn = [r for r in rows if r["plan"] not in ("plain", "plain, compiled", "torch loop") and " x" not in r["plan"]]
     record.figure("cost", figures.cost_figure(drawn))
     record.result(_shares(rows))
     headline = ([r for r in rows if r["plan"] == "auto"] or rows)[-1]

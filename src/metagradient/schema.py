@@ -48,6 +48,7 @@ class LearnerConfig:
     steps: int | None = None
     normalize: Normalize = Normalize.kept
     decay: Decay = Decay.all
+    compiled: bool = False
 
 
 @dataclass

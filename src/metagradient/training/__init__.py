@@ -1,6 +1,7 @@
 """The ground floor: a training run as a deterministic, replayable, differentiable program."""
 
 from metagradient.training.batches import Batch, Batches
+from metagradient.training.compiled import Graphs
 from metagradient.training.learner import Classifier, ContrastiveLearner, LanguageModel, Learner
 from metagradient.training.metaparameters import (
     CandidateWeights,
@@ -32,6 +33,7 @@ __all__ = [
     "ContrastiveLearner",
     "Cosine",
     "DataWeights",
+    "Graphs",
     "Halved",
     "InitialParameters",
     "InputPerturbation",

@@ -15,6 +15,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from metagradient.errors import UserError
 from metagradient.training.batches import Batch, Batches
+from metagradient.training.compiled import Graphs
 from metagradient.training.metaparameters import Metaparameter
 from metagradient.training.modules import make_replayable
 from metagradient.training.optimizers import SGD, Optimizer
@@ -41,6 +42,7 @@ class Learner(lightning.LightningModule):
     learning_rate: a number or a schedule, a function of the step.
     normalize:     the weighted mean loss divides by the batch size ("batch") or by the weight sum ("kept").
     decay:         which parameters the weight decay touches: a function of name and shape (None: all).
+    compiled:      steps and their adjoints run as machine code (`Graphs`), which takes some seconds to make.
 
     Train with `Trainer(max_epochs=1).fit(learner, batches)` (one pass over a `Batches` is the whole run), or with
     `train(learner, batches)` where no Trainer is wanted; both end in the same bits.
@@ -53,6 +55,7 @@ class Learner(lightning.LightningModule):
         *,
         normalize: Literal["batch", "kept"] = "batch",
         decay: Callable[[str, torch.Size], bool] | None = None,
+        compiled: bool = False,
     ) -> None:
         super().__init__()
         if normalize not in ("batch", "kept"):
@@ -68,6 +71,7 @@ class Learner(lightning.LightningModule):
         self._layout: Layout | None = None
         self._decay_mask: Tensor | None = None
         self._needs: Needs | None = None
+        self.graphs = Graphs() if compiled else None
         self._resume: tuple[TrainState, int] | None = None
 
     def losses(self, batch: Batch) -> Tensor:
@@ -104,9 +108,9 @@ class Learner(lightning.LightningModule):
         return self._decay_mask
 
     @contextmanager
-    def running(self, params: Tensor, buffers: Tensor, seed: int, t: int) -> Iterator[None]:
+    def running(self, params: Tensor, buffers: Tensor, seed: int | None, t: int) -> Iterator[None]:
         """Inside, the modules compute with these vectors and with the randomness of step t."""
-        needs = self._needs or Needs()
+        needs = self.needs
         with (
             default_dtype(params.dtype),
             step_randomness(seed, t, params.device, foreign=needs.foreign_randomness),
@@ -133,9 +137,16 @@ class Learner(lightning.LightningModule):
         return self
 
     def probe(self, batches: Batches) -> None:
-        """Once, before the first run: one forward pass to see what the losses need in order to be replayable."""
+        """Before a run: in the first, one forward pass to see what the losses need in order to be replayable."""
         if self._needs is None:
             self._needs = probe(self, batches)
+        if self.graphs is not None:
+            self.graphs.new_run(self)
+
+    @property
+    def needs(self) -> Needs:
+        """What `probe` saw."""
+        return self._needs or Needs()
 
     # -- Lightning ----------------------------------------------------------------------------------------------------
 

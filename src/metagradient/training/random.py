@@ -8,6 +8,8 @@ from contextvars import ContextVar
 
 import torch
 
+from metagradient.errors import UserError
+
 _MASK = (1 << 64) - 1
 
 
@@ -28,13 +30,20 @@ def generator(seed: int, *keys: int, device: torch.device | str = "cpu") -> torc
 
 
 class StepRandomness:
-    """The randomness of one training step: its generator is made only if something asks for it."""
+    """The randomness of one training step: its generator is made only if something asks for it.
 
-    def __init__(self, seed: int, t: int) -> None:
+    Without a seed there is none to be had: a compiled step would draw the same numbers again and again.
+    """
+
+    def __init__(self, seed: int | None, t: int) -> None:
         self.seed, self.t = seed, t
         self._generators: dict[torch.device, torch.Generator] = {}
 
     def generator(self, device: torch.device) -> torch.Generator:
+        if self.seed is None:
+            raise UserError(
+                "the losses draw random numbers (dropout?), which a compiled step cannot: set learner.compiled=false"
+            )
         if device not in self._generators:
             self._generators[device] = generator(self.seed, self.t, device=device)
         return self._generators[device]
@@ -53,7 +62,7 @@ def step_generator(device: torch.device) -> torch.Generator | None:
 
 
 @contextmanager
-def step_randomness(seed: int, t: int, device: torch.device, foreign: bool = False) -> Iterator[None]:
+def step_randomness(seed: int | None, t: int, device: torch.device, foreign: bool = False) -> Iterator[None]:
     """Make `step_generator` answer for step t; with `foreign`, seed the global generators as well.
 
     `foreign` forks the global generators of the CPU and of `device` (about 140 us a step), so that modules which
@@ -66,7 +75,7 @@ def step_randomness(seed: int, t: int, device: torch.device, foreign: bool = Fal
             return
         devices = [device] if device.type == "cuda" else []
         with torch.random.fork_rng(devices=devices):
-            torch.manual_seed(fold_in(seed, t))
+            torch.manual_seed(fold_in(seed or 0, t))
             yield
     finally:
         _current.reset(token)

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
 
 from metagradient.errors import UserError
 from metagradient.training.batches import Augment, Batches, Fields
+from metagradient.training.compiled import Graphs
 from metagradient.training.learner import Learner
 from metagradient.training.metaparameters import DataWeights, Metaparameter
 from metagradient.training.plans import count_plan, epoch_plan, full_batch_plan
@@ -35,6 +36,7 @@ class Routine:
     epochs: int | None = None
     steps: int | None = None
     augment: Augment | None = None
+    _graphs: Graphs = field(default_factory=Graphs, init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
         if (self.epochs is None) == (self.steps is None):
@@ -46,7 +48,10 @@ class Routine:
         """A freshly initialised learner for a run of `steps` steps; the caller's random state is left alone."""
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(fold_in(seed, 17))
-            return self.make_learner(self.schedule(steps))
+            learner = self.make_learner(self.schedule(steps))
+        if learner.graphs is not None:
+            learner.graphs = self._graphs  # they are built alike: compiled once for all of them
+        return learner
 
     def batches(self, examples: Fields, seed: int, counts: Tensor | None = None) -> Batches:
         """The run's batches: its order is drawn from `seed`; with `counts`, example i stands counts[i] times."""

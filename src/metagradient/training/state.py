@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -82,6 +83,7 @@ class Layout:
     def __init__(self, module: nn.Module) -> None:
         self._param_owners: list[list[tuple[nn.Module, str]]] = []
         self._buffer_owners: list[tuple[nn.Module, str]] = []
+        self._constants: list[tuple[dict[str, Any], str]] = []
         self.names: list[str] = []
         self.shapes: list[torch.Size] = []
         self.buffer_names: list[str] = []
@@ -90,6 +92,8 @@ class Layout:
         for prefix, owner in module.named_modules():
             for key, parameter in owner._parameters.items():
                 if parameter is None or not parameter.requires_grad:
+                    if parameter is not None:
+                        self._constants.append((owner._parameters, key))
                     continue
                 if id(parameter) in seen:
                     self._param_owners[seen[id(parameter)]].append((owner, key))
@@ -103,6 +107,8 @@ class Layout:
                     self._buffer_owners.append((owner, key))
                     self.buffer_names.append(f"{prefix}.{key}" if prefix else key)
                     self.buffer_shapes.append(buffer.shape)
+                elif buffer is not None:
+                    self._constants.append((owner._buffers, key))
         if not self.names:
             raise UserError("the learner has no trainable parameters: every requires_grad is False")
         self.sizes = [shape.numel() for shape in self.shapes]
@@ -155,6 +161,22 @@ class Layout:
                     owner._parameters[key] = own
             for (owner, key), own_buffer in zip(self._buffer_owners, own_buffers, strict=True):
                 owner._buffers[key] = own_buffer
+
+    def constants(self) -> list[Tensor]:
+        """What a training step leaves alone: frozen parameters and buffers of integers."""
+        return [tensors[key].detach() for tensors, key in self._constants]
+
+    @contextmanager
+    def holding(self, constants: Sequence[Tensor]) -> Iterator[None]:
+        """The module computes with these in place of its constants inside the block."""
+        own = [tensors[key] for tensors, key in self._constants]
+        try:
+            for (tensors, key), constant in zip(self._constants, constants, strict=True):
+                tensors[key] = constant
+            yield
+        finally:
+            for (tensors, key), before in zip(self._constants, own, strict=True):
+                tensors[key] = before
 
     def _refuse_in_place(self, bound: list[Tensor], versions: list[int]) -> None:
         if all(buffer._version == version for buffer, version in zip(bound, versions, strict=True)):

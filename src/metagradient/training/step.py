@@ -17,6 +17,9 @@ if TYPE_CHECKING:
     from metagradient.training.learner import Learner
     from metagradient.training.optimizers import Scalar
 
+LossGradient = tuple[Tensor, Tensor, Tensor]
+"""(gradient [P], buffers [N], loss []); of R stacked runs [R, P], [R, N], [R]."""
+
 
 def step(
     learner: Learner,
@@ -55,12 +58,8 @@ def step(
         if bool(skipped.all()):
             return state, state.params.new_zeros(runs)
 
-    with torch.enable_grad():
-        losses, buffers = _losses(learner, params, state.buffers, batch, t)
-        _check_shape(losses, (*runs, len(batch)))
-        loss = _weighted_mean(losses, weights, learner.normalize)
-        # Runs do not see each other, so the gradient of the sum is each run's own.
-        (gradient,) = torch.autograd.grad(loss.sum() if runs else loss, params, create_graph=tape)
+    differentiate = loss_gradient if learner.graphs is None or runs else learner.graphs
+    gradient, buffers, loss = differentiate(learner, params, state.buffers, batch, weights, t, tape=tape)
     for m in z:
         gradient = m.on_gradient(gradient, learner, params, state.buffers, t)
 
@@ -74,6 +73,22 @@ def step(
             pairs = zip(state.tensors(), new.tensors(), strict=True)
             new = TrainState.of([torch.where(skipped.unsqueeze(-1), old, x) for old, x in pairs])
     return (new, loss.detach()) if tape else (new.detach(), loss.detach())
+
+
+def loss_gradient(
+    learner: Learner, params: Tensor, buffers: Tensor, batch: Batch, weights: Tensor | None, t: int, *, tape: bool
+) -> LossGradient:
+    """The gradient of the weighted mean loss in `params`, the buffers that the forward pass left, and the loss.
+
+    With `tape` all of them stay connected to the tensors given. (`compiled.Graphs` computes the same.)
+    """
+    with torch.enable_grad():
+        losses, buffers = _losses(learner, params, buffers, batch, t)
+        _check_shape(losses, (*params.shape[:-1], len(batch)))
+        loss = _weighted_mean(losses, weights, learner.normalize)
+        # Runs do not see each other, so the gradient of the sum is each run's own.
+        (gradient,) = torch.autograd.grad(loss.sum() if loss.dim() else loss, params, create_graph=tape)
+    return gradient, buffers, loss
 
 
 def _losses(learner: Learner, params: Tensor, buffers: Tensor, batch: Batch, t: int) -> tuple[Tensor, Tensor]:

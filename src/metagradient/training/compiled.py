@@ -1,0 +1,224 @@
+"""The loss gradient of a step, and its adjoint, as machine code (TorchInductor).
+
+`torch.compile` does not differentiate twice what it compiled. But the loss gradient of a step is a function like any
+other, (params, buffers, weights, fields) -> (gradient, buffers, loss): AOTAutograd traces it together with its
+vector-Jacobian product, both are compiled, and a replay asks for no derivative beyond that.
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
+from weakref import WeakKeyDictionary
+
+import torch
+from torch import Tensor
+
+from metagradient.errors import UserError
+from metagradient.training.batches import Batch
+from metagradient.training.step import LossGradient, loss_gradient
+
+if TYPE_CHECKING:
+    from metagradient.training.learner import Learner
+
+log = logging.getLogger(__name__)
+
+Key = tuple[Any, ...]
+
+MOST_GRAPHS = 8
+_VERIFIED_CALLS = 2  # what changes from step to step shows at the second
+_WAY_OUT = "set learner.compiled=false"
+
+
+class Graphs:
+    """Compiled loss gradients, shared by learners that are built alike: same code, same modules, other values.
+
+    Called like `step.loss_gradient`, whose values it gives up to rounding. There is one graph for each combination of
+    shapes, dtypes and of what is differentiated (plain step, taped step, a shorter last batch), made when first needed;
+    what comes after the eighth, and stacked runs, are computed without. In every run the first two calls of a graph are
+    checked against the plain computation. Copies of a learner share its graphs; another process makes its own.
+
+    Raises UserError where the losses draw random numbers or read the step (a graph would freeze both), where they
+    cannot be traced, where there is no C++ compiler, and where a graph does not give the gradient.
+    """
+
+    def __init__(self) -> None:
+        self._graphs: dict[Key, Callable[..., LossGradient]] = {}
+        self._seen: WeakKeyDictionary[Learner, tuple[str, dict[Key, int]]] = WeakKeyDictionary()
+        self._warned = False
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Graphs:
+        return self
+
+    def __reduce__(self) -> tuple[type[Graphs], tuple[()]]:
+        return Graphs, ()
+
+    def __call__(
+        self,
+        learner: Learner,
+        params: Tensor,
+        buffers: Tensor,
+        batch: Batch,
+        weights: Tensor | None,
+        t: int,
+        *,
+        tape: bool,
+    ) -> LossGradient:
+        if not buffers.numel():
+            buffers = buffers.detach()  # the first state of a tape differs from the others in that alone
+        inputs = (params, buffers, weights, learner.layout.constants(), batch.fields, batch.index)
+        if learner not in self._seen:
+            self.new_run(learner)
+        structure, calls = self._seen[learner]
+        key = (type(learner), structure, learner.normalize, tape, *_signature(inputs))
+        if key not in self._graphs:
+            if len(self._graphs) == MOST_GRAPHS:
+                self._warn()
+                return loss_gradient(learner, params, buffers, batch, weights, t, tape=tape)
+            self._graphs[key] = _compile(learner, inputs, tape)
+        with torch.set_grad_enabled(tape):
+            result = self._graphs[key](*inputs)
+        calls[key] = calls.get(key, 0) + 1
+        if calls[key] <= _VERIFIED_CALLS:
+            with _nothing_saved():
+                _verify(learner, result, params, buffers, batch, weights, t)
+        return result
+
+    def new_run(self, learner: Learner) -> None:
+        """Look at the learner anew: its modules, and whether the graphs still compute what it computes."""
+        self._seen[learner] = repr(learner), {}
+
+    def _warn(self) -> None:
+        if not self._warned:
+            log.warning(
+                "the batches have more than %d shapes: the others are computed uncompiled. Batches of one size "
+                "(epoch_plan(..., drop_last=True)) need one graph.",
+                MOST_GRAPHS,
+            )
+        self._warned = True
+
+
+def can_compile() -> bool:
+    """Whether there is a C++ compiler."""
+    from torch._inductor.cpp_builder import get_cpp_compiler
+    from torch._inductor.exc import InvalidCxxCompiler
+
+    try:
+        get_cpp_compiler()
+    except InvalidCxxCompiler:
+        return False
+    return True
+
+
+def _compile(learner: Learner, inputs: tuple[Any, ...], tape: bool) -> Callable[..., LossGradient]:
+    """The graph for inputs like these."""
+    from functorch.compile import aot_function, min_cut_rematerialization_partition
+    from torch._inductor.compile_fx import compile_fx_inner
+    from torch._inductor.decomposition import select_decomp_table
+
+    if learner.needs.foreign_randomness:
+        raise UserError(f"the losses draw from torch's global generator, which a compiled step cannot: {_WAY_OUT}")
+
+    def function(
+        params: Tensor,
+        buffers: Tensor,
+        weights: Tensor | None,
+        constants: Sequence[Tensor],
+        fields: dict[str, Tensor],
+        index: Tensor,
+    ) -> LossGradient:
+        params = params if tape else params.detach().requires_grad_()
+        with learner.layout.holding(constants):
+            gradient, new, loss = loss_gradient(
+                learner, params, buffers, _Timeless(index, fields), weights, 0, tape=tape
+            )
+        return gradient, new, loss.detach()
+
+    def forward(graph: torch.fx.GraphModule, examples: Sequence[Any]) -> Any:
+        return compile_fx_inner(graph, examples, is_inference=not tape)
+
+    def backward(graph: torch.fx.GraphModule, examples: Sequence[Any]) -> Any:
+        return compile_fx_inner(graph, examples, is_backward=True)
+
+    compiled: Callable[..., LossGradient] = aot_function(
+        function,
+        fw_compiler=forward,
+        bw_compiler=backward,
+        inference_compiler=forward,
+        partition_fn=min_cut_rematerialization_partition,
+        decompositions=select_decomp_table(),
+    )
+    start = time.perf_counter()
+    # An adjoint that writes into what was saved for it could not be called once for each objective. Looked at in the
+    # backward pass too, hence set for good.
+    torch._functorch.config.donated_buffer = False
+    # Convolutions that choose a layout would not fit the strides of the trace.
+    layout = torch._inductor.config.patch(layout_optimization=False)
+    try:
+        with layout, torch.set_grad_enabled(tape), _nothing_saved():
+            compiled(*inputs)  # compiles; the result is the next call's
+    except UserError:
+        raise
+    except Exception as error:
+        reason = (str(error) or type(error).__name__).strip().split("\n")[0]
+        raise UserError(f"the step could not be compiled ({reason}): {_WAY_OUT}") from error
+    kind, size = "taped" if tape else "plain", inputs[-1].shape[-1]
+    log.info("compiled the %s step of %d examples in %.0f s", kind, size, time.perf_counter() - start)
+    return compiled
+
+
+class _Timeless(Batch):
+    """A batch inside a trace: nothing may depend on its step, and nothing random can be drawn from its seed."""
+
+    def __init__(self, index: Tensor, fields: Mapping[str, Tensor]) -> None:
+        self.index, self.fields, self.seed = index, dict(fields), None  # type: ignore[assignment]
+
+    @property
+    def t(self) -> int:  # type: ignore[override]
+        raise UserError(f"the losses read the step of their batch, which a compiled step would freeze: {_WAY_OUT}")
+
+    def replace(self, **fields: Tensor) -> Batch:
+        return _Timeless(self.index, {**self.fields, **fields})
+
+
+def _signature(inputs: tuple[Any, ...]) -> Iterator[Any]:
+    """What a graph is made for: names, shapes, strides, dtypes, devices, and what is differentiated."""
+    *tensors, constants, fields, index = inputs
+    yield tuple(fields)
+    for x in (*tensors, *constants, *fields.values(), index):
+        yield None if x is None else (x.shape, x.stride(), x.dtype, x.device, x.requires_grad)
+
+
+def _verify(
+    learner: Learner,
+    result: LossGradient,
+    params: Tensor,
+    buffers: Tensor,
+    batch: Batch,
+    weights: Tensor | None,
+    t: int,
+) -> None:
+    plain = params.detach().requires_grad_()
+    expected = loss_gradient(learner, plain, buffers.detach(), batch, weights, t, tape=False)
+    tolerance = torch.finfo(params.dtype).eps ** 0.5
+    for name, got, want in zip(("gradient", "buffers", "loss"), result, expected, strict=True):
+        difference = float((got.detach() - want.detach()).norm())
+        if not difference <= tolerance * float(want.detach().norm()) + torch.finfo(params.dtype).tiny:
+            if not bool(torch.isfinite(want).all()):
+                return  # the run itself diverges, and says so
+            raise UserError(
+                f"the compiled step gave another {name} than the plain one at step {t} (apart by {difference:.1e} of "
+                f"{float(want.detach().norm()):.1e}): either the losses are no function of parameters, buffers and "
+                "fields alone, or what they read elsewhere changed since they were compiled (then make a new learner). "
+                f"To do without: {_WAY_OUT}"
+            )
+
+
+@contextmanager
+def _nothing_saved() -> Iterator[None]:
+    """What is saved for a backward pass inside is not seen by the hooks outside, which measure the tape."""
+    with torch.autograd.graph.saved_tensors_hooks(lambda x: x, lambda x: x):
+        yield

@@ -1,0 +1,225 @@
+"""Compiled steps: the same gradients as plain ones, the same bits in every kind of run, and no silent difference."""
+
+import copy
+import logging
+import pickle
+from collections.abc import Callable
+
+import pytest
+import torch
+from test_truth import HELD_OUT, KINDS, OPTIMIZERS, gpt, token_batches
+from torch import Tensor, nn
+from toys import N, assert_slope, batches, conv_net, examples, fit, mlp, relative, same_bits
+
+import metagradient as mg
+from metagradient.errors import UserError
+from metagradient.models import lora
+from metagradient.replay.budget import measure
+from metagradient.training import compiled
+from metagradient.training.run import run_mode
+
+pytestmark = pytest.mark.skipif(not compiled.can_compile(), reason="no C++ compiler on this machine")
+
+EXACT = 1e-9
+VECTORS, IMAGES, HELD_OUT_IMAGES = examples(), examples(shape=(1, 4, 4)), examples(7, (1, 4, 4), seed=3)
+EVEN = [[3, 1, 4, 0], [5, 9, 2, 6], [7, 8, 0, 1], [6, 2, 5, 9], [8, 4, 3, 7]]
+"""Batches of one size: one graph of each kind."""
+GRAPHS = {name: mg.Graphs() for name in ("mlp", "conv", "lm")}
+"""The tests compile each network once."""
+
+
+def classifier(compile_: bool = True, optimizer: str = "momentum", module: nn.Module | None = None) -> mg.Classifier:
+    rules = OPTIMIZERS[optimizer]
+    learner = mg.Classifier(module or mlp(), rules.ours, rules.rate, decay=rules.decay)
+    learner.graphs = GRAPHS["mlp"] if compile_ else None
+    return learner
+
+
+# -- the same gradients -------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("plan", ["tape", "sqrt"])
+@pytest.mark.parametrize(
+    ("kind", "optimizer"),
+    [("weights", "momentum"), ("inputs", "momentum"), ("log knots", "adamw masked"), ("decay", "adam decay")],
+)
+def test_a_compiled_replay_is_the_plain_replay(kind: str, optimizer: str, plan: str) -> None:
+    """Short batches and an empty one among them; the plain replay is the naive unroll's (see `test_truth`)."""
+
+    def replay(compile_: bool) -> Tensor:
+        learner = classifier(compile_, optimizer)
+        result = mg.metagradient(learner, batches(VECTORS), KINDS[kind].ours, mg.mean_loss(HELD_OUT), checkpoints=plan)
+        return result[KINDS[kind].ours.name]
+
+    assert relative(replay(True), replay(False)) < EXACT
+    assert GRAPHS["mlp"]._graphs
+
+
+def test_central_differences_of_compiled_trainings() -> None:
+    learner, data, z = classifier(), batches(VECTORS, EVEN), [KINDS["weights"].ours]
+    phi = mg.mean_loss(HELD_OUT)
+    assert_slope(mg.metagradient(learner, data, z, phi)["weights"], learner, data, z, "weights", phi)
+
+
+def test_batch_norm_statistics_carry_gradient() -> None:
+    """The objective reads running statistics, which the steps wrote."""
+    data, z, phi = batches(IMAGES, EVEN), [KINDS["weights"].ours], mg.mean_loss(HELD_OUT_IMAGES)
+
+    def learner(compile_: bool) -> mg.Classifier:
+        made = classifier(compile_, module=conv_net())
+        made.graphs = GRAPHS["conv"] if compile_ else None
+        return made
+
+    results = [mg.metagradient(learner(c), data, z, phi)["weights"] for c in (True, False)]
+    assert relative(*results) < EXACT
+    assert_slope(results[0], learner(True), data, z, "weights", phi)
+
+
+def test_language_model_with_frozen_weights() -> None:
+    """Attention, tokens, and adapters on a frozen base; learners that differ in the base share the graphs."""
+    z, phi = [KINDS["weights"].ours], mg.mean_loss(token_batches(5, seed=9))
+    for shift in (0.0, 0.1):
+        results = []
+        for compile_ in (True, False):
+            model = gpt()
+            with torch.no_grad():
+                for p in model.parameters():
+                    p.add_(shift)
+            model = lora(model, rank=2, alpha=4.0, targets=["qkv"]).double()
+            learner = mg.LanguageModel(model, mg.SGD(momentum=0.9), 0.1)
+            learner.graphs = GRAPHS["lm"] if compile_ else None
+            results.append(mg.metagradient(learner, batches(token_batches(), EVEN), z, phi)["weights"])
+        assert relative(*results) < EXACT
+    assert len(GRAPHS["lm"]._graphs) == 1  # the whole run was taped
+
+
+def test_objectives_at_once() -> None:
+    def each(learner: mg.Learner) -> Tensor:
+        return learner.losses(mg.Batch(0, torch.arange(5), {k: v[:5] for k, v in HELD_OUT.items()}))
+
+    z = KINDS["weights"].ours
+    results = [mg.metagradient(classifier(c), batches(VECTORS, EVEN), z, each)["weights"] for c in (True, False)]
+    assert results[0].shape == (5, N)
+    assert relative(*results) < EXACT
+
+
+# -- one trajectory -----------------------------------------------------------------------------------------------
+
+
+def test_trainer_bare_loop_resumed_run_and_checkpoints_end_in_the_same_bits() -> None:
+    data, z = batches(VECTORS), [mg.DataWeights(torch.ones(N, dtype=torch.float64))]
+    whole = mg.train(classifier(), data, z)
+    half = mg.train(classifier(), data, z, stop=5)
+    assert same_bits(mg.train(classifier(), data, z, state=half, start=5), whole)
+    learner = classifier()
+    learner.metaparameters = z
+    fit(learner, data, precision="64-true")
+    assert learner.train_state is not None
+    assert same_bits(learner.train_state, whole)
+    callback = mg.Metagradient(z, mg.mean_loss(HELD_OUT), checkpoints="all")
+    fit(classifier(), data, callback, precision="64-true")
+    alone = mg.metagradient(classifier(), data, z, mg.mean_loss(HELD_OUT), checkpoints="all")
+    assert torch.equal(callback.gradients["weights"], alone["weights"])
+
+
+def test_the_tape_of_a_compiled_step_is_measured() -> None:
+    data, z = batches(VECTORS, EVEN), [KINDS["weights"].ours]
+    sizes = []
+    for compile_ in (True, False):
+        learner = classifier(compile_)
+        with run_mode(learner, data):
+            sizes.append(measure(learner, data, mg.initial_state(learner), z, 0).taped_step)
+    assert sizes[0] < 2 * sizes[1]
+
+
+# -- who shares graphs --------------------------------------------------------------------------------------------
+
+
+def test_a_routine_compiles_once() -> None:
+    routine = mg.Routine(lambda schedule: mg.Classifier(mlp(), mg.SGD(), schedule, compiled=True), epochs=3)
+    first, second = (routine.train(VECTORS, seed)[0] for seed in (0, 1))
+    assert first.graphs is second.graphs
+    assert len(first.graphs._graphs) == 1
+    assert copy.deepcopy(first).graphs is first.graphs
+    assert not pickle.loads(pickle.dumps(first.graphs))._graphs
+
+
+def test_other_modules_are_compiled_anew() -> None:
+    """Activations differ, shapes do not."""
+    graphs = mg.Graphs()
+    for activation in (nn.Tanh(), nn.Softplus()):
+        module = mlp()
+        module[1] = activation
+        learner, plain = classifier(module=module), classifier(False, module=copy.deepcopy(module))
+        learner.graphs = graphs
+        data = batches(VECTORS, EVEN)
+        assert relative(mg.train(learner, data).params, mg.train(plain, data).params) < EXACT
+    assert len(graphs._graphs) == 2
+
+
+def test_too_many_shapes(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
+    monkeypatch.setattr(compiled, "MOST_GRAPHS", 1)
+    learner = mg.Classifier(mlp(), mg.SGD(), 0.3, compiled=True)
+    with caplog.at_level(logging.WARNING):
+        state = mg.train(learner, batches(VECTORS))
+    assert caplog.text.count("more than 1 shapes") == 1
+    assert relative(state.params, mg.train(mg.Classifier(mlp(), mg.SGD(), 0.3), batches(VECTORS)).params) < EXACT
+
+
+# -- nothing silently frozen --------------------------------------------------------------------------------------
+
+
+class Scaled(mg.Classifier):
+    """Losses multiplied by what a function makes of the learner and the batch."""
+
+    def __init__(self, factor: Callable[[mg.Learner, mg.Batch], float]) -> None:
+        super().__init__(mlp(), mg.SGD(), 0.3, compiled=True)
+        self.factor, self.calls, self.scale = factor, 0, 1.0
+
+    def losses(self, batch: mg.Batch) -> Tensor:
+        self.calls += 1
+        return super().losses(batch) * self.factor(self, batch)
+
+
+@pytest.mark.parametrize(
+    ("learner", "why"),
+    [
+        (lambda: Scaled(lambda learner, batch: 1 + batch.t), "read the step"),
+        (lambda: Scaled(lambda learner, batch: float(learner.calls)), "another gradient than the plain one"),
+        (lambda: Scaled(lambda learner, batch: float(batch.x.sum())), "could not be compiled"),
+        (lambda: mg.Classifier(mlp(dropout=0.5), mg.SGD(), 0.3, compiled=True), "random numbers"),
+        (
+            lambda: mg.Classifier(nn.Sequential(mlp(), nn.AlphaDropout(0.5)), mg.SGD(), 0.3, compiled=True),
+            "torch's global generator",
+        ),
+    ],
+)
+def test_what_a_graph_would_freeze_is_refused(learner: Callable[[], mg.Learner], why: str) -> None:
+    with pytest.raises(UserError, match=why) as refusal:
+        mg.train(learner(), batches(VECTORS, EVEN))
+    assert "learner.compiled=false" in str(refusal.value)
+
+
+def test_a_setting_changed_after_compiling() -> None:
+    learner = Scaled(lambda learner, batch: learner.scale)  # type: ignore[attr-defined]
+    mg.train(learner, batches(VECTORS, EVEN))
+    learner.scale = 1.01
+    with pytest.raises(UserError, match="changed since they were compiled"):
+        mg.train(learner, batches(VECTORS, EVEN))
+
+
+def test_without_a_compiler(monkeypatch: pytest.MonkeyPatch) -> None:
+    from torch._inductor import cpp_builder, exc
+
+    def nothing(search: object) -> str:
+        raise exc.InvalidCxxCompiler
+
+    monkeypatch.setattr(cpp_builder, "cpp_compiler_search", nothing)
+    assert not compiled.can_compile()
+
+
+def test_a_loss_that_is_not_finite_is_named_as_ever() -> None:
+    data = {**VECTORS, "x": VECTORS["x"].clone()}
+    data["x"][9] = torch.nan
+    with pytest.raises(mg.NonFiniteLoss, match="at step 1"):
+        mg.train(classifier(), batches(data, EVEN))
