@@ -9,6 +9,8 @@ from pathlib import Path
 import pytest
 from metagradient.experiments import _contenders
 
+from metagradient.training.compiled import can_compile
+
 
 @pytest.mark.parametrize("name", ["mlp", "resnet9", "gpt"])
 def test_contenders_compute_the_same_metagradient(name: str) -> None:
@@ -25,6 +27,22 @@ def test_other_packages_agree_where_installed(package: str) -> None:
     ours, theirs = _contenders.ours(case, "tape"), _contenders.make_contender(package, 0)(case)
     assert theirs is not None
     assert float((ours - theirs).norm() / ours.norm()) < 1e-4
+
+
+def test_compiled_contenders() -> None:
+    if not can_compile():
+        pytest.skip("no C++ compiler on this machine")
+    case = _contenders.make_case("mlp", 5)
+    ours, compiled = _contenders.ours(case, "tape"), _contenders.make_contender("tape, compiled", 0)(case)
+    assert compiled is not None
+    assert float((ours - compiled).norm() / ours.norm()) < 1e-4
+    assert _contenders.make_contender("plain, compiled", 0)(case) is None
+
+
+def test_what_is_missing_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(_contenders, "can_compile", lambda: False)
+    assert "g++" in str(_contenders.missing("auto, compiled"))
+    assert _contenders.missing("auto") is None
 
 
 def test_a_run_leaves_its_table(tmp_path: Path) -> None:
