@@ -66,7 +66,8 @@ def run(cfg: DictConfig, record: Record) -> float:
     headers = ["model", "T", "plan", "time", "range", "peak MiB", "above warm", "rel. difference"]
     record.table("cost_in_plain_trainings", headers, shown)
     drawn = [r for r in rows if r["plan"] not in ("plain", "plain, compiled", "torch loop") and " x" not in r["plan"]]
-    record.figure("cost", figures.cost_figure(drawn))
+    if drawn:
+        record.figure("cost", figures.cost_figure(drawn))
     record.result(_shares(rows))
     headline = ([r for r in rows if r["plan"] == "auto"] or rows)[-1]
     record.result({"cost_ratio": headline["time_ratio"], "peak_memory_ratio": headline["memory_ratio"]})

@@ -6,6 +6,7 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
 
 import metagradient as mg
 from metagradient.errors import UserError
@@ -189,6 +190,29 @@ def test_a_parameter_kept_outside_its_module_is_refused_by_name() -> None:
 
     with pytest.raises(UserError, match=r"^losses\(\) computes with a reference to parameter 'model\.weight'[^\n]*$"):
         mg.train(Keeps(), batches())
+
+
+class Cube(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor) -> Tensor:
+        ctx.save_for_backward(x)
+        return x**3
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, g: Tensor) -> Tensor:
+        return 3 * ctx.saved_tensors[0] ** 2 * g
+
+
+def test_a_function_without_a_second_derivative_is_refused() -> None:
+    """torch would leave its second derivative out and say nothing."""
+
+    class Cubed(mg.Classifier):
+        def losses(self, batch: mg.Batch) -> Tensor:
+            return Cube.apply(super().losses(batch))  # type: ignore[no-untyped-call]
+
+    with pytest.raises(UserError, match="Cube, whose backward is marked once_differentiable"):
+        mg.train(Cubed(nn.Linear(4, 3)), batches())
 
 
 @pytest.mark.parametrize("kind", [nn.LSTM, nn.GRU])

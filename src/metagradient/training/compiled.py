@@ -11,14 +11,15 @@ import logging
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
-from weakref import WeakKeyDictionary
+from weakref import WeakKeyDictionary, ref
 
 import torch
 from torch import Tensor
 
 from metagradient.errors import UserError
-from metagradient.training.batches import Batch
+from metagradient.training.batches import Batch, Batches
 from metagradient.training.step import LossGradient, loss_gradient
 
 if TYPE_CHECKING:
@@ -28,27 +29,38 @@ log = logging.getLogger(__name__)
 
 Key = tuple[Any, ...]
 
-MOST_GRAPHS = 8
-_VERIFIED_CALLS = 2  # what changes from step to step shows at the second
 _WAY_OUT = "set learner.compiled=false"
+
+
+@dataclass
+class _Run:
+    """What is known of a learner's run: its modules in words, the longest batch, and its calls of each graph."""
+
+    structure: str
+    longest: int | None = None
+    calls: dict[Key, int] = field(default_factory=dict)
 
 
 class Graphs:
     """Compiled loss gradients, shared by learners that are built alike: same code, same modules, other values.
 
     Called like `step.loss_gradient`, whose values it gives up to rounding. There is one graph for each combination of
-    shapes, dtypes and of what is differentiated (plain step, taped step, a shorter last batch), made when first needed;
-    what comes after the eighth, and stacked runs, are computed without. In every run the first two calls of a graph are
-    checked against the plain computation. Copies of a learner share its graphs; another process makes its own.
+    shapes, dtypes and of what is differentiated, made when first needed. Batches shorter than the longest of their run
+    (the last of an epoch) and stacked runs are computed without. Copies of a learner share its graphs; another process
+    makes its own.
 
-    Raises UserError where the losses draw random numbers or read the step (a graph would freeze both), where they
-    cannot be traced, where there is no C++ compiler, and where a graph does not give the gradient.
+    A graph knows parameters, buffers and fields; what else the losses read is frozen in it. So in every run calls
+    1, 2, 4, 8, ... and every 64th of a graph are checked against the plain computation. Making the first graph sets
+    `torch._functorch.config.donated_buffer = False` for the process: an adjoint that writes into what was saved for it
+    could not be called once for each of several objectives.
+
+    Raises UserError where the losses draw random numbers, read the step or assign integer buffers, where they cannot
+    be traced, where there is no C++ compiler, and where a check fails.
     """
 
     def __init__(self) -> None:
         self._graphs: dict[Key, Callable[..., LossGradient]] = {}
-        self._seen: WeakKeyDictionary[Learner, tuple[str, dict[Key, int]]] = WeakKeyDictionary()
-        self._warned = False
+        self._runs: WeakKeyDictionary[Learner, _Run] = WeakKeyDictionary()
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Graphs:
         return self
@@ -67,41 +79,32 @@ class Graphs:
         *,
         tape: bool,
     ) -> LossGradient:
-        # Without buffers the first state of a tape differs from the others in this alone.
+        run = self._runs.get(learner)
+        if run is None:
+            run = self._runs[learner] = _Run(repr(learner))
+        if run.longest is not None and len(batch) < run.longest:
+            return loss_gradient(learner, params, buffers, batch, weights, t, tape=tape)
+        # An empty vector of buffers requires grad in the first state of a tape only: no reason for a second graph.
         state = (params, buffers if buffers.numel() else buffers.detach())
         if not tape:
             state = params.detach(), buffers.detach()
         given = [] if weights is None else [weights]
         inputs = (*state, given, learner.layout.constants(), batch.fields, batch.index)
-        if learner not in self._seen:
-            self.new_run(learner)
-        structure, calls = self._seen[learner]
-        key = (type(learner), structure, learner.normalize, tape, *_signature(inputs))
+        key = (type(learner), run.structure, learner.normalize, tape, *_signature(inputs))
         if key not in self._graphs:
-            if len(self._graphs) == MOST_GRAPHS:
-                self._warn()
-                return loss_gradient(learner, params, buffers, batch, weights, t, tape=tape)
             self._graphs[key] = _compile(learner, inputs, tape)
         with torch.set_grad_enabled(tape):
             result = self._graphs[key](*inputs)
-        calls[key] = calls.get(key, 0) + 1
-        if calls[key] <= _VERIFIED_CALLS:
+        calls = run.calls[key] = run.calls.get(key, 0) + 1
+        if calls & (calls - 1) == 0 or calls % 64 == 0:
             with _nothing_saved():
                 _verify(learner, result, params, buffers, batch, weights, t)
         return result
 
-    def new_run(self, learner: Learner) -> None:
-        """Look at the learner anew: its modules, and whether the graphs still compute what it computes."""
-        self._seen[learner] = repr(learner), {}
-
-    def _warn(self) -> None:
-        if not self._warned:
-            log.warning(
-                "the batches have more than %d shapes: the others are computed uncompiled. Batches of one size "
-                "(epoch_plan(..., drop_last=True)) need one graph.",
-                MOST_GRAPHS,
-            )
-        self._warned = True
+    def new_run(self, learner: Learner, batches: Batches) -> None:
+        """Look at the learner anew: its modules may have changed, and its longest batch."""
+        plan = batches.plan[:1] if batches.plan.stride(0) == 0 else batches.plan
+        self._runs[learner] = _Run(repr(learner), int((plan >= 0).sum(dim=1).max()))
 
 
 def can_compile() -> bool:
@@ -125,6 +128,8 @@ def _compile(learner: Learner, inputs: tuple[Any, ...], tape: bool) -> Callable[
     if learner.needs.foreign_randomness:
         raise UserError(f"the losses draw from torch's global generator, which a compiled step cannot: {_WAY_OUT}")
 
+    owner = ref(learner)  # a graph outlives the learner that it was made from
+
     def function(
         params: Tensor,
         buffers: Tensor,
@@ -133,7 +138,8 @@ def _compile(learner: Learner, inputs: tuple[Any, ...], tape: bool) -> Callable[
         fields: dict[str, Tensor],
         index: Tensor,
     ) -> LossGradient:
-        batch = _Timeless(index, fields)
+        learner, batch = owner(), _Timeless(index, fields)
+        assert learner is not None
         params = params if tape else params.detach().requires_grad_()
         with learner.layout.holding(constants):
             own = weights[0] if weights else None
@@ -155,8 +161,6 @@ def _compile(learner: Learner, inputs: tuple[Any, ...], tape: bool) -> Callable[
         decompositions=select_decomp_table(),
     )
     start = time.perf_counter()
-    # An adjoint that writes into what was saved for it could not be called once for each objective. Looked at in the
-    # backward pass too, hence set for good.
     torch._functorch.config.donated_buffer = False
     # Convolutions that choose a layout would not fit the strides of the trace. The tape keeps what is costly to compute
     # and computes the rest again: 40 % less memory in the same time (measured on an MLP).
@@ -169,7 +173,10 @@ def _compile(learner: Learner, inputs: tuple[Any, ...], tape: bool) -> Callable[
         raise
     except Exception as error:
         reason = (str(error) or type(error).__name__).strip().split("\n")[0]
-        raise UserError(f"the step could not be compiled ({reason}): {_WAY_OUT}") from error
+        raise UserError(
+            f"the step could not be compiled ({reason}): what the losses compute with must be parameters, buffers and "
+            f"fields, and nothing is logged in them; or {_WAY_OUT}"
+        ) from error
     kind, size = "taped" if tape else "plain", inputs[-1].shape[-1]
     log.info("compiled the %s step of %d examples in %.0f s", kind, size, time.perf_counter() - start)
     return compiled
@@ -210,16 +217,17 @@ def _verify(
     plain = params.detach().requires_grad_()
     expected = loss_gradient(learner, plain, buffers.detach(), batch, weights, t, tape=False)
     tolerance = torch.finfo(params.dtype).eps ** 0.5
+    rounding = tolerance * float(plain.detach().norm())  # of a gradient that cancels to nothing
     for name, got, want in zip(("gradient", "buffers", "loss"), result, expected, strict=True):
         difference = float((got.detach() - want.detach()).norm())
-        if not difference <= tolerance * float(want.detach().norm()) + torch.finfo(params.dtype).tiny:
+        size = float(want.detach().norm())
+        if not difference <= tolerance * (size + rounding):
             if not bool(torch.isfinite(want).all()):
                 return  # the run itself diverges, and says so
             raise UserError(
                 f"the compiled step gave another {name} than the plain one at step {t} (apart by {difference:.1e} of "
-                f"{float(want.detach().norm()):.1e}): either the losses are no function of parameters, buffers and "
-                "fields alone, or what they read elsewhere changed since they were compiled (then make a new learner). "
-                f"To do without: {_WAY_OUT}"
+                f"{size:.1e}): the losses read more than parameters, buffers and fields, or what they read changed "
+                f"since it was compiled, or they write into their batch: {_WAY_OUT}"
             )
 
 

@@ -141,7 +141,7 @@ class Learner(lightning.LightningModule):
         if self._needs is None:
             self._needs = probe(self, batches)
         if self.graphs is not None:
-            self.graphs.new_run(self)
+            self.graphs.new_run(self, batches)
 
     @property
     def needs(self) -> Needs:

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
+from torch.autograd.function import once_differentiable
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from metagradient.errors import UserError
@@ -54,6 +55,7 @@ def probe(learner: Learner, batches: Batches) -> Needs:
         with torch.enable_grad(), _SeesFusedAttention() as attention, learner.running(params, buffers, batch.seed, t):
             losses = learner.losses(batch)
             _refuse_in_place(learner, start, buffers)
+        _refuse_once_differentiable(losses)
         _refuse_kept_parameters(learner, losses)
         foreign = not torch.equal(before, _global_state(params))
     if foreign:
@@ -86,6 +88,24 @@ def _refuse_kept_parameters(learner: Learner, losses: Tensor) -> None:
             raise UserError(
                 f"losses() computes with a reference to parameter '{name}' that it keeps outside its module (in a list, "
                 "say), where the step cannot replace it: read it from the module that owns it"
+            )
+
+
+def _refuse_once_differentiable(losses: Tensor) -> None:
+    """torch raises for these only where the second derivative passes through their backward, and else drops it."""
+    marked = once_differentiable(lambda *_: None).__code__
+    seen, todo = set(), [losses.grad_fn]
+    while todo:
+        node = todo.pop()
+        if node is None or node in seen:
+            continue
+        seen.add(node)
+        todo += [following for following, _ in node.next_functions]
+        function = getattr(node, "_forward_cls", None)
+        if function is not None and getattr(function.backward, "__code__", None) is marked:
+            raise UserError(
+                f"losses() go through {function.__name__}, whose backward is marked once_differentiable: a replay needs "
+                "the derivative of the gradient. Write its backward in differentiable operations"
             )
 
 

@@ -75,7 +75,8 @@ def step_randomness(seed: int | None, t: int, device: torch.device, foreign: boo
             return
         devices = [device] if device.type == "cuda" else []
         with torch.random.fork_rng(devices=devices):
-            torch.manual_seed(fold_in(seed or 0, t))
+            assert seed is not None  # a compiled step's losses are refused before
+            torch.manual_seed(fold_in(seed, t))
             yield
     finally:
         _current.reset(token)

@@ -163,17 +163,23 @@ class Layout:
                 owner._buffers[key] = own_buffer
 
     def constants(self) -> list[Tensor]:
-        """What a training step leaves alone: frozen parameters and buffers of integers."""
+        """What is no part of the training state: frozen parameters and buffers of integers."""
         return [tensors[key].detach() for tensors, key in self._constants]
 
     @contextmanager
     def holding(self, constants: Sequence[Tensor]) -> Iterator[None]:
-        """The module computes with these in place of its constants inside the block."""
+        """The module computes with these in place of its constants inside the block, which may not assign them."""
         own = [tensors[key] for tensors, key in self._constants]
         try:
             for (tensors, key), constant in zip(self._constants, constants, strict=True):
                 tensors[key] = constant
             yield
+            for (tensors, key), constant in zip(self._constants, constants, strict=True):
+                if tensors[key] is not constant:
+                    raise UserError(
+                        f"the losses assign '{key}', which is neither a parameter nor a buffer of floats: a compiled "
+                        "step would not see it change. Set learner.compiled=false"
+                    )
         finally:
             for (tensors, key), before in zip(self._constants, own, strict=True):
                 tensors[key] = before
