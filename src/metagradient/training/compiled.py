@@ -160,6 +160,8 @@ def _compile(learner: Learner, inputs: tuple[Any, ...], tape: bool) -> Callable[
         partition_fn=min_cut_rematerialization_partition,
         decompositions=select_decomp_table(),
     )
+    what = f"the {'taped' if tape else 'plain'} step of {inputs[-1].shape[-1]} examples"
+    log.info("compiling %s, which takes seconds to a minute ...", what)
     start = time.perf_counter()
     torch._functorch.config.donated_buffer = False
     # Convolutions that choose a layout would not fit the strides of the trace. The tape keeps what is costly to compute
@@ -177,8 +179,7 @@ def _compile(learner: Learner, inputs: tuple[Any, ...], tape: bool) -> Callable[
             f"the step could not be compiled ({reason}): what the losses compute with must be parameters, buffers and "
             f"fields, and nothing is logged in them; or {_WAY_OUT}"
         ) from error
-    kind, size = "taped" if tape else "plain", inputs[-1].shape[-1]
-    log.info("compiled the %s step of %d examples in %.0f s", kind, size, time.perf_counter() - start)
+    log.info("compiled %s in %.0f s", what, time.perf_counter() - start)
     return compiled
 
 
