@@ -96,14 +96,21 @@ def test_language_model_with_frozen_weights() -> None:
     assert len(GRAPHS["lm"]._graphs) == 1  # the whole run was taped
 
 
-def test_objectives_at_once() -> None:
-    def each(learner: mg.Learner) -> Tensor:
-        return learner.losses(mg.Batch(0, torch.arange(5), {k: v[:5] for k, v in HELD_OUT.items()}))
+@pytest.mark.parametrize("net", ["mlp", "conv"])
+def test_objectives_at_once(net: str) -> None:
+    """Pulled one after the other through one tape, which every pull must leave as it was."""
+    examples_, held_out = (VECTORS, HELD_OUT) if net == "mlp" else (IMAGES, HELD_OUT_IMAGES)
 
-    z = KINDS["weights"].ours
-    results = [mg.metagradient(classifier(c), batches(VECTORS, EVEN), z, each)["weights"] for c in (True, False)]
-    assert results[0].shape == (5, N)
-    assert relative(*results) < EXACT
+    def each(learner: mg.Learner) -> Tensor:
+        return learner.losses(mg.Batch(0, torch.arange(5), {k: v[:5] for k, v in held_out.items()}))
+
+    def gradients(compile_: bool) -> Tensor:
+        learner = classifier(compile_, module=mlp() if net == "mlp" else conv_net())
+        learner.graphs = GRAPHS[net] if compile_ else None
+        return mg.metagradient(learner, batches(examples_, EVEN), KINDS["weights"].ours, each)["weights"]
+
+    assert gradients(True).shape == (5, N)
+    assert relative(gradients(True), gradients(False)) < EXACT
 
 
 # -- one trajectory -----------------------------------------------------------------------------------------------
