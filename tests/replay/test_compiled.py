@@ -132,14 +132,20 @@ def test_trainer_bare_loop_resumed_run_and_checkpoints_end_in_the_same_bits() ->
     assert torch.equal(callback.gradients["weights"], alone["weights"])
 
 
-def test_the_tape_of_a_compiled_step_is_measured() -> None:
+def test_the_tape_of_a_compiled_step_is_measured(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Without what the checks of the first calls save."""
     data, z = batches(VECTORS, EVEN), [KINDS["weights"].ours]
-    sizes = []
-    for compile_ in (True, False):
+
+    def taped(compile_: bool) -> int:
         learner = classifier(compile_)
         with run_mode(learner, data):
-            sizes.append(measure(learner, data, mg.initial_state(learner), z, 0).taped_step)
-    assert sizes[1] / 2 < sizes[0] < 2 * sizes[1]
+            return measure(learner, data, mg.initial_state(learner), z, 0).taped_step
+
+    taped(True)  # compiled now
+    assert taped(False) / 2 < taped(True) < 2 * taped(False)
+    with_checks = taped(True)
+    monkeypatch.setattr(compiled, "_verify", lambda *_: None)
+    assert taped(True) == with_checks
 
 
 # -- who shares graphs --------------------------------------------------------------------------------------------
