@@ -17,6 +17,7 @@ from metagradient.training.batches import Batches
 from metagradient.training.learner import Learner
 from metagradient.training.metaparameters import Metaparameter
 from metagradient.training.run import cast
+from metagradient.training.saved_tensors import watching_saved_tensors
 from metagradient.training.state import TrainState
 from metagradient.training.step import step
 
@@ -77,17 +78,16 @@ def measure(learner: Learner, batches: Batches, state: TrainState, z: Sequence[M
     t = first if rows.stride(0) == 0 else first + int((rows >= 0).sum(dim=1).argmax())
     kept: dict[int, torch.UntypedStorage] = {}
 
-    def keep(x: Tensor) -> Tensor:
+    def keep(x: Tensor) -> None:
         storage = x.untyped_storage()
         kept[storage.data_ptr()] = storage
-        return x
 
     def total() -> int:
         return sum(storage.nbytes() for storage in kept.values())
 
     leaves = tuple(m.leaf(state.params) for m in z)
     current, sizes = state.leaf(), [0]
-    with torch.autograd.graph.saved_tensors_hooks(keep, lambda x: x):
+    with watching_saved_tensors(keep):
         for _ in range(2):
             current, _ = step(learner, current, cast(batches(t), state), t, leaves, tape=True)
             sizes.append(total())

@@ -10,7 +10,7 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 from weakref import WeakKeyDictionary, ref
@@ -20,6 +20,7 @@ from torch import Tensor
 
 from metagradient.errors import UserError
 from metagradient.training.batches import Batch, Batches
+from metagradient.training.saved_tensors import watching_saved_tensors
 from metagradient.training.step import LossGradient, loss_gradient
 
 if TYPE_CHECKING:
@@ -232,8 +233,7 @@ def _verify(
             )
 
 
-@contextmanager
-def _nothing_saved() -> Iterator[None]:
+
+def _nothing_saved() -> AbstractContextManager[None]:
     """What is saved for a backward pass inside is not seen by the hooks outside, which measure the tape."""
-    with torch.autograd.graph.saved_tensors_hooks(lambda x: x, lambda x: x):
-        yield
+    return watching_saved_tensors(lambda _: None)
