@@ -233,7 +233,6 @@ def _verify(
             )
 
 
-
 def _nothing_saved() -> AbstractContextManager[None]:
     """What is saved for a backward pass inside is not seen by the hooks outside, which measure the tape."""
     return watching_saved_tensors(lambda _: None)
