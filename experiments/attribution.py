@@ -12,50 +12,44 @@ import logging
 from collections.abc import Sequence
 from time import perf_counter
 
-from metagradient.experiments import (
-    _attribution,
-    _attribution_figures,
-    _attribution_race,
-    _attribution_task,
-    _attribution_words,
-    _setup,
-    _smoothness,
-    _stages,
-)
 from omegaconf import DictConfig
 from torch import Tensor
 
 from metagradient.data import TextSplits
 from metagradient.evaluation import GroundTruth, join, linear_datamodeling_score
 from metagradient.reporting import Progress, Record
+from metagradient.studies import setup, smoothness, stages
+from metagradient.studies.attribution import race, report, words
+from metagradient.studies.attribution.methods import Methods
+from metagradient.studies.attribution.task import cache, make_task, removals
 
 log = logging.getLogger(__name__)
 
 
 def run(cfg: DictConfig, record: Record) -> float | None:
-    _setup.prepare(cfg, queries=1, held_out=1, retrainings=3, batch=1, at_once=1)
-    workers = _setup.workers(cfg)
-    _attribution_words.check(cfg)
-    task, splits = _attribution_task.make_task(cfg)
-    _attribution_words.check_run(cfg, task)
-    folder = _setup.folder(cfg.resume) or record.directory
+    setup.prepare(cfg, queries=1, held_out=1, retrainings=3, batch=1, at_once=1)
+    workers = setup.workers(cfg)
+    words.check(cfg)
+    task, splits = make_task(cfg)
+    words.check_run(cfg, task)
+    folder = setup.folder(cfg.resume) or record.directory
 
-    with Progress(_stages.attribution(cfg)) as progress:
-        _smoothness.at_the_start(cfg, record, progress, task.routine, task.train, "weights")
+    with Progress(stages.attribution(cfg)) as progress:
+        smoothness.at_the_start(cfg, record, progress, task.routine, task.train, "weights")
 
         # 1. The truth: models retrained without some of the examples, once for all methods.
         truth = GroundTruth(
             task.learner,
             task.batches,
             join(task.held_out, task.queries),
-            folder=_attribution_task.cache() if cfg.keep_retrainings else folder / "retrainings",
+            folder=cache() if cfg.keep_retrainings else folder / "retrainings",
             owner=str(folder.absolute()),
             at_once=cfg.at_once,
             workers=workers,
             progress=progress.callback(),
         )
         start = perf_counter()
-        kept, held_out, judged = _attribution_task.removals(cfg, task.n), dict[float, Tensor](), dict[float, Tensor]()
+        kept, held_out, judged = removals(cfg, task.n), dict[float, Tensor](), dict[float, Tensor]()
         for drop in progress.track(list(kept), "retraining without some examples"):
             losses = truth.losses(kept[drop])
             held_out[drop], judged[drop] = losses[:, : cfg.held_out], losses[:, cfg.held_out :]
@@ -70,7 +64,7 @@ def run(cfg: DictConfig, record: Record) -> float | None:
             return sum(found) / len(found)
 
         # 2. The methods, and 3. their judgement.
-        methods = _attribution.Methods(cfg, task, quality, folder / "artifacts", progress.callback())
+        methods = Methods(cfg, task, quality, folder / "artifacts", progress.callback())
         outcomes, rows = [], []
         for word in progress.track(list(cfg.methods), "methods"):
             outcome = methods(str(word))
@@ -84,22 +78,22 @@ def run(cfg: DictConfig, record: Record) -> float | None:
             log.info("%s: %s", outcome.name, ", ".join(told) or "not judged")
 
         if cfg.race.methods:
-            _attribution_race.race(record, cfg, task, progress.track)
+            race.race(record, cfg, task, progress.track)
 
     # 4. Tell.
-    _attribution_figures.tell(record, cfg, task, outcomes, rows)
+    report.tell(record, cfg, task, outcomes, rows)
     record.cost(training_runs=1 + truth.runs)
-    _attribution_figures.draw(record, cfg, task, splits, outcomes, rows)
+    report.draw(record, cfg, task, splits, outcomes, rows)
     if cfg.leave_one_out:
-        _attribution_figures.left_out(record, cfg, kept[0], judged[0], outcomes)
+        report.left_out(record, cfg, kept[0], judged[0], outcomes)
     if isinstance(splits, TextSplits):
         if bool((splits.query_sources[: cfg.queries] >= 0).any()):
-            _attribution_figures.planted(record, task, splits, outcomes)
+            report.planted(record, task, splits, outcomes)
     else:
         if splits.truth is not None and bool(splits.truth.wrong.any()):
-            _attribution_figures.mislabelled(record, task, splits.truth.wrong, outcomes)
+            report.mislabelled(record, task, splits.truth.wrong, outcomes)
         if cfg.brittleness:
-            record.cost(training_runs=_attribution_figures.brittle(record, cfg, task, len(splits.classes), outcomes))
+            record.cost(training_runs=report.brittle(record, cfg, task, len(splits.classes), outcomes))
     if not rows:
         return None
     headline = rows[len(cfg.drop) - 1]
@@ -108,6 +102,6 @@ def run(cfg: DictConfig, record: Record) -> float | None:
 
 
 if __name__ == "__main__":
-    from metagradient.cli import launch
+    from metagradient.cli.command import launch
 
     launch("attribution")

@@ -10,32 +10,33 @@ import statistics
 from typing import Any
 
 import torch
-from metagradient.experiments import _measuring, _setup, _stages
 from omegaconf import DictConfig
 
 from metagradient.errors import UserError
 from metagradient.replay.budget import format_bytes, parse_bytes
 from metagradient.reporting import Progress, Record, figures
+from metagradient.studies import setup, stages
+from metagradient.studies.cost import measuring
 
 log = logging.getLogger(__name__)
 
 
 def run(cfg: DictConfig, record: Record) -> float:
-    _setup.prepare(cfg, repeats=1)
+    setup.prepare(cfg, repeats=1)
     if cfg.trainer.accelerator != "cpu" or cfg.trainer.precision != "32-true":
         raise UserError("cost measures on the CPU in float32 so far: leave trainer=cpu and trainer.precision=32-true")
     rows: list[dict[str, Any]] = []
-    with Progress(_stages.cost(cfg)) as progress:
+    with Progress(stages.cost(cfg)) as progress:
         for model in cfg.models:
-            size = _measuring.footprint(model, cfg.seed)
+            size = measuring.footprint(model, cfg.seed)
             tight = parse_bytes(cfg.tight_memory) if cfg.tight_memory else size.taped_step * cfg.tape_steps // 10
             sizes = [format_bytes(bytes_) for bytes_ in (size.state, size.taped_step, tight)]
             log.info("%s: a state is %s, a taped step %s; tight memory is %s", model, *sizes)
             for steps in cfg.steps:
-                names = ["plain", *(name for name in cfg.plans if _measuring.possible(name, steps, size))]
-                seconds, results = _measuring.times(model, steps, names, tight, cfg.seed, cfg.repeats, progress.track)
+                names = ["plain", *(name for name in cfg.plans if measuring.possible(name, steps, size))]
+                seconds, results = measuring.times(model, steps, names, tight, cfg.seed, cfg.repeats, progress.track)
                 peaks = {
-                    name: _measuring.peak(model, steps, name, tight, cfg.seed, cfg.trainer.threads)
+                    name: measuring.peak(model, steps, name, tight, cfg.seed, cfg.trainer.threads)
                     for name in progress.track(names, f"memory: {model}, {steps} steps")
                 }
                 truth = next((result for result in results.values() if result is not None), None)
@@ -94,6 +95,6 @@ def _shares(rows: list[dict[str, Any]]) -> dict[str, float]:
 
 
 if __name__ == "__main__":
-    from metagradient.cli import launch
+    from metagradient.cli.command import launch
 
     launch("cost")

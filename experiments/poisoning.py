@@ -9,36 +9,37 @@ five victims, 60 s): accuracy .940 -> .903 (sd .003), an MLP loses .055; gradien
 import statistics
 
 import torch
-from metagradient.experiments import _poisoning, _setup, _smoothness, _stages
 from omegaconf import DictConfig
 
 from metagradient.descent import DescentProblem, Poisons, noise_poisons, poison_rows
 from metagradient.evaluation import Victims, deviation, take, train_victims
-from metagradient.reporting import Progress, Record, descent_figures
+from metagradient.reporting import Progress, Record
+from metagradient.reporting.figures import descent as descent_figures
+from metagradient.studies import poisoning, setup, smoothness, stages
 from metagradient.training.random import fold_in, generator
 
 OURS = "metagradient"
 
 
 def run(cfg: DictConfig, record: Record) -> float:
-    _setup.prepare(cfg, victims=1)
-    splits = _setup.build(cfg.data)
-    routine = _setup.classifier_routine(cfg, splits)
-    method = _setup.build(cfg.method, _convert_="all")
+    setup.prepare(cfg, victims=1)
+    splits = setup.build(cfg.data)
+    routine = setup.classifier_routine(cfg, splits)
+    method = setup.build(cfg.method, _convert_="all")
     train, validation = splits.train, splits.validation
     order = torch.randperm(len(validation["y"]), generator=generator(cfg.seed, 1))
-    held = _setup.share(cfg.held_out, len(order), "held_out")
+    held = setup.share(cfg.held_out, len(order), "held_out")
     held_out, steer = take(validation, order[:held]), take(validation, order[held:])
-    resume = _setup.folder(cfg.resume)
+    resume = setup.folder(cfg.resume)
     routines = {"the same": routine} | {
-        str(name): _setup.classifier_routine(_setup.variant(cfg, edits), splits) for name, edits in cfg.transfer.items()
+        str(name): setup.classifier_routine(setup.variant(cfg, edits), splits) for name, edits in cfg.transfer.items()
     }
     seeds = [fold_in(cfg.seed, 3, i) % 2**31 for i in range(cfg.victims)]
 
-    with Progress(_stages.poisoning(cfg, method, len(routines))) as progress:
+    with Progress(stages.poisoning(cfg, method, len(routines))) as progress:
         # 1. Attack: each share of the rows by metagradients, by the peers, and by noise.
         rows = {share: poison_rows(len(train["y"]), share, fold_in(cfg.seed, 9)) for share in cfg.shares}
-        _smoothness.at_the_start(cfg, record, progress, routine, train, "pixels", rows[cfg.shares[0]])
+        smoothness.at_the_start(cfg, record, progress, routine, train, "pixels", rows[cfg.shares[0]])
         attacks: dict[tuple[float, str], Poisons] = {}
         curves: dict[float, list[dict[str, float]]] = {share: [] for share in cfg.shares}
         for share in progress.track(cfg.shares, "attacks"):
@@ -46,9 +47,9 @@ def run(cfg: DictConfig, record: Record) -> float:
             problem = DescentProblem(
                 train,
                 steer,
-                score=_poisoning.scores(held_out, splits.test),
+                score=poisoning.scores(held_out, splits.test),
                 routine=routine,
-                fit=_setup.TrainerFit(cfg, progress),
+                fit=setup.TrainerFit(cfg, progress),
                 seed=fold_in(cfg.seed, 2),
                 folder=folder,
                 resume=resume and resume / "artifacts" / folder.name,
@@ -63,10 +64,10 @@ def run(cfg: DictConfig, record: Record) -> float:
                 problem, rows[share], on_metastep=on_metastep, progress=progress.callback()
             )
             for name, peer in (cfg.peers or {}).items():
-                made = _setup.build(peer, _convert_="all").run(problem, rows[share], progress.callback())
+                made = setup.build(peer, _convert_="all").run(problem, rows[share], progress.callback())
                 attacks[share, str(name).replace("_", " ")] = made
             attacks[share, "uniform noise"] = noise_poisons(train, rows[share], cfg.seed, method.low, method.high)
-            _poisoning.save(record, splits, attacks[share, OURS], share, share == cfg.shares[0])
+            poisoning.save(record, splits, attacks[share, OURS], share, share == cfg.shares[0])
 
         # 2. Judge: fresh victims, the same routine and others, on clean and on poisoned data.
         clean = {name: train_victims(r, train, splits.test, seeds, progress.callback()) for name, r in routines.items()}
@@ -79,7 +80,7 @@ def run(cfg: DictConfig, record: Record) -> float:
         defences, spent = None, 0.0
         if cfg.defences:
             mask = ours.mask(len(train["y"]))
-            defences, spent = _poisoning.defend(cfg, splits, routine, ours.apply(train), mask, progress)
+            defences, spent = poisoning.defend(cfg, splits, routine, ours.apply(train), mask, progress)
 
     # 3. Tell.
     table = []
@@ -105,7 +106,7 @@ def run(cfg: DictConfig, record: Record) -> float:
     record.cost(training_runs=sum(poisons.cost for poisons in attacks.values()) + trainings + spent)
     for share in cfg.shares:
         levels = {"clean": same.mean, "victims": judged[share, OURS, "the same"].mean}
-        _poisoning.draw(
+        poisoning.draw(
             record, splits, attacks[share, OURS], curves[share], levels, "" if share == cfg.shares[0] else f"_{share:g}"
         )
     record.figure("drops", descent_figures.drops_figure([dict(zip(columns, row, strict=True)) for row in table]))
@@ -113,6 +114,6 @@ def run(cfg: DictConfig, record: Record) -> float:
 
 
 if __name__ == "__main__":
-    from metagradient.cli import launch
+    from metagradient.cli.command import launch
 
     launch("poisoning")

@@ -14,8 +14,6 @@ import dataclasses
 import statistics
 
 import torch
-from metagradient.experiments import _schedule, _setup, _smoothness, _stages
-from metagradient.experiments._schedule import FLAT, FREE, GRID, OURS, RANDOM, TPE
 from omegaconf import DictConfig
 
 import metagradient as mg
@@ -24,26 +22,28 @@ from metagradient.descent import schedule_baselines as baselines
 from metagradient.descent.schedule_baselines import Trainable, Trial
 from metagradient.evaluation import deviation, mean_cross_entropy, take
 from metagradient.reporting import Progress, Record
+from metagradient.studies import schedule, setup, smoothness, stages
+from metagradient.studies.schedule import FLAT, FREE, GRID, OURS, RANDOM, TPE
 from metagradient.training.random import fold_in, generator
 
 
 def run(cfg: DictConfig, record: Record) -> float:
-    _setup.prepare(cfg, retrainings=1, finalists=1, finalist_seeds=1, stretch=1)
-    splits = _setup.build(cfg.data)
-    routine = _setup.classifier_routine(cfg, splits)
+    setup.prepare(cfg, retrainings=1, finalists=1, finalist_seeds=1, stretch=1)
+    splits = setup.build(cfg.data)
+    routine = setup.classifier_routine(cfg, splits)
     order = torch.randperm(len(splits.validation["y"]), generator=generator(cfg.seed, 1))
-    held = _setup.share(cfg.held_out, len(order), "held_out")
+    held = setup.share(cfg.held_out, len(order), "held_out")
     held_out, steer = take(splits.validation, order[:held]), take(splits.validation, order[held:])
-    method = _setup.build(cfg.method, _convert_="all")
+    method = setup.build(cfg.method, _convert_="all")
     steps = len(routine.batches(splits.train, 0))
     peaks = baselines.geometric(cfg.grid.low, cfg.grid.high, cfg.grid.peaks)
     recipes = baselines.grid(steps, peaks, list(cfg.grid.warmups))
-    family = _setup.build(cfg.family)
+    family = setup.build(cfg.family)
 
     if cfg.schedule_free:
         baselines.ScheduleFree.check(routine.learner(0, steps))
     equals = (RANDOM, TPE, FREE) if cfg.schedule_free else (RANDOM, TPE)
-    with Progress(_stages.schedule(cfg, method, (GRID, len(recipes)), equals)) as progress:
+    with Progress(stages.schedule(cfg, method, (GRID, len(recipes)), equals)) as progress:
         # 1. Descend: from a flat schedule, along metagradients through whole runs.
         problem = DescentProblem(
             splits.train,
@@ -53,16 +53,16 @@ def run(cfg: DictConfig, record: Record) -> float:
                 "test_loss": mean_cross_entropy(learner, state, splits.test),  # drawn, never chosen by
             },
             routine=routine,
-            fit=_setup.TrainerFit(cfg, progress),
+            fit=setup.TrainerFit(cfg, progress),
             seed=fold_in(cfg.seed, 2),
             folder=record.directory,
-            resume=_setup.folder(cfg.resume),
+            resume=setup.folder(cfg.resume),
         )
         flat = method.space.recipe(method.flat(routine), steps)
         begins = dataclasses.replace(routine, schedule=lambda steps: mg.Constant(method.start))
-        _smoothness.at_the_start(cfg, record, progress, begins, splits.train, "schedule")
-        judge = _schedule.Judge(problem, splits, cfg.seed)
-        ways, path = {OURS: _schedule.Searcher()}, list[torch.Tensor]()
+        smoothness.at_the_start(cfg, record, progress, begins, splits.train, "schedule")
+        judge = schedule.Judge(problem, splits, cfg.seed)
+        ways, path = {OURS: schedule.Searcher()}, list[torch.Tensor]()
         per_metastep = 3.0 * method.seeds_per_metastep
 
         def on_metastep(metastep: int, values: dict[str, float], x: torch.Tensor | None) -> None:
@@ -115,13 +115,13 @@ def run(cfg: DictConfig, record: Record) -> float:
     record.cost(training_runs=found.cost + judge.spent[0])
     record.result({"chosen_metastep": found.metastep, "test_accuracy": statistics.fmean(accuracies[OURS])})
     record.result({"test_accuracy_sd": deviation(accuracies[OURS])})
-    _schedule.save(record, chosen[OURS])
-    _schedule.tell(record, losses, accuracies, longer, spent, cfg.finalists * cfg.finalist_seeds)
-    _schedule.draw(record, path, chosen, ways)
+    schedule.save(record, chosen[OURS])
+    schedule.tell(record, losses, accuracies, longer, spent, cfg.finalists * cfg.finalist_seeds)
+    schedule.draw(record, path, chosen, ways)
     return statistics.fmean(losses[OURS])
 
 
 if __name__ == "__main__":
-    from metagradient.cli import launch
+    from metagradient.cli.command import launch
 
     launch("schedule")

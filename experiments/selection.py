@@ -8,25 +8,25 @@ are then retrained from scratch with fresh seeds on the chosen data, and the tes
 import dataclasses
 
 import torch
-from metagradient.experiments import _setup, _smoothness, _stages
-from metagradient.experiments._selection_figures import draw
 from omegaconf import DictConfig
 from torchmetrics.functional.classification import binary_f1_score
 
 from metagradient.descent import DescentProblem, Reading
 from metagradient.evaluation import Retraining, accuracy, filter_by_loss, join, mean_cross_entropy, take
 from metagradient.reporting import Progress, Record
+from metagradient.studies import setup, smoothness, stages
+from metagradient.studies.selection import draw
 from metagradient.training.random import fold_in, generator
 
 
 def run(cfg: DictConfig, record: Record) -> float:
-    _setup.prepare(cfg, retrainings=1)
-    splits = _setup.build(cfg.data)
-    routine = _setup.classifier_routine(cfg, splits)
-    method = _setup.build(cfg.method, _convert_="all")
+    setup.prepare(cfg, retrainings=1)
+    splits = setup.build(cfg.data)
+    routine = setup.classifier_routine(cfg, splits)
+    method = setup.build(cfg.method, _convert_="all")
     train, validation, truth = splits.train, splits.validation, splits.truth
     order = torch.randperm(len(validation["y"]), generator=generator(cfg.seed, 1))
-    held = _setup.share(cfg.held_out, len(order), "held_out")
+    held = setup.share(cfg.held_out, len(order), "held_out")
     held_out, steer = take(validation, order[:held]), take(validation, order[held:])
 
     def f1(kept: torch.Tensor) -> dict[str, float]:
@@ -34,7 +34,7 @@ def run(cfg: DictConfig, record: Record) -> float:
         clean = {} if truth is None else {"f1_clean": ~truth.wrong, "f1_not_redrawn": ~truth.redrawn}
         return {name: float(binary_f1_score(kept.int(), mask.int())) for name, mask in clean.items()}
 
-    with Progress(_stages.selection(cfg, method)) as progress:
+    with Progress(stages.selection(cfg, method)) as progress:
         # 1. Descend: train, replay, move the weights; every metastep with a fresh initialisation and order.
         readings: list[Reading] = []
 
@@ -50,12 +50,12 @@ def run(cfg: DictConfig, record: Record) -> float:
                 "held_out_accuracy": accuracy(learner, state, held_out),
             },
             routine=routine,
-            fit=_setup.TrainerFit(cfg, progress),
+            fit=setup.TrainerFit(cfg, progress),
             seed=fold_in(cfg.seed, 2),
             folder=record.directory,
-            resume=_setup.folder(cfg.resume),
+            resume=setup.folder(cfg.resume),
         )
-        _smoothness.at_the_start(cfg, record, progress, routine, train, "weights")
+        smoothness.at_the_start(cfg, record, progress, routine, train, "weights")
         chosen = method.run(problem, on_metastep=on_metastep, progress=progress.callback())
         search_cost = chosen.cost
         if cfg.refit and chosen.metastep > 0:  # the same way again, steered by all validation rows
@@ -116,6 +116,6 @@ def run(cfg: DictConfig, record: Record) -> float:
 
 
 if __name__ == "__main__":
-    from metagradient.cli import launch
+    from metagradient.cli.command import launch
 
     launch("selection")

@@ -14,24 +14,25 @@ import re
 import statistics
 
 import torch
-from metagradient.experiments import _setup, _smoothness
 from omegaconf import DictConfig
 
 import metagradient as mg
 from metagradient.data import Splits
 from metagradient.evaluation import accuracy
 from metagradient.replay.smoothness import ROUGH, GradientHealth, Smoothness
-from metagradient.reporting import Progress, Record, descent_figures
+from metagradient.reporting import Progress, Record
+from metagradient.reporting.figures import descent as descent_figures
+from metagradient.studies import setup, smoothness
 from metagradient.training.random import fold_in
 
 log = logging.getLogger(__name__)
 
 
 def run(cfg: DictConfig, record: Record) -> float:
-    _setup.prepare(cfg, directions=1)
-    splits = _setup.build(cfg.data)
+    setup.prepare(cfg, directions=1)
+    splits = setup.build(cfg.data)
     variants = {"as configured": cfg} | {
-        str(name): _setup.variant(cfg, edits) for name, edits in (cfg.variants or {}).items()
+        str(name): setup.variant(cfg, edits) for name, edits in (cfg.variants or {}).items()
     }
     rows, first_readings = [], dict[str, Smoothness]()
     cases = [(name, kind) for name in variants for kind in cfg.metaparameters]
@@ -58,10 +59,10 @@ def _read(
 ) -> tuple[Smoothness, list[float], GradientHealth | None, float]:
     """The metasmoothness in one kind of metaparameter, the test accuracy of each run at z, the health of one
     metagradient, and what all that cost."""
-    routine, tests = _setup.classifier_routine(cfg, splits), list[float]()
-    z = _smoothness.metaparameter(kind, routine, splits.train)
+    routine, tests = setup.classifier_routine(cfg, splits), list[float]()
+    z = smoothness.metaparameter(kind, routine, splits.train)
     reading = mg.measure_smoothness(
-        lambda seed: _smoothness.fresh_run(routine, splits.train, seed),
+        lambda seed: smoothness.fresh_run(routine, splits.train, seed),
         z,
         directions=cfg.directions,
         h=cfg.h,
@@ -71,9 +72,9 @@ def _read(
     )
     if not cfg.gradient:
         return reading, tests, None, reading.cost
-    fit = _setup.TrainerFit(cfg, progress)
+    fit = setup.TrainerFit(cfg, progress)
     try:
-        learner, batches = _smoothness.fresh_run(routine, splits.train, fold_in(cfg.seed, 7) % 2**31)
+        learner, batches = smoothness.fresh_run(routine, splits.train, fold_in(cfg.seed, 7) % 2**31)
         result = fit(learner, batches, [z], mg.mean_loss(splits.validation))
         gradient, cost = result[z.name], result.cost
     except (mg.NonFiniteLoss, mg.NonFiniteCotangent) as error:
@@ -107,6 +108,6 @@ def _row(
 
 
 if __name__ == "__main__":
-    from metagradient.cli import launch
+    from metagradient.cli.command import launch
 
     launch("smoothness")

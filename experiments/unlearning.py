@@ -12,62 +12,60 @@ import logging
 import statistics
 
 import torch
-from metagradient.experiments import (
-    _setup,
-    _stages,
-    _unlearning,
-    _unlearning_frontier,
-    _unlearning_klom,
-    _unlearning_stream,
-)
-from metagradient.experiments._unlearning_figures import draw
 from omegaconf import DictConfig
 
 from metagradient.reporting import Progress, Record
+from metagradient.studies import setup, stages
+from metagradient.studies.unlearning import frontier, stream
+from metagradient.studies.unlearning.figures import draw
+from metagradient.studies.unlearning.judging import Judged, ask, judge, save_model
+from metagradient.studies.unlearning.klom import klom_runs, klom_table
+from metagradient.studies.unlearning.recording import recorded
+from metagradient.studies.unlearning.rows import check, to_add, to_delete
 from metagradient.unlearning import WORTHWHILE, DeltaGrad, Request, predicted_saving
 
 log = logging.getLogger(__name__)
 
 
 def run(cfg: DictConfig, record: Record) -> float:
-    _setup.prepare(cfg, sets=1)
-    _unlearning.check(cfg)
-    splits = _setup.build(cfg.data)
-    routine = _setup.classifier_routine(cfg, splits)
-    method = _setup.build(cfg.method, _convert_="all")
+    setup.prepare(cfg, sets=1)
+    check(cfg)
+    splits = setup.build(cfg.data)
+    routine = setup.classifier_routine(cfg, splits)
+    method = setup.build(cfg.method, _convert_="all")
     n = len(splits.train["y"])
 
-    with Progress(_stages.unlearning(cfg)) as progress:
+    with Progress(stages.unlearning(cfg)) as progress:
         # 1. Train, and keep every step; rows that will be added later are in the plan, but absent.
         present = torch.ones(n, dtype=torch.bool)
-        queue = _unlearning_stream.requests_of(cfg, n) if cfg.stream.requests else []
-        new = [] if queue else _unlearning.to_add(cfg, n)
+        queue = stream.requests_of(cfg, n) if cfg.stream.requests else []
+        new = [] if queue else to_add(cfg, n)
         for rows in [*new, *(request.rows for request in queue if request.kind == "add")]:
             present[rows] = False
-        trained = _unlearning.recorded(cfg, routine, splits, present, progress)
+        trained = recorded(cfg, routine, splits, present, progress)
         if queue:
-            return _unlearning_stream.serve(cfg, record, trained, method, queue, splits, progress)
+            return stream.serve(cfg, record, trained, method, queue, splits, progress)
 
         # 2. Ask, after a warm-up on the first request: the method and a retraining in turn.
         kind = "add" if new else "delete"
-        requests = [Request(kind, rows) for rows in new or _unlearning.to_delete(cfg, trained, splits, progress)]
+        requests = [Request(kind, rows) for rows in new or to_delete(cfg, trained, splits, progress)]
         if isinstance(method, DeltaGrad):
             saving = predicted_saving(method, trained, requests[0])
             record.result({"predicted_saving": saving, "retrain_instead": saving < WORTHWHILE})
             if saving < WORTHWHILE:
                 log.warning("DeltaGrad would be %.2fx as fast as retraining: too little, retrain instead", saving)
         method(trained, requests[0])
-        judged = _unlearning.Judged(record.directory / "judged.json", resume=bool(cfg.resume))
+        judged = Judged(record.directory / "judged.json", resume=bool(cfg.resume))
         for i, request in enumerate(progress.track(requests, f"requests to {kind}")):
             if i == len(judged.rows):  # else an interrupted run has been here
-                answer = _unlearning.ask(method, trained, request, i, cfg, progress)
+                answer = ask(method, trained, request, i, cfg, progress)
                 if i == 0:
-                    _unlearning.save_model(record, trained.learner, answer.unlearned.state)
-                judged.add(_unlearning.judge(trained, answer, splits))
+                    save_model(record, trained.learner, answer.unlearned.state)
+                judged.add(judge(trained, answer, splits))
             record.curve(i, judged.rows[i])
         if cfg.frontier.periods:
-            record.cost(_unlearning_frontier.compare(cfg, record, trained, method, requests, progress))
-        klom = _unlearning_klom.klom_table(cfg, routine, splits, present, method, requests[0], progress)
+            record.cost(frontier.compare(cfg, record, trained, method, requests, progress))
+        klom = klom_table(cfg, routine, splits, present, method, requests[0], progress)
 
     # 3. Tell: medians over the requests; accuracies and losses are means.
     rows, names = judged.rows, list(judged.rows[0])
@@ -87,11 +85,11 @@ def run(cfg: DictConfig, record: Record) -> float:
         record.result({f"klom_{name}_{part}": v for name, row in klom.items() for part, v in row.items()})
     draw(cfg, record, trained, method, requests[0], rows)
     each = [1 + 1 / row["gradient_saving"] for row in rows]  # a retraining, and the method's share of gradients
-    record.cost(training_runs=1 + sum(each) + _unlearning_klom.klom_runs(cfg, each[0]))
+    record.cost(training_runs=1 + sum(each) + klom_runs(cfg, each[0]))
     return middle["error_ratio"]
 
 
 if __name__ == "__main__":
-    from metagradient.cli import launch
+    from metagradient.cli.command import launch
 
     launch("unlearning")

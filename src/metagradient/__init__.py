@@ -10,9 +10,10 @@ from typing import TYPE_CHECKING, Any
 
 __version__ = "0.1.0"
 
-_HOMES = ("metagradient.training", "metagradient.replay")
+_HOMES = ("metagradient.training", "metagradient.learners", "metagradient.replay")
 
 if TYPE_CHECKING:
+    from metagradient.learners import *  # noqa: F403
     from metagradient.replay import *  # noqa: F403
     from metagradient.training import *  # noqa: F403
 

@@ -7,7 +7,7 @@ from contextlib import redirect_stderr, redirect_stdout
 from pathlib import Path
 from typing import NamedTuple
 
-from metagradient.cli import main
+from metagradient.cli.command import main
 
 
 class Done(NamedTuple):

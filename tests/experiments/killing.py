@@ -122,7 +122,7 @@ def start(place: Path, experiment: str, overrides: list[str], when: Kill | None 
 
 
 def _run(place: Path, experiment: str, overrides: list[str], when: Kill) -> None:
-    from metagradient.cli import main
+    from metagradient.cli.command import main
 
     os.chdir(place)
     os.environ["METAGRADIENT_CACHE"] = str(place / "cache")

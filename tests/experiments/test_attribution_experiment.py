@@ -10,12 +10,12 @@ import numpy as np
 import pytest
 import torch
 from console import Done, run_in
-from metagradient.experiments import _attribution_figures, _attribution_peers
 from safetensors import safe_open
 from safetensors.torch import load_file
 
 import metagradient as mg
 from metagradient import models
+from metagradient.studies.attribution import other_packages, report
 
 SMALL = ["data.train=150", "learner.epochs=3", "queries=6", "held_out=5", "retrainings=12", "logger.mode=disabled"]
 SMALL += ["smoothness=null", "leave_one_out=null"]
@@ -150,7 +150,7 @@ def unit_of(folder: Path, name: str) -> str:
 def test_only_compression_alone_is_on_the_pareto_figure() -> None:
     words = ["exact", "dropout:8", "dropout:8:path", "dropout:8:alpha", "sjlt:4", "none"]
     rows = [{"method": w, "drop": d, "k": 8, "compression": 0.1, "lds": 0.5} for w in words for d in (0.1, 0.5)]
-    points = _attribution_figures.compressors_of(rows, 0.5)
+    points = report.compressors_of(rows, 0.5)
     assert [point["compressor"] for point in points] == ["dropout", "sjlt"]
 
 
@@ -160,7 +160,7 @@ def test_peers_get_the_trained_model_and_the_learner_keeps_the_runs_start() -> N
     start = mg.initial_state(learner).params.clone()
     examples = {"x": torch.randn(6, 4), "y": torch.arange(6) % 3}
     state = mg.train(learner, mg.Batches(examples, mg.full_batch_plan(6, 3)))
-    model = _attribution_peers._model(SimpleNamespace(learner=learner, state=state))  # type: ignore[arg-type]
+    model = other_packages._model(SimpleNamespace(learner=learner, state=state))  # type: ignore[arg-type]
     assert torch.equal(torch.cat([p.flatten() for p in model.parameters()]), state.params)
     assert torch.equal(mg.initial_state(learner).params, start)
 

@@ -7,46 +7,46 @@ import sys
 from pathlib import Path
 
 import pytest
-from metagradient.experiments import _contenders
 
+from metagradient.studies.cost import contenders
 from metagradient.training.compiled import can_compile
 
 
 @pytest.mark.parametrize("name", ["mlp", "resnet9", "gpt"])
-def test_contenders_compute_the_same_metagradient(name: str) -> None:
-    case = _contenders.make_case(name, 3)
-    ours = _contenders.ours(case, "sqrt")
-    naive = _contenders.naive(case)
+def testcontenders_compute_the_same_metagradient(name: str) -> None:
+    case = contenders.make_case(name, 3)
+    ours = contenders.ours(case, "sqrt")
+    naive = contenders.naive(case)
     assert float((ours - naive).norm() / naive.norm()) < 1e-3
 
 
 @pytest.mark.parametrize("package", ["higher", "torchopt"])
 def test_other_packages_agree_where_installed(package: str) -> None:
     pytest.importorskip(package)
-    case = _contenders.make_case("mlp", 5)
-    ours, theirs = _contenders.ours(case, "tape"), _contenders.make_contender(package, 0)(case)
+    case = contenders.make_case("mlp", 5)
+    ours, theirs = contenders.ours(case, "tape"), contenders.make_contender(package, 0)(case)
     assert theirs is not None
     assert float((ours - theirs).norm() / ours.norm()) < 1e-4
 
 
-def test_compiled_contenders() -> None:
+def test_compiledcontenders() -> None:
     if not can_compile():
         pytest.skip("no C++ compiler on this machine")
-    case = _contenders.make_case("mlp", 5)
-    ours, compiled = _contenders.ours(case, "tape"), _contenders.make_contender("tape, compiled", 0)(case)
+    case = contenders.make_case("mlp", 5)
+    ours, compiled = contenders.ours(case, "tape"), contenders.make_contender("tape, compiled", 0)(case)
     assert compiled is not None
     assert float((ours - compiled).norm() / ours.norm()) < 1e-4
-    assert _contenders.make_contender("plain, compiled", 0)(case) is None
+    assert contenders.make_contender("plain, compiled", 0)(case) is None
 
 
 def test_what_is_missing_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(_contenders, "can_compile", lambda: False)
-    assert "g++" in str(_contenders.missing("auto, compiled"))
-    assert _contenders.missing("auto") is None
+    monkeypatch.setattr(contenders, "can_compile", lambda: False)
+    assert "g++" in str(contenders.missing("auto, compiled"))
+    assert contenders.missing("auto") is None
 
 
 def test_a_run_leaves_its_table(tmp_path: Path) -> None:
-    command = [sys.executable, "-m", "metagradient.cli", "cost", "steps=[4]", "repeats=1", "plans=[auto]"]
+    command = [sys.executable, "-m", "metagradient", "cost", "steps=[4]", "repeats=1", "plans=[auto]"]
     done = subprocess.run(
         [*command, "logger.mode=disabled"], cwd=tmp_path, capture_output=True, text=True, timeout=240, check=False
     )

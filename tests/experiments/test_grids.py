@@ -11,9 +11,9 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from omegaconf import DictConfig, OmegaConf
 from test_presets import composed
 
-from metagradient.cli import experiments
-from metagradient.cli_help import help_text, parser
-from metagradient.cli_jobs import place
+from metagradient.cli.command import experiments
+from metagradient.cli.help import help_text, parser
+from metagradient.cli.jobs import place
 from metagradient.reporting.estimate import Estimate
 from metagradient.schema import register
 

@@ -21,7 +21,7 @@ def test_a_sweep_with_a_failing_job(tmp_path: Path, launcher: str) -> None:
     pytest.importorskip(plugin)
     varied = ["learner.learning_rate=0.05,1e30", "debug=fast", "logger.mode=disabled", f"hydra/launcher={launcher}"]
     done = subprocess.run(
-        [sys.executable, "-m", "metagradient.cli", "selection", "-m", *varied, *settings],
+        [sys.executable, "-m", "metagradient", "selection", "-m", *varied, *settings],
         cwd=tmp_path, env={**os.environ, "OMP_NUM_THREADS": "1"}, capture_output=True, text=True, check=False,
     )  # fmt: skip
     assert done.returncode == 1, done.stderr

@@ -8,13 +8,13 @@ from pathlib import Path
 import pytest
 import torch
 from console import Done, run_in
-from metagradient.experiments import _poisoning
 from omegaconf import OmegaConf
 from safetensors.torch import load_file
 from torchmetrics.functional.classification import binary_auroc
 
 import metagradient as mg
 from metagradient.descent.state import DescentState
+from metagradient.studies import poisoning
 
 SMALL = [
     "data.train=100",
@@ -106,5 +106,5 @@ def test_the_influence_filter_suspects_what_harms(k: int) -> None:
     learner = mg.Classifier(torch.nn.Linear(5, 3), mg.SGD(), 0.5)
     state = mg.train(learner, mg.Batches(train, mg.full_batch_plan(200, 100)))
     settings = OmegaConf.create({"k": k, "damping": 1.0})
-    harm = _poisoning._harm(learner, state, train, {"x": x[200:], "y": y[200:]}, settings)
+    harm = poisoning._harm(learner, state, train, {"x": x[200:], "y": y[200:]}, settings)
     assert float(binary_auroc(harm.argsort().argsort().float() / 200, wrong.int())) > 0.9

@@ -9,10 +9,10 @@ from types import SimpleNamespace
 import pytest
 import torch
 from console import Done, run_in
-from metagradient.experiments._schedule import Judge
 
 import metagradient as mg
 from metagradient.descent.state import DescentState
+from metagradient.studies.schedule import Judge
 
 SMALL = [
     "model=linear",

@@ -1,7 +1,8 @@
 """Torch threads of the jobs of a sweep that share a machine."""
 
 import pytest
-from metagradient.experiments._setup import threads_of_a_job
+
+from metagradient.studies.setup import threads_of_a_job
 
 
 @pytest.mark.parametrize(

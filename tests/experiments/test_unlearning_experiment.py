@@ -8,12 +8,13 @@ from types import SimpleNamespace
 import pytest
 import torch
 from console import Done, run_in
-from metagradient.experiments import _unlearning
 from omegaconf import OmegaConf
 from safetensors.torch import load_file
 
 import metagradient as mg
 from metagradient.reporting import Progress
+from metagradient.studies.unlearning.judging import Judged
+from metagradient.studies.unlearning.rows import to_delete
 from metagradient.unlearning import record
 
 SMALL = [
@@ -144,7 +145,7 @@ def test_targeted_rows_are_those_that_a_look_at_every_row_finds(rule: str) -> No
     cfg = OmegaConf.create({"delete": {"rows": rule, "fraction": None, "count": 5}, "sets": 1, "seed": 0})
     splits = SimpleNamespace(train=train, test=test)
     with Progress() as progress:
-        (rows,) = _unlearning.to_delete(cfg, run, splits, progress)  # type: ignore[arg-type]
+        (rows,) = to_delete(cfg, run, splits, progress)  # type: ignore[arg-type]
     assert rows.tolist() == sorted(found.argsort(descending=True)[:5].tolist())
 
 
@@ -197,12 +198,11 @@ def test_bad_input_is_one_clear_line(tmp_path: Path, overrides: list[str], says:
 def test_what_cannot_be_met_is_refused_before_training(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, overrides: list[str], says: str
 ) -> None:
-    from metagradient.experiments import _unlearning
 
     def recorded(*args: object) -> None:
         raise AssertionError("trained")
 
-    monkeypatch.setattr(_unlearning, "recorded", recorded)
+    monkeypatch.setattr("metagradient.experiments.unlearning.recorded", recorded)
     done = run(tmp_path, *SMALL, *overrides)
     assert done.status == 2, done.err
     lines = [line for line in done.err.splitlines() if line.startswith("metagradient unlearning:")]
@@ -254,11 +254,10 @@ def test_a_stream_is_served_and_goes_on_where_it_was_cut(tmp_path: Path, monkeyp
 
 @pytest.mark.parametrize("batch_size", [None, 32])
 def test_retraining_all_seeds_at_once_is_retraining_each(batch_size: int | None) -> None:
-    from metagradient.experiments import _unlearning_klom
-
     import metagradient as mg
     from metagradient.data import digits
     from metagradient.reporting import Progress
+    from metagradient.studies.unlearning import klom
 
     splits = digits(train=100, validation=0, test=50)
     routine = mg.Routine(
@@ -266,7 +265,7 @@ def test_retraining_all_seeds_at_once_is_retraining_each(batch_size: int | None)
         batch_size=batch_size, epochs=5,
     )  # fmt: skip
     members, seeds = torch.arange(100) % 7 > 0, [3, 4, 5]
-    _, states = _unlearning_klom.retrained(routine, splits, members, seeds, Progress())
+    _, states = klom.retrained(routine, splits, members, seeds, Progress())
     for seed, state in zip(seeds, states, strict=True):
         batches = routine.batches(splits.train, seed)
         alone = record(routine.learner(seed, len(batches)), batches, members).final
@@ -275,7 +274,7 @@ def test_retraining_all_seeds_at_once_is_retraining_each(batch_size: int | None)
 
 
 def test_the_gain_of_a_frontier_is_read_at_equal_savings() -> None:
-    from metagradient.experiments._unlearning_frontier import gain
+    from metagradient.studies.unlearning.frontier import gain
 
     fixed = [(x, 800 / x**2) for x in (2.0, 4.0, 8.0)]
     assert gain([(3.0, 3 * 800 / 9), (6.0, 800 / 36 / 1.5), (20.0, 1e9)], fixed) == pytest.approx((3 / 1.5) ** 0.5)
@@ -296,13 +295,12 @@ def kept_of(directory: Path) -> tuple[dict[str, float], dict[str, torch.Tensor],
 
 @pytest.mark.parametrize("served", ["sets", "stream"])
 def test_resume_goes_on_after_what_was_judged(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, served: str) -> None:
-    from metagradient.experiments import _unlearning
 
     extra = ["sets=4"] if served == "sets" else ["delete.count=2", "stream.requests=6", "stream.judge_every=2"]
     for place in ("whole", "cut"):
         (tmp_path / place).mkdir()
     assert run(tmp_path / "whole", *SMALL, *extra).status == 0
-    kept, add = [], _unlearning.Judged.add
+    kept, add = [], Judged.add
 
     def dying(self, row):  # type: ignore[no-untyped-def]
         if len(kept) == 2:
@@ -311,11 +309,11 @@ def test_resume_goes_on_after_what_was_judged(tmp_path: Path, monkeypatch: pytes
         kept.append(row)
 
     with monkeypatch.context() as patch:
-        patch.setattr(_unlearning.Judged, "add", dying)
+        patch.setattr(Judged, "add", dying)
         assert run(tmp_path / "cut", *SMALL, *extra).status == 130
     kept.clear()
     with monkeypatch.context() as patch:
-        patch.setattr(_unlearning.Judged, "add", lambda self, row: (add(self, row), kept.append(row)))
+        patch.setattr(Judged, "add", lambda self, row: (add(self, row), kept.append(row)))
         done = run(tmp_path / "cut", *SMALL, *extra, "resume=true")
     assert done.status == 0, done.err
     assert len(kept) == (2 if served == "sets" else 1)  # the others were judged before the interruption

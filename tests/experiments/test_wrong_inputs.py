@@ -56,7 +56,7 @@ def test_one_line_says_what_is_wrong_and_what_to_type(
 
 
 def test_the_list_spans_all_experiments() -> None:
-    from metagradient.cli import experiments
+    from metagradient.cli.command import experiments
 
     assert {experiment for experiment, *_ in WRONG} == set(experiments())
     assert len(WRONG) >= 20

@@ -6,7 +6,7 @@ from pathlib import Path
 import metagradient.experiments
 from hydra.core.config_store import ConfigStore
 
-from metagradient.cli import main
+from metagradient.cli.command import main
 
 metagradient.experiments.__path__.append(str(Path(__file__).parent / "experiments"))
 

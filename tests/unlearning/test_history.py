@@ -10,7 +10,7 @@ from unlearning_toys import PLANS, N, examples, learner, recorded
 import metagradient as mg
 from metagradient.errors import UserError
 from metagradient.replay import DiskStorage
-from metagradient.training.step import step
+from metagradient.training.steps import step
 from metagradient.unlearning import History, RecordRun, record
 from metagradient.unlearning.run import batch_sizes, masked_plan, narrowed
 

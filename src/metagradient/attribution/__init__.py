@@ -1,15 +1,15 @@
 """Attribution: which training examples made the model say this? Exact by replay, cheap by influence functions."""
 
-from metagradient.attribution.compressors import Compressor, Dropout, FactorDropout, Uncompressed
-from metagradient.attribution.curvature import run_damping
-from metagradient.attribution.exact import ExactScores, exact_scores
-from metagradient.attribution.hooks import ExampleGradients
-from metagradient.attribution.influence import Influence
-from metagradient.attribution.kernel import KernelInfluence
-from metagradient.attribution.peers import TRAK, checkpoints, tracin
-from metagradient.attribution.projections import PCA, SJLT, DropoutSJLT, FactorGaussian, Gaussian
-from metagradient.attribution.scorers import Scorer, fit_at_weight, scores
-from metagradient.attribution.store import ScoreFile, read_scores
+from metagradient.attribution.compression.compressors import Compressor, Dropout, FactorDropout, Uncompressed
+from metagradient.attribution.compression.projections import PCA, SJLT, DropoutSJLT, FactorGaussian, Gaussian
+from metagradient.attribution.gradients.hooks import ExampleGradients
+from metagradient.attribution.methods.trak import TRAK, checkpoints, tracin
+from metagradient.attribution.scoring.curvature import run_damping
+from metagradient.attribution.scoring.exact import ExactScores, exact_scores
+from metagradient.attribution.scoring.influence import Influence
+from metagradient.attribution.scoring.kernel import KernelInfluence
+from metagradient.attribution.scoring.scorers import Scorer, fit_at_weight, scores
+from metagradient.attribution.scoring.store import ScoreFile, read_scores
 
 __all__ = [
     "PCA",

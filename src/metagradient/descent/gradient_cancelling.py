@@ -20,9 +20,9 @@ from torch import Tensor
 from metagradient.descent.poisoning import Poisons
 from metagradient.descent.problem import DescentProblem
 from metagradient.errors import UserError
+from metagradient.learners.learner import Learner
 from metagradient.replay.objectives import example_losses, mean_loss
 from metagradient.training.batches import Fields
-from metagradient.training.learner import Learner
 from metagradient.training.run import Progress
 from metagradient.training.state import TrainState
 

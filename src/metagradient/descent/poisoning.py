@@ -18,9 +18,9 @@ from metagradient.descent.problem import DescentProblem
 from metagradient.descent.state import DescentState
 from metagradient.descent.updates import Sign, UpdateRule
 from metagradient.errors import UserError
+from metagradient.learners.learner import Learner
 from metagradient.replay.objectives import example_losses, mean_loss
 from metagradient.training.batches import Fields
-from metagradient.training.learner import Learner
 from metagradient.training.metaparameters import InputPerturbation
 from metagradient.training.random import generator
 from metagradient.training.run import Progress

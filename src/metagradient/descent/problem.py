@@ -10,12 +10,12 @@ import torch
 from torch import Tensor
 
 from metagradient.descent.state import DescentState
+from metagradient.learners.learner import Learner
+from metagradient.learners.routine import Routine
 from metagradient.replay.adjoint import Objective
-from metagradient.replay.metagradient import Metagradients
+from metagradient.replay.metagradients import Metagradients
 from metagradient.training.batches import Batches, Fields
-from metagradient.training.learner import Learner
 from metagradient.training.metaparameters import Metaparameter
-from metagradient.training.routine import Routine
 from metagradient.training.state import TrainState
 
 STATE = "descent.safetensors"

@@ -14,10 +14,10 @@ from metagradient.descent.problem import DescentProblem
 from metagradient.descent.state import DescentState
 from metagradient.descent.updates import Adam, UpdateRule
 from metagradient.errors import UserError
+from metagradient.learners.learner import Learner
+from metagradient.learners.routine import Routine
 from metagradient.replay.objectives import mean_loss
-from metagradient.training.learner import Learner
 from metagradient.training.metaparameters import LearningRates, Metaparameter, Momentum, WeightDecay
-from metagradient.training.routine import Routine
 from metagradient.training.run import Progress, train
 from metagradient.training.state import TrainState
 

@@ -15,7 +15,7 @@ from torch import Tensor
 from metagradient.descent.problem import DescentProblem
 from metagradient.descent.schedule import Recipe
 from metagradient.errors import UserError
-from metagradient.training.learner import Learner
+from metagradient.learners.learner import Learner
 from metagradient.training.random import generator
 from metagradient.training.run import Progress, cast, check_loss, initial_state, run_mode
 from metagradient.training.state import TrainState
@@ -165,7 +165,7 @@ def tpe_search(evaluate: Evaluate, family: Family, steps: int, runs: int, seed: 
         return
     import optuna
 
-    optuna.logging.set_verbosity(optuna.logging.WARNING)
+    optuna.logging.set_verbosity(logging.WARNING)
     study = optuna.create_study(sampler=optuna.samplers.TPESampler(seed=seed % 2**31))
     for i in range(runs):
         trial = study.ask()

@@ -14,9 +14,9 @@ from metagradient.descent.state import DescentState
 from metagradient.descent.updates import Clipped, UpdateRule
 from metagradient.descent.weights import Raw, WeightMap
 from metagradient.errors import UserError
-from metagradient.replay.metagradient import Metagradients
+from metagradient.learners.learner import Learner
+from metagradient.replay.metagradients import Metagradients
 from metagradient.replay.objectives import mean_loss
-from metagradient.training.learner import Learner
 from metagradient.training.metaparameters import CandidateWeights, DataWeights
 from metagradient.training.random import generator
 from metagradient.training.run import Progress, train

@@ -9,12 +9,12 @@ import torch
 from torch import Tensor, nn
 
 from metagradient.errors import UserError
+from metagradient.learners.learner import Learner
 from metagradient.training.batches import Batch, Batches, Fields
-from metagradient.training.learner import Learner
 from metagradient.training.metaparameters import DataWeights
 from metagradient.training.run import Progress, cast, check_loss, initial_state, run_mode, train
 from metagradient.training.state import TrainState
-from metagradient.training.step import step
+from metagradient.training.steps import step
 
 log = logging.getLogger(__name__)
 

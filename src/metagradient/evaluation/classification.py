@@ -6,8 +6,8 @@ import torch
 from torch import Tensor
 from torchmetrics.functional.classification import multiclass_accuracy
 
+from metagradient.learners.learner import Learner
 from metagradient.training.batches import Batch, Fields
-from metagradient.training.learner import Learner
 from metagradient.training.state import TrainState
 
 

@@ -23,8 +23,8 @@ from torch import Tensor
 from metagradient.errors import UserError
 from metagradient.evaluation.batched import can_batch, losses_of_runs, train_batched
 from metagradient.evaluation.pool import Tick, Unsendable, spread
+from metagradient.learners.learner import Learner
 from metagradient.training.batches import Batches, Fields
-from metagradient.training.learner import Learner
 from metagradient.training.metaparameters import DataWeights
 from metagradient.training.random import generator
 from metagradient.training.run import Progress, initial_state, train

@@ -11,9 +11,9 @@ from torch import Tensor
 
 from metagradient.errors import UserError
 from metagradient.evaluation.classification import accuracy
+from metagradient.learners.learner import Learner
+from metagradient.learners.routine import Routine
 from metagradient.training.batches import Fields
-from metagradient.training.learner import Learner
-from metagradient.training.routine import Routine
 from metagradient.training.run import Progress
 from metagradient.training.state import TrainState
 

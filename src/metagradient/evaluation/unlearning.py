@@ -8,8 +8,8 @@ from torchmetrics.functional.classification import binary_auroc
 
 from metagradient.errors import UserError
 from metagradient.evaluation.classification import example_losses_of
+from metagradient.learners.learner import Learner
 from metagradient.training.batches import Batch, Fields
-from metagradient.training.learner import Learner
 from metagradient.training.state import TrainState
 
 CLIP, BINS, FLOOR = 100.0, 20, 1e-5

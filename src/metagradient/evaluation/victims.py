@@ -9,8 +9,8 @@ from dataclasses import dataclass
 
 from metagradient.errors import UserError
 from metagradient.evaluation.classification import accuracy
+from metagradient.learners.routine import Routine
 from metagradient.training.batches import Fields
-from metagradient.training.routine import Routine
 from metagradient.training.run import Progress, train
 from metagradient.training.state import TrainState
 

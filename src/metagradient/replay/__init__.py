@@ -4,7 +4,7 @@ from metagradient.replay.adjoint import NonFiniteCotangent, Objective
 from metagradient.replay.budget import Footprint, choose
 from metagradient.replay.callback import Metagradient
 from metagradient.replay.checks import finite_differences
-from metagradient.replay.metagradient import Metagradients, metagradient
+from metagradient.replay.metagradients import Metagradients, metagradient
 from metagradient.replay.objectives import example_losses, mean_loss
 from metagradient.replay.plans import Plan
 from metagradient.replay.recording import ReplayMismatch

@@ -14,9 +14,9 @@ import torch
 from torch import Tensor, nn
 
 from metagradient.errors import UserError
+from metagradient.learners.learner import Learner
 from metagradient.replay import plans
 from metagradient.replay.recording import Recording, ReplayMismatch
-from metagradient.training.learner import Learner
 from metagradient.training.metaparameters import Metaparameter
 from metagradient.training.run import Progress, initial_state, run_mode
 from metagradient.training.state import TrainState

@@ -11,15 +11,15 @@ import torch
 from torch import Tensor
 
 from metagradient.errors import UserError
+from metagradient.learners.learner import Learner
 from metagradient.replay import plans
 from metagradient.replay.plans import Plan
 from metagradient.training.batches import Batches
-from metagradient.training.learner import Learner
 from metagradient.training.metaparameters import Metaparameter
 from metagradient.training.run import cast
 from metagradient.training.saved_tensors import watching_saved_tensors
 from metagradient.training.state import TrainState
-from metagradient.training.step import step
+from metagradient.training.steps import step
 
 _GRAPH_BYTES = 48 * 1024
 """Graph nodes and allocator overhead of one taped step, on top of its tensors (measured on a two-layer MLP)."""

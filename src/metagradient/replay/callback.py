@@ -9,13 +9,13 @@ import lightning
 from torch import Tensor
 
 from metagradient.errors import UserError
+from metagradient.learners.learner import Learner
 from metagradient.replay.adjoint import Objective
-from metagradient.replay.metagradient import Metagradients, finish_recording, start_recording
+from metagradient.replay.metagradients import Metagradients, finish_recording, start_recording
 from metagradient.replay.progress import ReplayBar
 from metagradient.replay.recording import Recording
 from metagradient.replay.storage import Storage
 from metagradient.training.batches import Batches
-from metagradient.training.learner import Learner
 from metagradient.training.metaparameters import Metaparameter
 from metagradient.training.run import Progress
 

@@ -10,10 +10,10 @@ import torch
 from torch import Tensor
 
 from metagradient.errors import UserError
+from metagradient.learners.learner import Learner
 from metagradient.replay.adjoint import Objective
-from metagradient.replay.metagradient import Metagradients, metagradient
+from metagradient.replay.metagradients import Metagradients, metagradient
 from metagradient.training.batches import Batches
-from metagradient.training.learner import Learner
 from metagradient.training.metaparameters import Metaparameter
 from metagradient.training.random import generator
 from metagradient.training.run import Progress, train

@@ -7,8 +7,8 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
+from metagradient.learners.learner import Learner
 from metagradient.training.batches import Batch, Fields
-from metagradient.training.learner import Learner
 
 
 def _batch(learner: Learner, examples: Fields) -> Batch:

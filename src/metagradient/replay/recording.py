@@ -7,14 +7,14 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from metagradient.learners.learner import Learner
 from metagradient.replay.plans import Plan
 from metagradient.replay.storage import Storage
 from metagradient.training.batches import Batches
-from metagradient.training.learner import Learner
 from metagradient.training.metaparameters import Metaparameter
 from metagradient.training.run import cast
 from metagradient.training.state import TrainState
-from metagradient.training.step import step
+from metagradient.training.steps import step
 
 
 def fingerprint(state: TrainState) -> Tensor:

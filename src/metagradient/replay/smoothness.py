@@ -17,8 +17,8 @@ import torch
 from torch import Tensor
 
 from metagradient.errors import UserError
+from metagradient.learners.learner import Learner
 from metagradient.training.batches import Batches
-from metagradient.training.learner import Learner
 from metagradient.training.metaparameters import Metaparameter
 from metagradient.training.random import fold_in, generator
 from metagradient.training.run import NonFiniteLoss, Progress, train

@@ -2,7 +2,6 @@
 
 from metagradient.training.batches import Batch, Batches
 from metagradient.training.compiled import Graphs
-from metagradient.training.learner import Classifier, ContrastiveLearner, LanguageModel, Learner
 from metagradient.training.metaparameters import (
     CandidateWeights,
     DataWeights,
@@ -15,11 +14,10 @@ from metagradient.training.metaparameters import (
 )
 from metagradient.training.optimizers import SGD, Adam, AdamW, Optimizer
 from metagradient.training.plans import count_plan, epoch_plan, full_batch_plan, given_plan
-from metagradient.training.routine import Routine
 from metagradient.training.run import NonFiniteLoss, initial_state, train
 from metagradient.training.schedules import Constant, Cosine, Halved, Knots, OneCycle, Schedule, WarmupDecay
 from metagradient.training.state import TrainState
-from metagradient.training.step import step
+from metagradient.training.steps import step
 
 __all__ = [
     "SGD",
@@ -28,9 +26,7 @@ __all__ = [
     "Batch",
     "Batches",
     "CandidateWeights",
-    "Classifier",
     "Constant",
-    "ContrastiveLearner",
     "Cosine",
     "DataWeights",
     "Graphs",
@@ -38,15 +34,12 @@ __all__ = [
     "InitialParameters",
     "InputPerturbation",
     "Knots",
-    "LanguageModel",
-    "Learner",
     "LearningRates",
     "Metaparameter",
     "Momentum",
     "NonFiniteLoss",
     "OneCycle",
     "Optimizer",
-    "Routine",
     "Schedule",
     "TrainState",
     "WarmupDecay",

@@ -21,10 +21,10 @@ from torch import Tensor
 from metagradient.errors import UserError
 from metagradient.training.batches import Batch, Batches
 from metagradient.training.saved_tensors import watching_saved_tensors
-from metagradient.training.step import LossGradient, loss_gradient
+from metagradient.training.steps import LossGradient, loss_gradient
 
 if TYPE_CHECKING:
-    from metagradient.training.learner import Learner
+    from metagradient.learners.learner import Learner
 
 log = logging.getLogger(__name__)
 

@@ -18,7 +18,7 @@ from metagradient.training.batches import Batch, Fields
 from metagradient.training.schedules import knot_position
 
 if TYPE_CHECKING:
-    from metagradient.training.learner import Learner
+    from metagradient.learners.learner import Learner
     from metagradient.training.optimizers import Scalar
 
 

@@ -13,10 +13,10 @@ from metagradient.errors import UserError
 from metagradient.training.batches import Batch, Batches
 from metagradient.training.metaparameters import Metaparameter
 from metagradient.training.state import TrainState
-from metagradient.training.step import step
+from metagradient.training.steps import step
 
 if TYPE_CHECKING:
-    from metagradient.training.learner import Learner
+    from metagradient.learners.learner import Learner
 
 Progress = Callable[[str, int, int], None]
 """`progress(description, done, total)`, called now and then; whoever passes it in draws the bar."""

@@ -10,7 +10,7 @@ from metagradient.unlearning.requests import Request, pool
 from metagradient.unlearning.run import RecordedRun, RecordRun, record
 from metagradient.unlearning.saving import WORTHWHILE, predicted_saving
 from metagradient.unlearning.stored import load, save
-from metagradient.unlearning.stream import Served, stream
+from metagradient.unlearning.streams import Served, stream
 
 __all__ = [
     "WORTHWHILE",

@@ -13,7 +13,7 @@ from metagradient.replay.heap import keep_large_blocks
 from metagradient.replay.storage import Storage
 from metagradient.training.run import Progress, cast, check_loss, run_mode
 from metagradient.training.state import TrainState
-from metagradient.training.step import step
+from metagradient.training.steps import step
 from metagradient.unlearning.gradients import mean_gradient
 from metagradient.unlearning.lbfgs import SecantPairs
 from metagradient.unlearning.methods import Unlearned

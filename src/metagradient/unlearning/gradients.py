@@ -5,8 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from metagradient.learners.learner import Learner
 from metagradient.training.batches import Batch
-from metagradient.training.learner import Learner
 
 
 def mean_gradient(

@@ -13,11 +13,11 @@ import torch
 from torch import Tensor
 
 from metagradient.errors import UserError
+from metagradient.learners.learner import Learner
 from metagradient.replay.budget import format_bytes
 from metagradient.replay.heap import keep_large_blocks
 from metagradient.replay.storage import MemoryStorage, Storage
 from metagradient.training.batches import Batch, Batches
-from metagradient.training.learner import Learner
 from metagradient.training.metaparameters import Metaparameter
 from metagradient.training.run import Progress, initial_state, run_mode, train
 from metagradient.training.state import TrainState

@@ -12,7 +12,7 @@ import torch
 
 from metagradient.replay.heap import keep_large_blocks
 from metagradient.training.run import cast, check_loss, run_mode
-from metagradient.training.step import step
+from metagradient.training.steps import step
 from metagradient.unlearning.deltagrad import DeltaGrad, Walk
 from metagradient.unlearning.requests import Request
 from metagradient.unlearning.run import Change, RecordedRun, batch_sizes

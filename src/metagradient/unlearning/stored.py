@@ -16,9 +16,9 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from metagradient.errors import UserError
+from metagradient.learners.learner import Learner
 from metagradient.replay.storage import DiskStorage, MemoryStorage, Storage
 from metagradient.training.batches import Batches
-from metagradient.training.learner import Learner
 from metagradient.training.run import initial_state
 from metagradient.training.state import TrainState
 from metagradient.unlearning.history import History

@@ -1,0 +1,1 @@
+"""Compressors of per-example gradients."""

@@ -1,0 +1,1 @@
+"""Per-example gradients in factors, and of what."""

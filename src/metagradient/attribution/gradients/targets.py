@@ -1,0 +1,63 @@
+"""What is differentiated per example: the loss itself, and what the Gauss-Newton curvature is made of.
+
+For losses that are the mean over T positions of a cross entropy (T = 1 for a classifier), the generalised Gauss-Newton
+matrix of example b is (1/T) sum_t J_bt^T (diag p_bt - p_bt p_bt^T) J_bt, with J the Jacobian of the logits and p the
+model's probabilities. It is the second moment of gradients with labels drawn from the model, so a Gauss-Newton
+matrix is summed from per-example gradients as an empirical Fisher is; only the labels differ.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from metagradient.attribution.gradients.hooks import Target
+from metagradient.errors import UserError
+from metagradient.learners.learner import Learner
+from metagradient.training.batches import Batch
+from metagradient.training.random import generator
+
+
+def _log_probabilities(learner: Learner, batch: Batch) -> Tensor:
+    """[B, T, C]."""
+    logits: Callable[[Batch], Tensor] | None = getattr(learner, "logits", None)
+    if logits is None:
+        raise UserError(
+            f"the Gauss-Newton matrix needs the logits whose mean cross entropy is the loss: {type(learner).__name__} has "
+            "no method logits(batch) -> [B, ..., C]; write one, or set curvature=fisher"
+        )
+    found = logits(batch)
+    return F.log_softmax(found.reshape(len(batch), -1, found.shape[-1]), dim=-1)
+
+
+def enumerated(learner: Learner, batch: Batch) -> Tensor:
+    """[C, B]: -sqrt(p_c) log p_c for each class, the factor not differentiated. Their gradients' outer products, summed
+    over c, are the Gauss-Newton matrix exactly. For one position (T = 1)."""
+    logp = _log_probabilities(learner, batch)
+    if logp.shape[1] != 1:
+        raise UserError(
+            f"labels cannot be enumerated over {logp.shape[1]} positions: draw them instead, for example labels=1"
+        )
+    logp = logp[:, 0].T
+    return -(0.5 * logp).exp().detach() * logp
+
+
+def drawn(draws: int, seed: int) -> Target:
+    """[S, B] with S = `draws`: labels drawn from the model, the same ones whenever the same batch is asked for.
+
+    The factor 1 / sqrt(T S) makes the expected sum over s of the gradients' outer products the Gauss-Newton matrix.
+    """
+
+    def target(learner: Learner, batch: Batch) -> Tensor:
+        logp = _log_probabilities(learner, batch)
+        rows, positions, classes = logp.shape
+        rng = generator(seed, int(batch.index[0]) if rows else 0, device=logp.device)
+        probabilities = logp.detach().exp().reshape(-1, classes)
+        labels = torch.multinomial(probabilities, draws, replacement=True, generator=rng)  # [B T, S]
+        chosen = logp.reshape(-1, classes).gather(1, labels).view(rows, positions, draws)
+        return -chosen.sum(1).T / (positions * draws) ** 0.5
+
+    return target

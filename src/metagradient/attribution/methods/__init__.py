@@ -1,0 +1,1 @@
+"""Methods of other papers, built on the same gradients."""

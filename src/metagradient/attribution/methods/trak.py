@@ -1,0 +1,107 @@
+"""The established cheap methods, on the same hooks: TracIn over checkpoints, and TRAK over several models."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from metagradient.attribution.compression.compressors import Compressor
+from metagradient.attribution.gradients.hooks import losses
+from metagradient.attribution.scoring.influence import Influence, Source
+from metagradient.attribution.scoring.kernel import KernelInfluence
+from metagradient.attribution.scoring.scorers import Weighted
+from metagradient.errors import UserError
+from metagradient.learners.learner import Learner
+from metagradient.training.batches import Batch, Batches, Fields
+from metagradient.training.run import Progress, train
+from metagradient.training.state import TrainState
+
+
+def checkpoints(learner: Learner, batches: Batches, count: int) -> list[tuple[TrainState, float]]:
+    """Train once: the states after each of `count` equal parts of the run, and the learning rates spent in that part."""
+    steps = len(batches)
+    if not 1 <= count <= steps:
+        raise UserError(f"the number of checkpoints must lie in [1, {steps}], the steps of the run, not {count}")
+    found: list[tuple[TrainState, float]] = []
+    state: TrainState | None = None
+    for part in range(count):
+        start, stop = part * steps // count, (part + 1) * steps // count
+        state = train(learner, batches, state=state, start=start, stop=stop)
+        found.append((state, sum(float(learner.schedule(t)) for t in range(start, stop))))
+    return found
+
+
+def tracin(
+    learner: Learner,
+    trajectory: Sequence[tuple[TrainState, float]],
+    examples: Fields,
+    momentum: float = 0.0,
+    progress: Progress | None = None,
+) -> Weighted:
+    """TracIn: score = sum over checkpoints of (learning rates spent) / (1 - momentum) (1/n) g_i . g_q, in nats.
+
+    A step on a batch of B moves the query's loss by eta / B g_i . g_q for each of its examples, and an example is in a
+    share B / n of the steps. Source: Pruthi et al. 2020, arXiv 2002.08484.
+    """
+    scorers = [KernelInfluence("identity").fit(learner, state, examples, progress) for state, _ in trajectory]
+    return Weighted(scorers, [rates / (1 - momentum) for _, rates in trajectory])
+
+
+def margins(learner: Learner, batch: Batch) -> Tensor:
+    """log(p / (1 - p)) of each example, with p = exp(-loss) the probability of its label."""
+    loss = losses(learner, batch)
+    return -loss - torch.log(-torch.expm1(-loss.clamp(min=1e-6)))
+
+
+@dataclass(frozen=True)
+class TRAK:
+    """TRAK over several independently trained models (Park et al. 2023, arXiv 2303.14186).
+
+    With phi the compressed gradients of the margin log(p / (1 - p)), averaged over models:
+    mean_m[ phi_q^T (Phi^T Phi + lambda)^-1 phi_i ] mean_m[1 - p_i] is the predicted fall of the query's margin without
+    example i; times 1 - p_q it is the rise of its loss in nats.
+    """
+
+    compressor: Compressor
+    batch_size: int = 512
+
+    def fit(
+        self, models: Sequence[tuple[Learner, TrainState]], examples: Fields, progress: Progress | None = None
+    ) -> TRAKScorer:
+        method = Influence(self.compressor, "fisher", batch_size=self.batch_size, target=margins)
+        scorers = [method.fit(learner, state, examples, progress) for learner, state in models]
+        return TRAKScorer(models, Weighted(scorers, [1 / len(models)] * len(models)), Source(examples, self.batch_size))
+
+
+class TRAKScorer:
+    """Scores of `TRAK`."""
+
+    def __init__(self, models: Sequence[tuple[Learner, TrainState]], mean: Weighted, source: Source) -> None:
+        self.models, self.mean, self.source, self.n = models, mean, source, source.n
+        self.passes, self.scale = mean.passes, None
+
+    def _doubt(self, examples: Fields) -> Tensor:
+        """1 - p of each example's label, averaged over models, [n]."""
+        rows = []
+        for learner, state in self.models:
+            with torch.no_grad(), learner.evaluating(state):
+                like = state.params
+                batches = Source(examples, self.source.batch_size).batches()
+                rows.append(torch.cat([-torch.expm1(-learner.losses(b.to(like.device, like.dtype))) for b in batches]))
+        return torch.stack(rows).mean(0)
+
+    def prepare(self) -> None:
+        self.mean.prepare()
+
+    def chunks(self, queries: Fields, dampings: Sequence[float], start: int = 0) -> Iterator[Tensor]:
+        own, others, first = self._doubt(self.source.examples), self._doubt(queries), start
+        for part in self.mean.chunks(queries, dampings, start):
+            rows = part.shape[1]
+            yield part * own[first : first + rows].unsqueeze(1) * others
+            first += rows
+
+    def self_influence(self, damping: float) -> Tensor:
+        return self.mean.self_influence(damping) * self._doubt(self.source.examples).square()

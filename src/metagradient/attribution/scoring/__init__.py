@@ -1,0 +1,1 @@
+"""Scores of training examples: exact, by influence functions, and where they are kept."""

@@ -1,0 +1,200 @@
+"""Influence functions on compressed per-example gradients.
+
+Removing training example i moves the minimum by +(1/n) (F + lambda I)^-1 g_i, so the loss of query q changes by
+
+    score[i, q] = (1/n) g_q^T (F + lambda I)^-1 g_i    [nats].
+
+Positive: without the example the query's loss rises, the example helps. All methods of this package share sign and
+units. F is the Gauss-Newton matrix (the default), the empirical Fisher or the identity, in compressed coordinates.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from metagradient.attribution.compression.compressors import Compress, Compressor
+from metagradient.attribution.gradients.hooks import ExampleGradients, Target, losses
+from metagradient.attribution.gradients.pieces import Piece
+from metagradient.attribution.gradients.targets import drawn, enumerated
+from metagradient.attribution.scoring.curvature import Curvature, Identity, from_features
+from metagradient.errors import UserError
+from metagradient.learners.learner import Learner
+from metagradient.training.batches import Batch, Fields
+from metagradient.training.run import Progress
+from metagradient.training.state import TrainState
+
+CurvatureName = Literal["gauss_newton", "fisher", "identity"]
+
+
+@dataclass(frozen=True)
+class Source:
+    """Examples batch by batch, in order."""
+
+    examples: Fields
+    batch_size: int
+
+    @property
+    def n(self) -> int:
+        return len(next(iter(self.examples.values())))
+
+    def batches(self, start: int = 0) -> Iterator[Batch]:
+        for rows in torch.arange(start, self.n).split(self.batch_size):
+            yield Batch(0, rows, {k: v[rows[0] : rows[-1] + 1] for k, v in self.examples.items()})
+
+
+def curvature_target(name: CurvatureName, labels: int | None, seed: int, own: Target = losses) -> Target:
+    """Whose gradients' second moment the curvature is."""
+    if name not in ("gauss_newton", "fisher"):
+        raise UserError(f"curvature must be gauss_newton, fisher or identity, not '{name}': set curvature=gauss_newton")
+    if name == "fisher":
+        return own
+    if labels is not None and labels < 1:
+        raise UserError(f"labels must be the number of draws for each example (or null: all classes), not {labels}")
+    return enumerated if labels is None else drawn(labels, seed)
+
+
+@dataclass(frozen=True)
+class Influence:
+    """The influence function in compressed coordinates.
+
+    compressor: how gradients are compressed (`Dropout(4096)`).
+    curvature:  gauss_newton, fisher (empirical) or identity (plain gradient products).
+    labels:     of the Gauss-Newton matrix: draws from the model for each example; None: every class, exactly.
+    batch_size: examples at a time.
+    cache:      bytes that the training examples' compressed gradients may take in memory; beyond, they are recomputed
+                for each set of queries.
+    target:     whose gradients are compared (and make up the empirical Fisher): the losses.
+    """
+
+    compressor: Compressor
+    curvature: CurvatureName = "gauss_newton"
+    labels: int | None = None
+    batch_size: int = 512
+    cache: int = 2**30
+    seed: int = 0
+    target: Target = losses
+
+    def fit(
+        self,
+        learner: Learner,
+        state: TrainState | Sequence[TrainState],
+        train: Fields,
+        progress: Progress | None = None,
+    ) -> CompressedScorer:
+        """One pass over the training examples for the curvature (a second one for their own features follows).
+
+        Of several states along a run, the last one its end, F and the training examples' gradients are means over all
+        of them, and the queries' gradients are those at the end. For a run of SGD whose curvature and gradients stayed
+        at these means, removing example i moves the end by +(1/n) (1 - exp(-s F)) F^-1 g_i with s the sum of the
+        learning rates, which (F + I / s)^-1 comes close to: SOURCE with one segment (Bae et al. 2024, arXiv 2405.12186),
+        and `run_damping`.
+        """
+        states = [state] if isinstance(state, TrainState) else list(state)
+        gradients = [ExampleGradients(learner, each) for each in states]
+        source = Source(train, self.batch_size)
+
+        def go(target: Target, what: str) -> Iterator[list[Piece]]:
+            for batch in source.batches():
+                for each in gradients:
+                    yield from each(batch, target)
+                if progress is not None:
+                    progress(what, int(batch.index[-1]) + 1, source.n)
+
+        like = states[-1].params
+        compress = self.compressor.bind(gradients[-1].parameters, like, lambda: go(self.target, "fitting"))
+        curvature: Curvature = Identity()
+        passes = 1.0
+        if self.curvature != "identity":
+            target = curvature_target(self.curvature, self.labels, self.seed, self.target)
+            n, each = source.n * len(gradients), rows_of_an_example(gradients[-1], source, target)
+            features = (compress(pieces) for pieces in go(target, "curvature"))
+            curvature = from_features(features, n, n * each, compress.k)
+            passes += (1 + 2 * each) / 3
+        passes *= len(gradients)
+        return CompressedScorer(gradients, compress, curvature, source, self.target, self.cache, passes, progress)
+
+
+def rows_of_an_example(gradients: ExampleGradients, source: Source, target: Target) -> int:
+    """How many gradients an example contributes: 1, or the S of a target [S, B]."""
+    first = next(source.batches())
+    one = Batch(0, first.index[:1], {k: v[:1] for k, v in first.fields.items()})
+    with torch.no_grad(), gradients.learner.evaluating(gradients.state):
+        value = target(gradients.learner, one.to(gradients.state.params.device, gradients.state.params.dtype))
+    return 1 if value.dim() == 1 else len(value)
+
+
+class CompressedScorer:
+    """Scores from compressed gradients; the training examples are streamed, nothing [n, P] or [n, n] is held."""
+
+    def __init__(
+        self,
+        gradients: Sequence[ExampleGradients],
+        compress: Compress,
+        curvature: Curvature,
+        source: Source,
+        target: Target,
+        cache: int,
+        passes: float,
+        progress: Progress | None = None,
+    ) -> None:
+        self.gradients, self.compress, self.curvature, self.source = gradients, compress, curvature, source
+        self.n, self.target, self.passes, self.progress = source.n, target, passes, progress
+        fits = source.n * compress.k * gradients[-1].state.params.element_size() <= cache
+        self._kept: list[Tensor] | None = [] if fits else None
+
+    @property
+    def scale(self) -> float:
+        """The mean eigenvalue of the curvature."""
+        return self.curvature.scale
+
+    def features(self, batch: Batch) -> Tensor:
+        """Compressed gradients at the end of the run, [B, k]."""
+        return self._features(self.gradients[-1], batch)
+
+    def _features(self, gradients: ExampleGradients, batch: Batch) -> Tensor:
+        (pieces,) = gradients(batch, self.target)
+        return self.compress(pieces)
+
+    def _along_the_run(self, batch: Batch) -> Tensor:
+        """Their means over the states [B, k]."""
+        total = self._features(self.gradients[0], batch)
+        for gradients in self.gradients[1:]:
+            total = total + self._features(gradients, batch)
+        return total / len(self.gradients) if len(self.gradients) > 1 else total
+
+    def prepare(self) -> None:
+        if self._kept is not None and not self._kept:
+            for batch in self.source.batches():
+                self._kept.append(self._along_the_run(batch))
+                self._tell(batch)
+
+    def _train_features(self, start: int) -> Iterator[Tensor]:
+        self.prepare()
+        if self._kept is None:
+            yield from (self._along_the_run(batch) for batch in self.source.batches(start))
+            return
+        for first, chunk in zip(range(0, self.n, self.source.batch_size), self._kept, strict=True):
+            if first + len(chunk) > start:
+                yield chunk[max(0, start - first) :]
+
+    def _tell(self, batch: Batch) -> None:
+        if self.progress is not None:
+            self.progress("compressing", int(batch.index[-1]) + 1, self.n)
+
+    def chunks(self, queries: Fields, dampings: Sequence[float], start: int = 0) -> Iterator[Tensor]:
+        own = torch.cat([self.features(batch) for batch in Source(queries, self.source.batch_size).batches()])
+        solved = torch.cat([self.curvature.solve(own, damping) for damping in dampings])  # [D q, k]
+        for features in self._train_features(start):
+            yield (features @ solved.T / self.n).unflatten(1, (len(dampings), len(own))).movedim(1, 0)
+
+    def self_influence(self, damping: float) -> Tensor:
+        parts = []
+        for batch, along in zip(self.source.batches(), self._train_features(0), strict=True):
+            end = along if len(self.gradients) == 1 else self.features(batch)
+            parts.append((end * self.curvature.solve(along, damping)).sum(1) / self.n)
+        return torch.cat(parts)

@@ -1,0 +1,198 @@
+"""Where runs lie and what they go on from: `resume=true`, `resume=DIR`, and the jobs of a sweep.
+
+`resume` picks a directory. What lies in it then decides: a finished run with the same settings is not repeated, an
+unfinished one goes on from what it saved, one with other settings is refused.
+"""
+
+import re
+import sys
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from metagradient.cli.help import composer, parser
+from metagradient.errors import UserError
+
+if TYPE_CHECKING:
+    from omegaconf import DictConfig
+
+    from metagradient.reporting.runs.reading import Run
+
+MINIMISED = ("schedule", "cost")
+"""Experiments whose objective is better when lower; a search maximises that of the others."""
+_NEW = (None, "", "null", "false", "False")
+
+
+@dataclass(frozen=True)
+class Placed:
+    """A command line whose output directory is settled; sweep: the folder of its jobs, None for a single run."""
+
+    arguments: list[str]
+    sweep: Path | None
+
+
+def place(name: str, arguments: Sequence[str]) -> Placed:
+    """Settle where the run of experiment `name`, or the jobs of its sweep, will lie.
+
+    Raises:
+        UserError: nothing to go on from in `resume=DIR`, or a run with other settings.
+        HydraException: an override is wrong.
+    """
+    from hydra.types import RunMode
+
+    args, _ = parser().parse_known_args(list(arguments))
+    given = _given(args.overrides)
+    resume, sweep = given.get("resume"), is_sweep(arguments)
+    if (resume in _NEW and not sweep) or args.cfg or args.info or args.hydra_help or args.shell_completion:
+        return Placed(list(arguments), None)
+    plain = [item for item in arguments if _key(item) != "resume"]
+    overrides = [item for item in args.overrides if _key(item) != "resume"]
+    with composer(args.config_dir) as hydra:
+        cfg = hydra.compose_config(args.config_name or name, overrides, RunMode.MULTIRUN if sweep else RunMode.RUN)
+        own = Path(str(cfg.hydra.sweep.dir if sweep else cfg.hydra.run.dir))
+        params = dict(cfg.hydra.sweeper.get("params") or {}) if sweep else {}
+        job = None if sweep else _job_settings(hydra.get_sanitized_cfg(cfg, "job"))
+    if given.keys() & params.keys():  # the command line beats the grid, where Hydra would run both
+        rest = [f"{key}={value}" for key, value in params.items() if key not in given]
+        plain += [*rest, "hydra.sweeper.params=null"]
+        overrides += rest
+    if "optuna" in given.get("hydra/sweeper", ""):  # whose own defaults minimise, and stop at the first failed trial
+        aim = {"direction": "minimize" if name in MINIMISED else "maximize", "max_failure_rate": "1.0"}
+        plain += [f"hydra.sweeper.{key}={value}" for key, value in aim.items() if f"hydra.sweeper.{key}" not in given]
+    if resume in _NEW:
+        folder = own
+    elif resume in ("true", "True"):
+        folder = (_newest_sweep(own.parent, overrides) if sweep else _newest_run(own.parent, job or {})) or own
+        said = "going on in" if folder != own else "nothing unfinished with these settings, so a new run:"
+        print(f"resume: {said} {folder}", file=sys.stderr)
+    else:
+        folder = Path(str(resume))
+        if not folder.is_dir():
+            raise UserError(
+                f"resume={resume} is no folder: give a run directory (or sweep), or resume=true for the newest"
+            )
+        if job is not None:
+            _same_settings(folder, job)
+    if sweep and "-m" not in plain and "--multirun" not in plain:
+        plain.insert(0, "-m")  # a flag amid the overrides would end them
+    where = f"hydra.{'sweep' if sweep else 'run'}.dir={_quoted(folder)}"
+    return Placed([*plain, where, *([] if resume in _NEW else ["resume=true"])], folder if sweep else None)
+
+
+def is_sweep(arguments: Sequence[str]) -> bool:
+    """Whether these arguments start several jobs: by `-m`, by a grid, or by Hydra's own setting."""
+    args, _ = parser().parse_known_args(list(arguments))
+    given = _given(args.overrides)
+    a_grid = any(item.startswith("+grid=") for item in args.overrides)
+    return bool(args.multirun) or a_grid or given.get("hydra.mode") == "MULTIRUN"
+
+
+def resumed(cfg: "DictConfig", directory: Path) -> "Run | None":
+    """Look at what lies in a run's directory: the finished run, if nothing is left to do; else `cfg.resume` is settled.
+
+    It becomes the directory where there is an unfinished run to go on from, and None where there is none.
+
+    Raises:
+        UserError: the run there has other settings.
+    """
+    from omegaconf import open_dict
+
+    if not cfg.get("resume") or str(cfg.resume) not in ("true", "True"):
+        return None
+    with open_dict(cfg):
+        cfg.resume = str(directory) if (directory / "config.yaml").exists() else None
+    if cfg.resume is None:
+        return None
+    found = _same_settings(directory, _job_settings(cfg))
+    return found if found.status == "finished" else None
+
+
+def tell_of_jobs(sweep: Path) -> bool:
+    """Print the table of a sweep's jobs: what each came to, and of those without a result why. Whether all have one."""
+    from metagradient.reporting import print_table
+    from metagradient.reporting.runs.reading import find
+
+    if not sweep.is_dir() or not any(sweep.glob("*/config.yaml")):
+        return True
+    jobs = find([sweep])
+    common = set.intersection(*(set(job.overrides) for job in jobs)) if len(jobs) > 1 else set()
+    rows = [
+        [
+            job.directory.name,
+            " ".join(item for item in job.overrides if item not in common and _key(item) != "resume") or "default",
+            job.status,
+            job.metrics.get("objective"),
+            job.metrics.get("cost/seconds"),
+            job.why,
+        ]
+        for job in jobs
+    ]
+    done = sum(job.status == "finished" for job in jobs)
+    columns = ["job", "overrides", "status", "objective", "seconds", "why"]
+    width = len(columns) if done < len(jobs) else len(columns) - 1
+    print_table(f"{len(jobs)} jobs, {done} finished: {sweep}", columns[:width], [row[:width] for row in rows])
+    return done == len(jobs)
+
+
+def _newest_run(folder: Path, settings: Mapping[str, Any]) -> Path | None:
+    """The newest unfinished single run with these settings."""
+    from metagradient.reporting.runs.reading import differences, read
+
+    for directory in sorted(folder.glob("*/"), reverse=True):
+        if (directory / "config.yaml").exists():
+            run = read(directory)
+            if run.status != "finished" and not differences(run.config, dict(settings)):
+                return directory
+    return None
+
+
+def _newest_sweep(folder: Path, overrides: Sequence[str]) -> Path | None:
+    """The newest sweep that was started with these overrides, in this order: it numbers the jobs."""
+    from omegaconf import OmegaConf
+
+    for path in sorted(folder.glob("*/multirun.yaml"), reverse=True):
+        kept = OmegaConf.select(OmegaConf.load(path), "hydra.overrides.task") or []
+        if _comparable(kept) == _comparable(overrides):
+            return path.parent
+    return None
+
+
+def _comparable(overrides: Sequence[str]) -> list[str]:
+    incidental = ("logger", "hydra", "resume")
+    return [str(item) for item in overrides if re.split(r"[./]", _key(str(item)))[0] not in incidental]
+
+
+def _same_settings(directory: Path, settings: Mapping[str, Any]) -> "Run":
+    from metagradient.reporting.runs.reading import differences, read
+
+    if not (directory / "config.yaml").exists():
+        raise UserError(f"{directory} has no config.yaml: it is no run directory, so there is nothing to resume")
+    run = read(directory)
+    differ = differences(run.config, dict(settings))
+    if differ:
+        raise UserError(f"{directory} has other settings ({'; '.join(differ)}): give those, or leave resume out")
+    return run
+
+
+def _job_settings(cfg: "DictConfig") -> dict[str, Any]:
+    """The settings as they will be read back from config.yaml."""
+    import yaml
+    from omegaconf import OmegaConf
+
+    from metagradient.reporting.runs.reading import settings
+
+    plain: Any = OmegaConf.to_container(cfg, resolve=True)
+    return settings(yaml.safe_load(OmegaConf.to_yaml(OmegaConf.create(plain))))
+
+
+def _given(overrides: Sequence[str]) -> dict[str, str]:
+    return {_key(item): item.partition("=")[2] for item in overrides}
+
+
+def _key(override: str) -> str:
+    return override.lstrip("+~").partition("=")[0]
+
+
+def _quoted(path: Path) -> str:
+    return "'" + str(path).replace("'", r"\'") + "'"

@@ -1,0 +1,9 @@
+"""Lightning modules whose training is the one step: `Learner`, its subclasses, and the routine that makes them."""
+
+from metagradient.learners.classifier import Classifier
+from metagradient.learners.contrastive import ContrastiveLearner
+from metagradient.learners.language import LanguageModel
+from metagradient.learners.learner import Learner
+from metagradient.learners.routine import Routine
+
+__all__ = ["Classifier", "ContrastiveLearner", "LanguageModel", "Learner", "Routine"]

@@ -1,0 +1,228 @@
+"""`Learner`: the user's seam. Subclass it, write `losses(batch) -> [B]`, and the run can be replayed."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, nullcontext
+from typing import Any, Literal, Self
+
+import lightning
+import torch
+from torch import Tensor, nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
+
+from metagradient.errors import UserError
+from metagradient.training.batches import Batch, Batches
+from metagradient.training.compiled import Graphs
+from metagradient.training.metaparameters import Metaparameter
+from metagradient.training.modules import make_replayable
+from metagradient.training.optimizers import SGD, Optimizer
+from metagradient.training.probing import Needs, probe
+from metagradient.training.random import step_randomness
+from metagradient.training.run import cast, check_loss, initial_state
+from metagradient.training.schedules import Constant, Schedule
+from metagradient.training.state import Layout, TrainState, default_dtype
+from metagradient.training.steps import step
+
+# The optimizer is part of the step, so Lightning's warning that there is none, in every fit, says nothing.
+warnings.filterwarnings("ignore", message=".*`LightningModule.configure_optimizers` returned `None`.*")
+warnings.filterwarnings("ignore", message=".*LeafSpec.*")
+# What ModelCheckpoint saves is the state after the step, as it should be.
+warnings.filterwarnings("ignore", message=".*no pre-optimization state was saved.*")
+
+
+class Learner(lightning.LightningModule):
+    """A Lightning module whose training is the project's one step.
+
+    Subclasses build their modules in `__init__` and define `losses(batch) -> [B]`, one loss for each example.
+
+    optimizer:     an `Optimizer` (SGD by default).
+    learning_rate: a number or a schedule, a function of the step.
+    normalize:     the weighted mean loss divides by the batch size ("batch") or by the weight sum ("kept").
+    decay:         which parameters the weight decay touches: a function of name and shape (None: all).
+    compiled:      steps and their adjoints run as machine code (`Graphs`), which takes some seconds to make.
+
+    Train with `Trainer(max_epochs=1).fit(learner, batches)` (one pass over a `Batches` is the whole run), or with
+    `train(learner, batches)` where no Trainer is wanted; both end in the same bits.
+    """
+
+    def __init__(
+        self,
+        optimizer: Optimizer | None = None,
+        learning_rate: float | Schedule = 0.1,
+        *,
+        normalize: Literal["batch", "kept"] = "batch",
+        decay: Callable[[str, torch.Size], bool] | None = None,
+        compiled: bool = False,
+    ) -> None:
+        super().__init__()
+        if normalize not in ("batch", "kept"):
+            raise UserError(f"normalize must be 'batch' or 'kept', not '{normalize}': set learner.normalize=batch")
+        self.automatic_optimization = False  # the optimizer is part of the step
+        self.optimizer: Optimizer = SGD() if optimizer is None else optimizer
+        self.schedule: Schedule = learning_rate if callable(learning_rate) else Constant(float(learning_rate))
+        self.normalize, self._decay = normalize, decay
+        self.metaparameters: Sequence[Metaparameter] = ()
+        self.train_state: TrainState | None = None
+        self.step_count = 0
+        self.tape = False
+        self._layout: Layout | None = None
+        self._decay_mask: Tensor | None = None
+        self._needs: Needs | None = None
+        self.graphs = Graphs() if compiled else None
+        self._resume: tuple[TrainState, int] | None = None
+
+    def losses(self, batch: Batch) -> Tensor:
+        """The loss of each example, [B]."""
+        raise NotImplementedError("write losses(self, batch) -> [B], the loss of each example of the batch")
+
+    # -- the learner as a function of flat vectors ------------------------------------------------------------------
+
+    @property
+    def layout(self) -> Layout:
+        """Where the flat vectors lie in this module; made when first asked for."""
+        if self._layout is None:
+            make_replayable(self)
+            self._layout = Layout(self)
+        return self._layout
+
+    @property
+    def decay_mask(self) -> Tensor | None:
+        """[P] of 0 and 1, or None where the weight decay touches everything."""
+        if self._decay is None:
+            return None
+        params = next(p for p in self.parameters() if p.requires_grad)
+        if (
+            self._decay_mask is None
+            or self._decay_mask.device != params.device
+            or self._decay_mask.dtype != params.dtype
+        ):
+            layout = self.layout
+            parts = [
+                torch.full((size,), float(self._decay(name, shape)))
+                for name, shape, size in zip(layout.names, layout.shapes, layout.sizes, strict=True)
+            ]
+            self._decay_mask = torch.cat(parts).to(params)
+        return self._decay_mask
+
+    @contextmanager
+    def running(self, params: Tensor, buffers: Tensor, seed: int | None, t: int) -> Iterator[None]:
+        """Inside, the modules compute with these vectors and with the randomness of step t."""
+        needs = self.needs
+        with (
+            default_dtype(params.dtype),
+            step_randomness(seed, t, params.device, foreign=needs.foreign_randomness),
+            sdpa_kernel(SDPBackend.MATH) if needs.math_attention else nullcontext(),
+            self.layout.bind(params, buffers),
+        ):
+            yield
+
+    @contextmanager
+    def evaluating(self, state: TrainState) -> Iterator[Self]:
+        """The learner at `state`, in evaluation mode; what is computed inside is differentiable in the state."""
+        modes = [(module, module.training) for module in self.modules()]
+        self.eval()
+        try:
+            with default_dtype(state.params.dtype), self.layout.bind(state.params, state.buffers):
+                yield self
+        finally:
+            for module, mode in modes:
+                module.training = mode
+
+    def adopt(self, state: TrainState) -> Self:
+        """Copy a state into the module's own parameters and buffers."""
+        self.layout.store(state)
+        return self
+
+    def probe(self, batches: Batches) -> None:
+        """Before a run: in the first, one forward pass to see what the losses need in order to be replayable."""
+        if self._needs is None:
+            self._needs = probe(self, batches)
+        if self.graphs is not None:
+            self.graphs.new_run(self, batches)
+
+    @property
+    def needs(self) -> Needs:
+        """What `probe` saw."""
+        return self._needs or Needs()
+
+    # -- Lightning ----------------------------------------------------------------------------------------------------
+
+    def configure_optimizers(self) -> None:
+        """None: the optimizer is part of the step."""
+
+    def on_train_start(self) -> None:
+        batches = self.trainer.train_dataloader
+        if not isinstance(batches, Batches):
+            raise UserError(
+                f"training data must be a metagradient Batches, not {type(batches).__name__}: a run can be replayed only "
+                "where its batches are a function of the step. Wrap your tensors: Batches({'x': x, 'y': y}, epoch_plan(...))"
+            )
+        if self.trainer.precision not in ("32-true", "64-true"):
+            raise UserError(
+                f"trainer.precision={self.trainer.precision} is refused: metagradients in low precision are wrong without "
+                "warning; use trainer.precision=32-true or 64-true"
+            )
+        if self.trainer.world_size != 1:
+            raise UserError("replay runs on one device so far: set trainer.devices=1")
+        self.train()
+        self.probe(batches)
+        if self._resume is not None:
+            (self.train_state, self.step_count), self._resume = self._resume, None
+            self.train_state = TrainState.of([x.to(self.device) for x in self.train_state.tensors()])
+        else:
+            self.train_state, self.step_count = initial_state(self, self.metaparameters), 0
+        batches.from_step(self.step_count)
+
+    def training_step(self, batch: Batch, batch_idx: int) -> None:
+        assert self.train_state is not None
+        t = self.step_count
+        if batch.t != t:
+            raise UserError(
+                f"the loader gave the batch of step {batch.t} at step {t}: a run is one pass over its Batches, so set "
+                "trainer.max_epochs=1 (the plan holds the epochs: epoch_plan(..., epochs=...))"
+            )
+        batch = cast(batch, self.train_state)
+        state, loss = step(self, self.train_state, batch, t, self.metaparameters, tape=self.tape)
+        check_loss(loss, batch, t, self)
+        self.train_state, self.step_count = state, t + 1
+        # Lightning counts a manual optimizer's steps here; ModelCheckpoint, max_steps and loggers go by that count.
+        progress = self.trainer.fit_loop.epoch_loop.manual_optimization.optim_step_progress
+        progress.increment_ready()
+        progress.increment_completed()
+
+    def on_train_end(self) -> None:
+        self._sync()
+
+    def on_validation_start(self) -> None:
+        self._sync()
+
+    def _sync(self) -> None:
+        if self.train_state is not None:
+            self.adopt(self.train_state.detach())
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        if self.train_state is not None:
+            self._sync()
+            checkpoint["state_dict"] = self.state_dict()
+            checkpoint["train_state"] = [x.detach().clone() for x in self.train_state.tensors()]
+            checkpoint["step_count"] = self.step_count
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        if "train_state" in checkpoint:
+            self._resume = TrainState.of(checkpoint["train_state"]), int(checkpoint["step_count"])
+
+
+class ModelLearner(Learner):
+    """A learner around one model, which it holds as `model`."""
+
+    def __init__(
+        self,
+        model: nn.Module,
+        optimizer: Optimizer | None = None,
+        learning_rate: float | Schedule = 0.1,
+        **settings: Any,
+    ) -> None:
+        super().__init__(optimizer, learning_rate, **settings)
+        self.model = model

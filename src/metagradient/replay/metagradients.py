@@ -1,0 +1,134 @@
+"""One call: train, replay, return the metagradient."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from torch import Tensor
+
+from metagradient.errors import UserError
+from metagradient.learners.learner import Learner
+from metagradient.replay.adjoint import Objective, objective_cotangents, replay
+from metagradient.replay.budget import available_bytes, choose, format_bytes, measure, parse_bytes
+from metagradient.replay.heap import keep_freed_memory
+from metagradient.replay.plans import Plan
+from metagradient.replay.recording import Recording
+from metagradient.replay.storage import MemoryStorage, Storage, make_storage
+from metagradient.training.batches import Batches
+from metagradient.training.metaparameters import Metaparameter
+from metagradient.training.run import Progress, cast, check_loss, initial_state, run_mode
+from metagradient.training.state import TrainState
+from metagradient.training.steps import step
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, eq=False)
+class Metagradients:
+    """The outcome of a replayed run.
+
+    gradients: d objective / d value by metaparameter name, in the value's shape ([Q, *shape] for Q objectives).
+    objective: its value at the end of training, [] or [Q].
+    state:     the final training state.
+    plan:      the checkpoint plan that ran.
+    cost:      training-run equivalents: a step counts 1, a taped step with its pull 3.
+    """
+
+    gradients: dict[str, Tensor]
+    objective: Tensor
+    state: TrainState
+    plan: Plan
+    cost: float
+
+    def __getitem__(self, name: str) -> Tensor:
+        return self.gradients[name]
+
+
+def describe(plan: Plan) -> str:
+    """A plan in one line."""
+    if len(plan.segments) == 1:
+        return f"replay plan {plan.name}: the whole run of {plan.steps} steps on tape"
+    return (
+        f"replay plan {plan.name}: {plan.steps} steps in segments of {plan.longest_segment}, {plan.slots} states "
+        f"stored, {plan.forward_runs:.2f} plain runs before taping"
+    )
+
+
+def start_recording(
+    learner: Learner,
+    batches: Batches,
+    z: Sequence[Metaparameter],
+    checkpoints: str,
+    memory: str | int | None,
+    storage: str | Storage,
+) -> tuple[Recording, TrainState]:
+    """Check the metaparameters, choose the plan and give the initial state; the learner must be in `run_mode`."""
+    names = [m.name for m in z]
+    if not names or len(set(names)) != len(names):
+        raise UserError(f"a replay needs one or more metaparameters with distinct names, not {names}")
+    for m in z:
+        m.check(batches.n_examples, len(batches))
+    like = learner.layout.params()
+    state = initial_state(learner, [m.leaf(like) for m in z])
+    first = max(0, min(m.first_step for m in z))
+    if first >= len(batches):
+        raise UserError(f"the metaparameters enter at step {first}, but the run has only {len(batches)} steps")
+    if like.device.type == "cpu":
+        keep_freed_memory()
+    store = make_storage(storage)
+    footprint = measure(learner, batches, state, z, first)
+    budget = available_bytes(like.device) if memory is None else parse_bytes(memory)
+    in_memory = isinstance(store, MemoryStorage)
+    plan = choose(checkpoints, len(batches) - first, footprint, budget, stored_in_memory=in_memory)
+    log.debug("%s, about %s predicted", describe(plan), format_bytes(footprint.peak(plan, in_memory)))
+    return Recording(learner, batches, z, plan, first, store, like), state
+
+
+def finish_recording(recording: Recording, objective: Objective, progress: Progress | None = None) -> Metagradients:
+    """Differentiate the objective at the end of the recorded run and walk back."""
+    r = recording
+    assert r.end is not None
+    final = r.end.detach()
+    value, cotangents, puller = objective_cotangents(r.learner, final, objective)
+    gradients = replay(r, cotangents, puller, progress)
+    cost = (r.first + r.plan.advanced_steps + 3 * r.plan.steps) / (r.first + r.plan.steps)
+    return Metagradients(gradients, value, final, r.plan, cost)
+
+
+def metagradient(
+    learner: Learner,
+    batches: Batches,
+    metaparameters: Metaparameter | Sequence[Metaparameter],
+    objective: Objective,
+    *,
+    checkpoints: str = "auto",
+    memory: str | int | None = None,
+    storage: str | Storage = "memory",
+    progress: Progress | None = None,
+) -> Metagradients:
+    """The exact gradient of an objective of the trained model with respect to metaparameters of its training.
+
+    Trains `learner` on `batches` from the module's own parameters (which stay as they are) and replays the run
+    backwards. With T steps, d phi(theta_T) / dz = sum_t d(A_{t+1} . h_t(s_t, z)) / dz (REPLAY, arXiv 2503.13751).
+
+    objective:   learner -> scalar, or [Q] for Q objectives in one replay; called in evaluation mode.
+    checkpoints: auto, tape, all, sqrt, every(segment), tree(k), binomial(slots).
+    memory:      what checkpoints and tape may take, for instance "2GiB" (default: a quarter of the free memory).
+    storage:     memory, pinned or disk.
+
+    Raises UserError for bad input, NonFiniteLoss, NonFiniteCotangent, ReplayMismatch.
+    """
+    z = [metaparameters] if isinstance(metaparameters, Metaparameter) else list(metaparameters)
+    with run_mode(learner, batches):
+        recording, state = start_recording(learner, batches, z, checkpoints, memory, storage)
+        for t in range(len(batches)):
+            state = recording.enter(t, state)
+            batch = cast(batches(t), state)
+            state, loss = step(learner, state, batch, t, recording.z, tape=recording.taping)
+            check_loss(loss, batch, t, learner)
+            if progress is not None:
+                progress("training", t + 1, len(batches))
+        recording.finish(state)
+    return finish_recording(recording, objective, progress)

@@ -1,0 +1,103 @@
+"""The runs of a sweep side by side: one table and one figure, made when the last of them is done."""
+
+import json
+import logging
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from statistics import fmean, stdev
+from typing import Any
+
+from hydra.experimental.callback import Callback
+from omegaconf import DictConfig, OmegaConf
+
+from metagradient.reporting.runs.record import write_rows
+from metagradient.reporting.table import print_table
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Line:
+    """The runs of a sweep that differ in nothing but their seed: their overrides, and the values of each result."""
+
+    name: str
+    runs: int
+    values: Mapping[str, Sequence[float]]
+
+
+class Comparison(Callback):
+    """A Hydra callback: after a sweep, `comparison.csv` and `comparison.png` in its folder, and the table on the terminal.
+
+    results: keys of metrics.json below `result/`, in the table's order; one that no run has is left out. Each cell is
+        the mean over seeds, beside it the half width of its 95 % interval (Student's t).
+    x, y: the two of them that the figure shows.
+    """
+
+    def __init__(self, results: Sequence[str], x: str, y: str) -> None:
+        self.results, self.x, self.y = list(results), x, y
+
+    def on_multirun_end(self, config: DictConfig, **kwargs: Any) -> None:
+        folder = Path(config.hydra.sweep.dir)
+        lines = read_sweep(folder, self.results)
+        if not lines:
+            return
+        shown = [key for key in self.results if any(line.values[key] for line in lines)]
+        columns = ["run", "seeds", *(part for key in shown for part in (key, f"{key} ±"))]
+        rows = [
+            [line.name, line.runs, *(x for key in shown for x in mean_and_half_width(line.values[key]))]
+            for line in lines
+        ]
+        write_rows(folder / "comparison.csv", columns, rows)
+        told = [
+            [line.name, line.runs, *(_told(*mean_and_half_width(line.values[key])) for key in shown)] for line in lines
+        ]
+        print_table("mean over seeds ± half of its 95 % interval", ["run", "seeds", *shown], told)
+        points = {line.name: list(zip(line.values[self.x], line.values[self.y], strict=False)) for line in lines}
+        points = {name: runs for name, runs in points.items() if runs}
+        if points:
+            from metagradient.reporting.figures.distances import error_against_speed
+
+            error_against_speed(points).savefig(folder / "comparison.png")
+        print(f"comparison: {folder / 'comparison.csv'}, {folder / 'comparison.png'}")
+
+
+def read_sweep(folder: Path, results: Sequence[str]) -> list[Line]:
+    """The finished runs below a sweep's folder, grouped by what they were asked beside the seed."""
+    runs: list[tuple[list[str], dict[str, Any]]] = []
+    for file in sorted(folder.glob("*/metrics.json"), key=lambda f: (len(f.parent.name), f.parent.name)):
+        overrides = OmegaConf.load(file.parent / ".hydra" / "overrides.yaml")
+        metrics = json.loads(file.read_text(encoding="utf-8"))
+        if metrics.get("status") == "finished":
+            runs.append(([str(o) for o in overrides if not str(o).startswith("seed=")], metrics))
+    shared = set.intersection(*(set(asked) for asked, _ in runs)) if len({tuple(a) for a, _ in runs}) > 1 else set()
+    groups: dict[str, list[dict[str, Any]]] = {}
+    for asked, metrics in runs:
+        name = " ".join(o.removeprefix("method=") for o in asked if o not in shared) or "default"
+        groups.setdefault(name, []).append(metrics)
+    return [
+        Line(
+            name,
+            len(members),
+            {key: [m[f"result/{key}"] for m in members if m.get(f"result/{key}") is not None] for key in results},
+        )
+        for name, members in groups.items()
+    ]
+
+
+def mean_and_half_width(values: Sequence[float]) -> tuple[float | None, float | None]:
+    """The mean, and half the width of its 95 % interval; None where there are no values, or only one."""
+    if not values:
+        return None, None
+    if len(values) == 1:
+        return values[0], None
+    from scipy.stats import t
+
+    return fmean(values), float(t.ppf(0.975, len(values) - 1)) * stdev(values) / math.sqrt(len(values))
+
+
+def _told(mean: float | None, half: float | None) -> str:
+    if mean is None:
+        return "–"
+    return f"{mean:.3g}" if half is None else f"{mean:.3g} ± {half:.1g}"

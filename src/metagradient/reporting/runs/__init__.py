@@ -1,0 +1,1 @@
+"""The record of one run, and reading it back."""

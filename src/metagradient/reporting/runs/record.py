@@ -1,0 +1,265 @@
+"""One run's record: its folder, its log, its numbers, its W&B run, and the table it ends with."""
+
+import csv
+import json
+import logging
+import math
+import os
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+from time import monotonic
+from types import TracebackType
+from typing import TYPE_CHECKING, Any, Self
+
+from filelock import FileLock, Timeout
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
+
+from metagradient import memory
+from metagradient.errors import UserError
+from metagradient.reporting.runs.context import RunContext, identify
+from metagradient.reporting.runs.tracking import Tracker, track
+from metagradient.reporting.table import print_summary, print_table
+from metagradient.reporting.terminal import FILE_ONLY, logging_to
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+log = logging.getLogger(__name__)
+
+Value = float | int | str | bool | None
+
+
+class Record:
+    """What a run leaves in its directory, and the same in W&B.
+
+    config.yaml, run.log (with any traceback), metrics.json (flat: `result/...`, `cost/...`, `meta/...`, `seed`,
+    `experiment`, `objective`, `status`, of a failed run `error`), curves.csv, figures/*.png, artifacts/. All of it is
+    written on failure and Ctrl-C too, as far as it got.
+
+        with Record.open(cfg, experiment="selection") as record:
+            record.curve(step, {"objective": loss})
+            record.result({"test_accuracy": 0.91})
+            record.cost(training_runs=3.5)
+            record.figure("weights", weight_histogram(...))
+    """
+
+    def __init__(self, config: dict[str, Any], experiment: str, context: RunContext) -> None:
+        self.config = config
+        self.experiment = experiment
+        self.directory = context.directory
+        self._context = context
+        self._metrics: dict[str, Value] = {}
+        self._curve: list[dict[str, Value]] = []
+        self._earlier: dict[int, dict[str, Value]] = {}
+        self._training_runs = 0.0
+        self._tracker = Tracker()
+        self._exit = ExitStack()
+
+    @classmethod
+    def open(
+        cls, cfg: DictConfig | Mapping[str, Any], experiment: str, directory: str | os.PathLike[str] | None = None
+    ) -> Self:
+        """The record of a run of `experiment`, for a `with` statement; it begins there.
+
+        The directory is Hydra's output directory unless given, without Hydra a new one below outputs/. `cfg.logger`
+        = {mode, project, group, name, tags} describes the W&B run (all optional), `cfg.seed` is noted if present.
+
+        Raises:
+            UserError: a setting without a value, or an interpolation that leads nowhere.
+        """
+        try:
+            node = cfg if isinstance(cfg, DictConfig) else OmegaConf.create(dict(cfg))
+            config: Any = OmegaConf.to_container(node, resolve=True, throw_on_missing=True)
+        except MissingMandatoryValue as error:
+            raise UserError(f"no value for {error.full_key}; give one: {error.full_key}=...") from error
+        except OmegaConfBaseException as error:
+            raise UserError(f"config: {str(error).partition(chr(10))[0]} (in {error.full_key})") from error
+        return cls(config, experiment, identify(experiment, directory))
+
+    def __enter__(self) -> Self:
+        self.directory.mkdir(parents=True, exist_ok=True)
+        logger = dict(self.config.get("logger") or {})
+        identity = self._context.identity(self.experiment, logger, self.config.get("seed"))
+        with ExitStack() as stack:  # undone if what follows fails, else kept until __exit__
+            stack.enter_context(_only_writer(self.directory))
+            (self.directory / "metrics.json").unlink(missing_ok=True)  # what an earlier run here came to is not ours
+            write_atomically(self.directory / "config.yaml", OmegaConf.to_yaml(OmegaConf.create(self.config)))
+            stack.enter_context(logging_to(self.directory / "run.log"))
+            self._tracker = track(identity, str(logger.get("mode", "auto")), self.config, self._context.outputs)
+            self._exit = stack.pop_all()
+        if self.config.get("resume") == str(self.directory):  # a resumed loop does not know all it once told
+            self._earlier = _read_curves(self.directory / "curves.csv")
+        memory.reset_peak()
+        self._begun = monotonic()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        status = "finished"
+        if error is not None:
+            status = "failed" if isinstance(error, Exception) else "interrupted"
+            log.error("the run was not finished: %s", status, exc_info=error, extra=FILE_ONLY)
+        with self._exit:
+            self._metrics |= {
+                "cost/training_runs": self._training_runs,
+                "cost/seconds": round(monotonic() - self._begun, 3),
+                "cost/peak_memory_mib": round(memory.peak_mib(), 1),
+                "meta/steps": max((int(row["step"] or 0) for row in self._curve), default=0),
+                **({"seed": plain(self.config["seed"])} if "seed" in self.config else {}),
+                "experiment": self.experiment,
+                "status": status,
+                **({} if error is None else {"error": one_line(error)}),
+            }
+            mode, place = self._tracker.mode, self._tracker.place
+            try:
+                self._save_curves()
+                write_atomically(self.directory / "metrics.json", json.dumps(self._metrics, indent=2) + "\n")
+            finally:
+                self._tracker.finish(self._metrics, failed=error is not None)
+        if error is None:
+            self._summarise(mode, place)
+
+    def result(self, values: Mapping[str, Any]) -> None:
+        """Add results: `test_accuracy` becomes `result/test_accuracy`. Accuracies are fractions, losses nats."""
+        self._metrics |= {f"result/{key}": plain(value) for key, value in values.items()}
+
+    def objective(self, value: Any) -> None:
+        """Note what the experiment returned, the number that a sweeper optimises."""
+        if value is not None:
+            self._metrics["objective"] = plain(value)
+
+    def cost(self, training_runs: float) -> None:
+        """Add compute that was spent, in plain-training equivalents; seconds and peak memory are measured anyway."""
+        self._training_runs += float(training_runs)
+
+    def curve(self, step: int, values: Mapping[str, Any]) -> None:
+        """Log `meta/<key>` at metastep `step`: 0 is before the first update, so that the last one is `meta/steps`."""
+        row = self._earlier.get(int(step), {}) | {key: plain(value) for key, value in values.items()}
+        self._curve.append({"step": int(step), **row})
+        self._metrics |= {f"meta/{key}": value for key, value in row.items()}  # W&B's summary also has the last one
+        self._tracker.log({"meta/step": int(step)} | {f"meta/{key}": value for key, value in row.items()})
+        self._save_curves()
+
+    def table(self, name: str, columns: Sequence[str], rows: Iterable[Sequence[Any]]) -> None:
+        """Print a table of results, save it as artifacts/<name>.csv, log it to W&B."""
+        plain_rows = [[plain(value) for value in row] for row in rows]
+        print_table(name.replace("_", " "), columns, plain_rows)
+        self.csv(name, columns, plain_rows)
+        self._tracker.table(f"tables/{name}", columns, plain_rows)
+
+    def csv(self, name: str, header: Sequence[str], rows: Iterable[Sequence[Any]]) -> Path:
+        """Write artifacts/<name>.csv; its path."""
+        path = self.artifact_path(name if name.endswith(".csv") else f"{name}.csv")
+        write_rows(path, header, rows)
+        return path
+
+    def artifact_path(self, name: str) -> Path:
+        """Where to write an artifact: artifacts/<name>, whose folder exists."""
+        path = self.directory / "artifacts" / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        return path
+
+    def figure(self, name: str, figure: "Figure") -> Path:
+        """Save figures/<name>.png and log it to W&B; its path."""
+        path = self.directory / "figures" / f"{name}.png"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        figure.savefig(path)
+        self._tracker.image(f"figures/{name}", path)
+        return path
+
+    def _save_curves(self) -> None:
+        if not self._curve:
+            return
+        columns = list(dict.fromkeys(key for row in self._curve for key in row))
+        write_rows(self.directory / "curves.csv", columns, [[row.get(key) for key in columns] for row in self._curve])
+
+    def _summarise(self, mode: str, place: str) -> None:
+        """The last thing on the terminal."""
+        footer = [f"run directory: {_short(self.directory)}"]
+        if mode == "online":
+            footer.append(f"W&B: {place}")
+        elif mode == "offline":
+            folder = _short(Path(place))
+            footer.append(f"W&B (offline): look with `wandb leet {folder}`, send with `wandb sync {folder}`")
+        metrics = {
+            key: value for key, value in self._metrics.items() if key not in ("status", "experiment", "objective")
+        }
+        print_summary(f"{self.experiment}: {self._context.title}", metrics, footer)
+
+
+@contextmanager
+def _only_writer(directory: Path) -> Iterator[None]:
+    """Nobody else writes here meanwhile; the operating system takes the lock back from a process that is killed."""
+    lock = FileLock(directory / ".lock")
+    try:
+        lock.acquire(blocking=False)
+    except Timeout:
+        raise UserError(
+            f"another process is writing {directory}: let it finish or stop it, or give another hydra.run.dir=..."
+        ) from None
+    try:
+        yield
+    finally:
+        lock.release()
+
+
+def plain(value: Any) -> Value:
+    """A number of any library as a Python one; what JSON cannot hold (nan, inf) becomes None."""
+    if hasattr(value, "item"):
+        value = value.item()
+    if isinstance(value, float) and not math.isfinite(value):
+        return None
+    if value is None or isinstance(value, float | int | str | bool):
+        return value
+    raise TypeError(f"expected a number or a string, got {type(value).__name__}: {value!r}")
+
+
+def leave_failure(directory: Path, cfg: DictConfig, experiment: str, error: BaseException) -> None:
+    """What a record would have left of a run that failed before the record could begin."""
+    import traceback
+
+    directory.mkdir(parents=True, exist_ok=True)
+    write_atomically(directory / "config.yaml", OmegaConf.to_yaml(cfg))
+    write_atomically(directory / "run.log", "".join(traceback.format_exception(error)))
+    metrics = {"experiment": experiment, "status": "failed", "error": one_line(error)}
+    write_atomically(directory / "metrics.json", json.dumps(metrics, indent=2) + "\n")
+
+
+def one_line(error: BaseException) -> str:
+    """`Class: message`, as at the end of a traceback, but on one line."""
+    message = " ".join(str(error).split())
+    return f"{type(error).__name__}: {message}" if message else type(error).__name__
+
+
+def write_atomically(path: Path, text: str) -> None:
+    """Write a text file so that a reader, or a kill in the middle, sees the old one or the new one."""
+    draft = path.with_name(f".{path.name}.{os.getpid()}")
+    draft.write_text(text, encoding="utf-8")
+    os.replace(draft, path)
+
+
+def write_rows(path: Path, header: Sequence[str], rows: Iterable[Sequence[Any]]) -> None:
+    """Write a CSV file as a whole."""
+    draft = path.with_name(f".{path.name}.{os.getpid()}")
+    with draft.open("w", newline="", encoding="utf-8") as file:
+        writer = csv.writer(file)
+        writer.writerow(header)
+        writer.writerows([plain(value) for value in row] for row in rows)
+    os.replace(draft, path)
+
+
+def _read_curves(path: Path) -> dict[int, dict[str, Value]]:
+    """Step -> values of the curves that an interrupted run left."""
+    if not path.exists():
+        return {}
+    with path.open(newline="", encoding="utf-8") as file:
+        rows = [{key: json.loads(value) for key, value in row.items() if value} for row in csv.DictReader(file)]
+    return {int(row.pop("step")): row for row in rows}
+
+
+def _short(path: Path) -> str:
+    """Relative to the current directory where that is shorter to type."""
+    return str(path.relative_to(Path.cwd())) if path.is_relative_to(Path.cwd()) else str(path)

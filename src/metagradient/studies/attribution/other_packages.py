@@ -1,0 +1,213 @@
+"""Other packages on the same model, where installed: what they make of it, judged by the same retrainings.
+
+Each is called as its documentation does, with its own gradients, projections and solvers; dampings are, as for our own
+methods, relative to the mean eigenvalue of the curvature that the package inverts.
+"""
+
+import copy
+import importlib
+import io
+import logging
+import tempfile
+import warnings
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, redirect_stderr
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from omegaconf import DictConfig
+from torch import Tensor, nn
+from torch.utils.data import DataLoader, TensorDataset
+
+import metagradient as mg
+from metagradient.errors import UserError
+from metagradient.models.transposed import TransposedLinear
+from metagradient.studies.attribution.task import Task
+from metagradient.training.batches import Fields
+
+
+@dataclass(frozen=True)
+class Peer:
+    """A package as a scorer: `score(queries, damping)` gives [n, q], helpful positive, in units of its own."""
+
+    n: int
+    score: Callable[[Fields, float], Tensor]
+    folder: tempfile.TemporaryDirectory[str] | None = None  # where the package keeps what it needs; lives as long
+    passes: float = 2.0  # for the curvature, and for the examples' own gradients
+    scale: float | None = None
+
+    def prepare(self) -> None:
+        """Whatever the package keeps, it computes when it is made or called."""
+
+    def chunks(self, queries: Fields, dampings: Sequence[float], start: int = 0) -> Iterator[Tensor]:
+        with contained():
+            found = torch.stack([self.score(queries, damping) for damping in dampings])
+        yield torch.nan_to_num(found.detach().float(), nan=torch.inf)[:, start:]
+
+    def self_influence(self, damping: float) -> Tensor:
+        raise NotImplementedError
+
+
+def dattri_trak(task: Task, cfg: DictConfig) -> tuple[Peer, int]:
+    """TRAK of dattri, one model, `trak_k` dimensions."""
+    algorithm, (tasks, functions) = _need("dattri.algorithm"), (_need("dattri.task"), _need("dattri.func.projection"))
+    model, settings = _model(task), {"proj_dim": cfg.trak_k, "device": "cpu", "proj_max_batch_size": 32, "proj_seed": 0}
+    weights = {key: value.detach() for key, value in model.named_parameters()}
+
+    def loss(params: Any, pair: Any) -> Tensor:
+        image, label = pair
+        logits = torch.func.functional_call(model, params, (image.unsqueeze(0),))
+        return F.cross_entropy(logits, label.unsqueeze(0))
+
+    def margin(params: Any, pair: Any) -> Tensor:
+        return loss(params, pair).neg().exp().logit(eps=1e-6)
+
+    def probability(params: Any, pair: Any) -> Tensor:
+        return loss(params, pair).neg().exp()
+
+    setup = tasks.AttributionTask(margin, model, [weights])
+    train = _loader(task.train, cfg.batch)
+    # The mean eigenvalue of its kernel matrix, from one batch of its own projected gradients.
+    gradients = setup.get_grad_loss_func(in_dims=(None, 0))(setup.get_param(ckpt_idx=0)[0], next(iter(train)))
+    gradients = gradients / gradients.shape[1] ** 0.5
+    projected = functions.random_project(gradients, len(gradients), **settings)(gradients, ensemble_id=0)
+    mean = float(projected.square().sum()) / len(projected) * task.n / cfg.trak_k
+
+    def score(queries: Fields, damping: float) -> Tensor:
+        method = algorithm.TRAKAttributor(setup, probability, projector_kwargs=settings, regularization=damping * mean)
+        method.cache(train)
+        return method.attribute(test_dataloader=_loader(queries, cfg.batch))
+
+    return Peer(task.n, score), cfg.trak_k
+
+
+def traker(task: Task, cfg: DictConfig) -> tuple[Peer, int]:
+    """TRAK of its authors' package traker, one model, `trak_k` dimensions, single precision.
+
+    On a CPU it projects in blocks of 100 dimensions and fails where there is one block only.
+    """
+    if cfg.trak_k <= 100:
+        raise UserError(f"traker needs more than 100 dimensions on a CPU: set trak_k=512, not {cfg.trak_k}")
+    package, model = _need("trak"), _model(task)
+    folder = tempfile.TemporaryDirectory()
+    weights = model.state_dict()
+
+    def make() -> Any:
+        return package.TRAKer(
+            model, "image_classification", task.n, save_dir=folder.name, device="cpu", proj_dim=cfg.trak_k,
+            use_half_precision=False, logging_level=logging.ERROR,
+        )  # fmt: skip
+
+    first = make()
+    first.load_checkpoint(weights, model_id=0)
+    for batch in _loader(task.train, cfg.batch):
+        first.featurize(batch, num_samples=len(batch[1]))
+    kept = torch.as_tensor(first.saver.current_store["grads"]).clone()
+    calls = 0
+
+    def score(queries: Fields, damping: float) -> Tensor:
+        nonlocal calls
+        calls, name = calls + 1, f"call{calls}"
+        first.score_computer.lambda_reg = damping * float(kept.square().sum()) / cfg.trak_k
+        first.saver.model_ids[0]["is_finalized"] = 0
+        first.finalize_features()
+        first.start_scoring_checkpoint(name, weights, model_id=0, num_targets=len(queries["y"]))
+        for batch in _loader(queries, cfg.batch):
+            first.score(batch, num_samples=len(batch[1]))
+        return torch.as_tensor(first.finalize_scores(name)).clone()
+
+    return Peer(task.n, score, folder), cfg.trak_k
+
+
+def kronfluence_ekfac(task: Task, cfg: DictConfig) -> tuple[Peer, None]:
+    """EK-FAC influence of kronfluence: linear and convolution layers, Fisher with labels drawn from the model."""
+    base, arguments = _need("kronfluence.task"), _need("kronfluence.arguments")
+    package = _need("kronfluence.analyzer")
+
+    class Classification(base.Task):  # type: ignore[name-defined]
+        def compute_train_loss(self, batch: Any, model: nn.Module, sample: bool = False) -> Tensor:
+            logits = model(batch[0])
+            labels = logits.detach().softmax(1).multinomial(1).squeeze(1) if sample else batch[1]
+            return F.cross_entropy(logits, labels, reduction="sum")
+
+        def compute_measurement(self, batch: Any, model: nn.Module) -> Tensor:
+            return self.compute_train_loss(batch, model)
+
+    own, folder = Classification(), tempfile.TemporaryDirectory()
+    model = package.prepare_model(_model(task), own)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(cfg.seed)
+        analyzer = package.Analyzer(
+            "peer", model, own, cpu=True, output_dir=folder.name, disable_tqdm=True, log_level=logging.ERROR
+        )
+        train = TensorDataset(task.train["x"], task.train["y"])
+        analyzer.fit_all_factors(
+            "ekfac", train, per_device_batch_size=cfg.batch, factor_args=arguments.FactorArguments(strategy="ekfac")
+        )
+    factors = analyzer.load_lambda_matrices("ekfac")
+    counts = factors["num_lambda_processed"]
+    matrices = {name: matrix / counts[name] for name, matrix in factors["lambda_matrix"].items()}
+    mean = float(sum(m.sum() for m in matrices.values()) / sum(m.numel() for m in matrices.values()))
+
+    def score(queries: Fields, damping: float) -> Tensor:
+        analyzer.compute_pairwise_scores(
+            "scores", "ekfac", TensorDataset(queries["x"], queries["y"]), train, overwrite_output_dir=True,
+            per_device_query_batch_size=len(queries["y"]), per_device_train_batch_size=cfg.batch,
+            score_args=arguments.ScoreArguments(damping_factor=damping * mean),
+        )  # fmt: skip
+        return analyzer.load_pairwise_scores("scores")["all_modules"].T
+
+    return Peer(task.n, score, folder), None
+
+
+PEERS: dict[str, Callable[[Task, DictConfig], tuple[Peer, int | None]]] = {
+    "dattri_trak": dattri_trak,
+    "traker": traker,
+    "kronfluence_ekfac": kronfluence_ekfac,
+}
+
+
+@contextmanager
+def contained() -> Iterator[None]:
+    """Keeps their progress bars off ours, and undoes what they do to the root logger."""
+    root = logging.getLogger()
+    level, handlers = root.level, list(root.handlers)
+    try:
+        with redirect_stderr(io.StringIO()):
+            yield
+    finally:
+        root.setLevel(level)
+        root.handlers[:] = handlers
+
+
+def _need(module: str) -> Any:
+    package = module.partition(".")[0]
+    name = {"trak": "traker"}.get(package, package)
+    install = "'metagradient[peers]'"
+    if name == "kronfluence":  # it asks for torchvision, which it does not use and which must match torch's build
+        install = "--no-deps kronfluence accelerate einops einconv opt-einsum"
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            return importlib.import_module(module)
+    except ImportError as error:
+        raise UserError(f"this method needs the package {name} ({error}): pip install {install}") from error
+
+
+def _model(task: Task) -> nn.Module:
+    """A copy of the trained model, for packages that change what they are given."""
+    if not isinstance(task.learner, mg.Classifier):
+        raise UserError(f"peers are set up for classifiers, not for {type(task.learner).__name__}: leave them out")
+    model = (
+        copy.deepcopy(task.learner).adopt(task.state).model.eval()
+    )  # the learner's own parameters are the run's start
+    for module in model.modules():
+        if isinstance(module, TransposedLinear):
+            module.__class__ = nn.Linear  # type: ignore[assignment]  # the same map under the name that they know
+    return model
+
+
+def _loader(examples: Fields, batch: int) -> DataLoader:
+    return DataLoader(TensorDataset(examples["x"], examples["y"]), batch_size=batch)

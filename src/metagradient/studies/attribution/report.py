@@ -1,0 +1,184 @@
+"""What `attribution` shows: scores against retrainings, top examples, wrong labels and sources found, predictions flipped."""
+
+import shutil
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from omegaconf import DictConfig
+from torch import Tensor
+
+from metagradient.data import SentenceSplits, Splits, TextSplits
+from metagradient.evaluation import (
+    GroundTruth,
+    accuracy,
+    brittleness,
+    example_losses_of,
+    inspection_curve,
+    leave_one_out_correlation,
+    mislabel_auc,
+    source_precision,
+    take,
+    with_every_label,
+)
+from metagradient.reporting import Progress, Record
+from metagradient.reporting.figures import attribution as attribution_figures
+from metagradient.studies import setup
+from metagradient.studies.attribution.methods import Outcome
+from metagradient.studies.attribution.task import Task, cache
+from metagradient.studies.attribution.words import COMPRESSORS, plain_word, slug
+
+_SHOWN, _EACH = 6, 5  # queries, and helpful and harmful examples of each
+
+
+def tell(
+    record: Record, cfg: DictConfig, task: Task, outcomes: Sequence[Outcome], rows: Sequence[dict[str, Any]]
+) -> None:
+    """The table of all methods, and their metrics."""
+    table = []
+    for outcome in outcomes:
+        own = [row for row in rows if row["method"] == outcome.name]
+        cells = [f"{row['lds']:.3f} ({row['low']:.2f} - {row['high']:.2f})" for row in own]
+        compression = None if outcome.compression is None else round(outcome.compression, 3)
+        dampings = " / ".join(f"{c:g}" for c in dict.fromkeys(outcome.damping.values())) or None
+        table.append([outcome.name, *cells, dampings, outcome.k, compression, round(outcome.seconds, 2)])
+        key = slug(outcome.name)
+        record.result({f"lds_{key}_drop{row['drop']:g}": row["lds"] for row in own})
+        record.result({f"seconds_{key}": outcome.seconds, f"trainings_of_time_{key}": outcome.seconds / task.seconds})
+        record.cost(training_runs=outcome.runs)
+    columns = ["method", *(f"LDS, {100 * drop:g}% removed" for drop in cfg.drop)]
+    record.table("attribution", [*columns, "damping", "k", "compress s", "seconds"], table)
+    if rows:
+        record.csv("lds", list(rows[0]), [list(row.values()) for row in rows])
+
+
+def compressors_of(rows: Sequence[dict[str, Any]], drop: float | None) -> list[dict[str, Any]]:
+    """The points of the Pareto figure. Without methods at alpha or along the path: they take more than the timed pass."""
+    return [
+        {"compressor": name, "k": row["k"], "seconds": row["compression"], "bytes": 4 * row["k"], "lds": row["lds"]}
+        for row in rows
+        if row["drop"] == drop
+        and (name := row["method"].partition(":")[0]) in COMPRESSORS
+        and plain_word(row["method"]) == row["method"]
+    ]
+
+
+def draw(
+    record: Record,
+    cfg: DictConfig,
+    task: Task,
+    splits: Splits | TextSplits,
+    outcomes: Sequence[Outcome],
+    rows: Sequence[dict[str, Any]],
+) -> None:
+    """lds.png, pareto.png where compressors were compared, top_examples.png of the first method; and how well the model does."""
+    if rows:
+        record.figure("lds", attribution_figures.lds_bars(rows))
+    most = max(cfg.drop, default=None)
+    points = compressors_of(rows, most)
+    if len(points) > 2:
+        others = {r["method"]: r["lds"] for r in rows if r["drop"] == most and r["method"] in ("none", "gradient_dot")}
+        record.figure("pareto", attribution_figures.pareto_figure(points, others))
+
+    scores = next(iter(outcomes[0].scores.values()))
+    shown = min(_SHOWN, scores.shape[1])
+    order = scores[:, :shown].argsort(dim=0, descending=True).T  # [q, n]
+    chosen = torch.cat([order[:, :_EACH], order[:, -_EACH:].flip(1)], dim=1)
+    if isinstance(splits, TextSplits):
+        said, asked = ([splits.text(x) for x in table["tokens"]] for table in (task.train, task.queries))
+    elif isinstance(splits, SentenceSplits):
+        said, asked = (
+            [f"{splits.classes[int(c)]}: {splits.text(x)}" for x, c in zip(table["x"], table["y"], strict=True)]
+            for table in (task.train, task.queries)
+        )
+    else:
+        said, asked = ([splits.classes[int(c)] for c in table["y"]] for table in (task.train, task.queries))
+        wrong = None if splits.truth is None else splits.truth.wrong[chosen].numpy()
+        labels = [[said[int(i)] for i in row] for row in chosen]
+        grid = attribution_figures.top_examples_figure(
+            task.queries["x"][:shown], asked[:shown], task.train["x"][chosen], labels, wrong
+        )
+        shutil.copy(record.figure("top_examples", grid), record.artifact_path("top_examples.png"))
+    ranks = [*range(1, _EACH + 1), *range(-1, -_EACH - 1, -1)]  # 1: the most helpful; -1: the most harmful
+    table = [
+        [q, asked[q], rank, int(i), said[int(i)], float(scores[i, q])]
+        for q in range(shown)
+        for rank, i in zip(ranks, chosen[q], strict=True)
+    ]
+    header = ["query", "query_is", "rank", "train_index", "train_is", "score"]
+    if not isinstance(splits, TextSplits):
+        record.result({"test_accuracy": accuracy(task.learner, task.state, splits.test)})
+    if isinstance(splits, TextSplits | SentenceSplits):
+        record.table("top_examples", header, [row for row in table if row[0] in (0, shown - 1) or abs(row[2]) < 2])
+    record.csv("top_examples", header, table)
+
+
+def left_out(record: Record, cfg: DictConfig, kept: Tensor, losses: Tensor, outcomes: Sequence[Outcome]) -> None:
+    """Scores of single examples against the losses without them; a method at alpha by its scores for the smallest share."""
+    rows = []
+    for outcome in outcomes:
+        found = leave_one_out_correlation(outcome.scores[min(outcome.scores)], kept, losses, seed=cfg.seed)
+        rows.append([outcome.name, *(f"{c.mean:.3f} ({c.low:.2f} - {c.high:.2f})" for c in found)])
+        for name, c in zip(("spearman", "pearson"), found, strict=True):
+            record.result({f"leave_one_out_{name}_{slug(outcome.name)}": c.mean})
+    record.table("leave_one_out", ["method", f"Spearman, {len(kept)} single examples", "Pearson"], rows)
+
+
+def planted(record: Record, task: Task, splits: TextSplits, outcomes: Sequence[Outcome]) -> None:
+    """Source identification: of the top examples of a planted query, how many are of its own source?"""
+    asked = splits.query_sources[: len(task.queries["tokens"])]
+    queries = (asked >= 0).nonzero().flatten()
+    k = int((splits.sources == 0).sum())
+    chance = k / len(splits.sources)
+    found = {
+        o.name: source_precision(next(iter(o.scores.values()))[:, queries], splits.sources, asked[queries], k)
+        for o in outcomes
+    }
+    record.table(
+        "planted_sources",
+        ["method", f"of the top {k}, from the source", "chance"],
+        [[*x, chance] for x in found.items()],
+    )
+    record.result({f"source_precision_{slug(name)}": value for name, value in found.items()})
+
+
+def mislabelled(record: Record, task: Task, wrong: Tensor, outcomes: Sequence[Outcome]) -> None:
+    """Who finds the wrong labels: self-influence, harm to held-out queries, or the training loss alone."""
+    suspicions = {"training loss": example_losses_of(task.learner, task.state, task.train)}
+    for outcome in outcomes:
+        if outcome.scorer is not None:
+            suspicions[f"{outcome.name}: self-influence"] = outcome.scorer.self_influence(
+                max(outcome.damping.values(), default=1.0)
+            )
+        suspicions[f"{outcome.name}: harm to the queries"] = -next(iter(outcome.scores.values())).mean(1)
+    found = {name: mislabel_auc(suspicion, wrong) for name, suspicion in suspicions.items()}
+    record.table("wrong_labels_found", ["ranked by", "AUC"], [[name, round(value, 4)] for name, value in found.items()])
+    record.result({f"mislabel_auc_{slug(name)}": value for name, value in found.items()})
+    own = [value for name, value in found.items() if "self-influence" in name] or list(found.values())[1:]
+    record.result({"mislabel_auc": own[0]})
+    curves = {f"{name} ({found[name]:.3f})": inspection_curve(s, wrong) for name, s in suspicions.items()}
+    record.figure("inspection", attribution_figures.inspection_figure(curves, float(wrong.float().mean())))
+
+
+def brittle(record: Record, cfg: DictConfig, task: Task, classes: int, outcomes: Sequence[Outcome]) -> float:
+    """Remove the most helpful examples of some queries and retrain; the trainings that this took."""
+    few = torch.arange(min(_SHOWN * 2, len(task.queries["y"])))
+    asked, rows = with_every_label(take(task.queries, few), classes), []
+    with Progress() as progress:
+        truth = GroundTruth(
+            task.learner,
+            task.batches,
+            asked,
+            folder=cache() if cfg.keep_retrainings else record.directory / "retrainings",
+            owner=str(record.directory.absolute()),
+            at_once=cfg.at_once,
+            workers=setup.workers(cfg),
+            progress=progress.callback(),
+        )
+        for outcome in progress.track(list(outcomes), "removing the most helpful"):
+            scores = next(iter(outcome.scores.values()))[:, few]
+            found = brittleness(truth, scores, task.queries["y"][few], list(cfg.brittleness))
+            for size, rise in zip(found.sizes, found.rise, strict=True):
+                rows.append([outcome.name, size, float((found.smallest <= size).float().mean()), float(rise.mean())])
+    record.table("most_helpful_removed", ["method", "removed", "share of predictions flipped", "mean rise, nats"], rows)
+    return truth.runs

@@ -1,0 +1,72 @@
+"""The run that `attribution` asks about."""
+
+import os
+from dataclasses import dataclass
+from pathlib import Path
+from time import perf_counter
+
+import torch
+from omegaconf import DictConfig
+from torch import Tensor
+
+import metagradient as mg
+from metagradient.data import Splits, TextSplits
+from metagradient.errors import UserError
+from metagradient.evaluation import leave_one_out, subsets, take
+from metagradient.studies import setup
+from metagradient.training.batches import Fields
+from metagradient.training.random import fold_in
+
+
+@dataclass(frozen=True, eq=False)
+class Task:
+    """A trained run and what is asked about it: `queries` are scored and judged, `held_out` only choose the damping.
+
+    seconds: that one plain training took.
+    """
+
+    learner: mg.Learner
+    batches: mg.Batches
+    state: mg.TrainState
+    train: Fields
+    held_out: Fields
+    queries: Fields
+    routine: mg.Routine
+    seconds: float
+
+    @property
+    def n(self) -> int:
+        return self.batches.n_examples
+
+
+def make_task(cfg: DictConfig) -> tuple[Task, Splits | TextSplits]:
+    """The run that is asked about, trained, and its data."""
+    splits = setup.build(cfg.data)
+    text = isinstance(splits, TextSplits)
+    routine = setup.language_routine(cfg, splits) if text else setup.classifier_routine(cfg, splits)
+    batches = routine.batches(splits.train, cfg.seed)
+    learner = routine.learner(cfg.seed, len(batches))
+    for name, wanted, there in (("queries", cfg.queries, splits.test), ("held_out", cfg.held_out, splits.validation)):
+        if wanted > (rows := len(next(iter(there.values())))):
+            raise UserError(f"{name}={wanted}, but there are only {rows} such rows: lower it, or raise data")
+    held_out = take(splits.validation, torch.arange(cfg.held_out))
+    queries = take(splits.test, torch.arange(cfg.queries))
+    mg.train(learner, batches, stop=min(20, len(batches)))  # warm
+    start = perf_counter()
+    state = mg.train(learner, batches)
+    seconds = perf_counter() - start
+    return Task(learner, batches, state, splits.train, held_out, queries, routine, seconds), splits
+
+
+def removals(cfg: DictConfig, n: int) -> dict[float, Tensor]:
+    """Which of n examples are kept, [R, n], by the share removed; 0: single ones."""
+    kept = {float(drop): subsets(n, drop, cfg.retrainings, fold_in(cfg.seed, 7)) for drop in cfg.drop}
+    if cfg.leave_one_out:
+        kept[0.0] = leave_one_out(n, cfg.leave_one_out, fold_in(cfg.seed, 10))
+    return kept
+
+
+def cache() -> Path:
+    """Where retrainings are kept."""
+    root = os.environ.get("METAGRADIENT_CACHE") or "~/.cache/metagradient"
+    return Path(root).expanduser() / "retrainings"

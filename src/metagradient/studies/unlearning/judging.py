@@ -1,0 +1,105 @@
+"""One request met by the method and by retraining, timed in turn, and what the judges say of the difference."""
+
+import json
+import logging
+from dataclasses import dataclass, replace
+from pathlib import Path
+from time import perf_counter
+
+import torch
+from omegaconf import DictConfig
+from safetensors.torch import save_file
+
+import metagradient as mg
+from metagradient.data import Splits
+from metagradient.evaluation import (
+    accuracy,
+    agreement,
+    distance,
+    mean_cross_entropy,
+    membership_auc,
+    take,
+)
+from metagradient.reporting import Progress, Record
+from metagradient.reporting.runs.record import write_atomically
+from metagradient.training.random import fold_in
+from metagradient.unlearning import Method, RecordedRun, Request, Retrain, Unlearned, perturbed
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Answer:
+    """One request met twice, by retraining and by the method; seconds of each."""
+
+    request: Request
+    retrained: Unlearned
+    unlearned: Unlearned
+    retrain_seconds: float
+    seconds: float
+
+
+def ask(method: Method, run: RecordedRun, request: Request, turn: int, cfg: DictConfig, progress: Progress) -> Answer:
+    """Both in an order that alternates with `turn`; nothing but them lies inside the clocks."""
+    both = {"retrain": Retrain(), "method": method}
+    order = sorted(both, reverse=turn % 2 == 0)
+    done = {name: timed(both[name], run, request, progress) for name in order}
+    (retrained, slow), (unlearned, fast) = done["retrain"], done["method"]
+    unlearned = replace(unlearned, state=handed_out(cfg, unlearned.state, turn))
+    return Answer(request, retrained, unlearned, slow, fast)
+
+
+def handed_out(cfg: DictConfig, state: mg.TrainState, turn: int) -> mg.TrainState:
+    """The model as it leaves the house: with the noise of `output_noise`, drawn for this `turn`."""
+    return perturbed(state, cfg.output_noise, fold_in(cfg.seed, 7, turn)) if cfg.output_noise else state
+
+
+def timed(method: Method, run: RecordedRun, request: Request, progress: Progress) -> tuple[Unlearned, float]:
+    """A method's answer and the seconds it took."""
+    started = perf_counter()
+    result = method(run, request, progress=progress.callback())
+    if result.state.params.is_cuda:
+        torch.cuda.synchronize()
+    return result, perf_counter() - started
+
+
+def save_model(record: Record, learner: mg.Learner, state: mg.TrainState) -> None:
+    """model.safetensors: the model under the names of its own state dict."""
+    model = learner.adopt(state).state_dict()
+    save_file({name: x.contiguous() for name, x in model.items()}, record.artifact_path("model.safetensors"))
+
+
+def judge(run: RecordedRun, answer: Answer, splits: Splits) -> dict[str, float]:
+    """What tells the method's model from the retrained one: `asked`, `kept` and `test` are examples, a gap is
+    (method - retrained)."""
+    learner, new, true = run.learner, answer.unlearned.state, answer.retrained.state
+    asked = take(splits.train, answer.request.rows)
+    kept = take(splits.train, answer.request.apply(run.present) & run.present)
+    error, moved = distance(new, true), distance(run.final, true)
+    row = {
+        "distance_to_retrained": error,
+        "distance_original_to_retrained": moved,
+        "error_ratio": moved / error if error else float("inf"),
+        "speedup": answer.retrain_seconds / answer.seconds,
+        "gradient_saving": answer.retrained.gradients / max(answer.unlearned.gradients, 1),
+        "agreement": agreement(learner, new, true, splits.test),
+    }
+    for name, examples in {"asked": asked, "kept": kept, "test": splits.test}.items():
+        row[f"{name}_accuracy"] = accuracy(learner, new, examples)
+        row[f"{name}_accuracy_retrained"] = accuracy(learner, true, examples)
+        row[f"{name}_loss"] = mean_cross_entropy(learner, new, examples)
+        row[f"{name}_loss_gap"] = row[f"{name}_loss"] - mean_cross_entropy(learner, true, examples)
+    aucs = [membership_auc(learner, state, asked, splits.test) for state in (new, true)]
+    return {**row, "membership_auc": aucs[0], "membership_gap": aucs[0] - aucs[1]}
+
+
+class Judged:
+    """The rows of the judges, kept in a file as they come: whoever goes on there (`resume`) repeats none of them."""
+
+    def __init__(self, file: Path, resume: bool = True) -> None:
+        self.file = file
+        self.rows: list[dict[str, float]] = json.loads(file.read_text()) if resume and file.exists() else []
+
+    def add(self, row: dict[str, float]) -> None:
+        self.rows.append(row)
+        write_atomically(self.file, json.dumps(self.rows))

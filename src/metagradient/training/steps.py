@@ -1,0 +1,123 @@
+"""The one definition of a training step."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+from metagradient.errors import UserError
+from metagradient.training.batches import Batch
+from metagradient.training.metaparameters import Metaparameter
+from metagradient.training.state import TrainState
+
+if TYPE_CHECKING:
+    from metagradient.learners.learner import Learner
+    from metagradient.training.optimizers import Scalar
+
+LossGradient = tuple[Tensor, Tensor, Tensor]
+"""(gradient [P], buffers [N], loss []); of R stacked runs [R, P], [R, N], [R]."""
+
+
+def step(
+    learner: Learner,
+    state: TrainState,
+    batch: Batch,
+    t: int,
+    z: Sequence[Metaparameter] = (),
+    *,
+    tape: bool = False,
+) -> tuple[TrainState, Tensor]:
+    """One training step: s_{t+1} = h_t(s_t, z), and the loss at s_t.
+
+    A pure function of its arguments: the learner lends its architecture, its losses and its optimizer's rule, but
+    nothing in it changes. With `tape` the new state stays connected to `state` and to the values of `z`, so that it
+    can be differentiated through, the loss gradient inside included; without, it is detached.
+    An empty batch is a skipped step: no decay, no momentum, only the clock goes on.
+
+    A state whose tensors are stacked, [R, P], is R runs at once (see `TrainState.stack`): every run takes the same
+    step, on its own weights where a metaparameter gives [R, B], on its own batch where the batch's index is [R, B].
+
+    Returns (state, loss [] or [R]).
+    """
+    runs = state.params.shape[:-1]  # () or (R,)
+    if len(batch) == 0:
+        return state, state.params.new_zeros(runs)
+    params = state.params if tape else state.params.detach().requires_grad_()
+    for m in z:
+        batch = m.on_batch(batch, t)
+    weights: Tensor | None = None
+    for m in z:
+        if type(m).on_weights is not Metaparameter.on_weights:
+            weights = m.on_weights(params.new_ones(len(batch)) if weights is None else weights, batch, t)
+    skipped: Tensor | None = None
+    if learner.normalize == "kept" and weights is not None:
+        skipped = ~(weights != 0).any(dim=-1)
+        if bool(skipped.all()):
+            return state, state.params.new_zeros(runs)
+
+    differentiate = loss_gradient if learner.graphs is None or runs else learner.graphs
+    gradient, buffers, loss = differentiate(learner, params, state.buffers, batch, weights, t, tape=tape)
+    for m in z:
+        gradient = m.on_gradient(gradient, learner, params, state.buffers, t)
+
+    hyper: Mapping[str, Scalar] = {"learning_rate": learner.schedule(t), **learner.optimizer.hyper()}
+    for m in z:
+        hyper = m.on_hyper(hyper, t)
+    with torch.set_grad_enabled(tape):
+        new_params, slots = learner.optimizer.update(params, gradient, state.slots, t, hyper, learner.decay_mask)
+        new = TrainState(new_params, slots, buffers)
+        if runs and skipped is not None:
+            pairs = zip(state.tensors(), new.tensors(), strict=True)
+            new = TrainState.of([torch.where(skipped.unsqueeze(-1), old, x) for old, x in pairs])
+    return (new, loss.detach()) if tape else (new.detach(), loss.detach())
+
+
+def loss_gradient(
+    learner: Learner, params: Tensor, buffers: Tensor, batch: Batch, weights: Tensor | None, t: int, *, tape: bool
+) -> LossGradient:
+    """The gradient of the weighted mean loss in `params`, the buffers that the forward pass left, and the loss.
+
+    With `tape` all of them stay connected to the tensors given. (`compiled.Graphs` computes the same.)
+    """
+    with torch.enable_grad():
+        losses, buffers = _losses(learner, params, buffers, batch, t)
+        _check_shape(losses, (*params.shape[:-1], len(batch)))
+        loss = _weighted_mean(losses, weights, learner.normalize)
+        # Runs do not see each other, so the gradient of the sum is each run's own.
+        (gradient,) = torch.autograd.grad(loss.sum() if loss.dim() else loss, params, create_graph=tape)
+    return gradient, buffers, loss
+
+
+def _losses(learner: Learner, params: Tensor, buffers: Tensor, batch: Batch, t: int) -> tuple[Tensor, Tensor]:
+    """The losses [B] (of R stacked runs: [R, B]), and the buffers that the forward pass left."""
+
+    def run(params: Tensor, buffers: Tensor, fields: dict[str, Tensor]) -> tuple[Tensor, Tensor]:
+        with learner.running(params, buffers, batch.seed, t):
+            return learner.losses(batch.replace(**fields)), learner.layout.buffers(like=params)
+
+    if params.dim() == 1:
+        return run(params, buffers, {})
+    own = 0 if batch.index.dim() == 2 else None
+    return torch.func.vmap(run, in_dims=(0, 0, own))(params, buffers, batch.fields)
+
+
+def _check_shape(losses: Tensor, shape: tuple[int, ...]) -> None:
+    if losses.shape != shape:
+        raise UserError(
+            f"losses(batch) must return one loss for each of the {shape[-1]} examples, shape [{shape[-1]}], "
+            f"not {list(losses.shape[len(shape) - 1 :])}: use reduction='none'"
+        )
+
+
+def _weighted_mean(losses: Tensor, weights: Tensor | None, normalize: str) -> Tensor:
+    """[] or [R]; a run whose batch has no weight at all (its step is skipped) divides by 1."""
+    if weights is None:
+        return losses.mean(dim=-1)
+    total = (weights * losses).sum(dim=-1)
+    if normalize == "batch":
+        return total / losses.shape[-1]
+    divisor = weights.sum(dim=-1)
+    return total / (divisor if losses.dim() == 1 else torch.where((weights != 0).any(dim=-1), divisor, 1.0))
