@@ -1,8 +1,12 @@
 """The four floors: no import runs up, and none runs between neighbours that must not know each other."""
 
 import ast
+import importlib
+import pkgutil
 import shutil
+import subprocess
 import sys
+import types
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -10,37 +14,26 @@ import pytest
 
 ROOT = Path(__file__).parents[1]
 WINGS = ("descent", "attribution", "unlearning")
-GROUND = {"errors"}
+GROUND = {"errors", "memory"}
+"""Small modules that everybody may use; they know nobody."""
+BELOW_WINGS = {*GROUND, "training", "learners", "replay"}
 MAY_IMPORT = {
-    "errors": set(),
+    **{name: set() for name in (*GROUND, "schema")},
     "models": GROUND,
     "data": GROUND,
     "training": GROUND,
-    "replay": {*GROUND, "training"},
-    **{wing: {*GROUND, "training", "replay"} for wing in WINGS},
-    "evaluation": {*GROUND, "training"},
+    "learners": {*GROUND, "training"},
+    "replay": {*GROUND, "training", "learners"},
+    **dict.fromkeys(WINGS, BELOW_WINGS),
+    "evaluation": {*GROUND, "training", "learners"},
     "reporting": GROUND,
-    "schema": set(),
-    "cli_help": set(),
-    "cli_errors": {*GROUND, "cli_help"},
-    "cli_values": {*GROUND, "cli_help"},
-    # the command line hands its arguments on; the two it needs at run time are imported there
-    "cli_compare": {*GROUND, "reporting"},
-    "cli_completion": set(),
-    "cli_jobs": {*GROUND, "cli_help", "reporting"},
-    "cli": {
-        *GROUND,
-        "cli_compare",
-        "cli_completion",
-        "cli_jobs",
-        "cli_errors",
-        "cli_help",
-        "cli_values",
-        "schema",
-        "reporting",
-        "experiments",
-    },
+    "studies": {*BELOW_WINGS, *WINGS, "evaluation", "data", "models", "reporting", "schema"},
+    # the command line hands its arguments on; what it needs at run time is imported there
+    "cli": {*GROUND, "schema", "reporting", "studies", "experiments"},
+    "__main__": {"cli"},
 }
+ABOVE_THE_FACE = {"studies"}
+"""Who may `import metagradient as mg`, which is everything below the wings."""
 LIGHT = {*sys.stdlib_module_names, "metagradient"}
 
 
@@ -94,9 +87,68 @@ def arrows_up(source: Path) -> list[str]:
                 continue
             if target not in MAY_IMPORT[own]:
                 wrong.append(f"{path.relative_to(source)} imports {name}")
-        if "import metagradient" in path.read_text(encoding="utf-8").split("\n"):
+        if own not in ABOVE_THE_FACE and _reads_the_face(path):
             wrong.append(f"{path.relative_to(source)} imports the public face, which is everything")
     return wrong
+
+
+def _reads_the_face(path: Path) -> bool:
+    return any(
+        isinstance(node, ast.Import) and any(alias.name == "metagradient" for alias in node.names)
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8")))
+    )
+
+
+def circles(source: Path) -> list[str]:
+    """Modules that import themselves through others; imports for types and within functions count, packages' faces do not."""
+    names = {
+        ".".join(("metagradient", *path.relative_to(source).with_suffix("").parts)): path
+        for path in source.rglob("*.py")
+        if path.stem not in ("__init__", "__main__")
+    }
+    edges = {}
+    for name, path in names.items():
+        targets = set()
+        for imported in imports(path, name.rpartition(".")[0]):
+            targets |= {imported, imported.rpartition(".")[0]} & names.keys()
+        edges[name] = targets - {name}
+    found = []
+    for name in names:
+        reached, todo = set[str](), list(edges[name])
+        while todo:
+            if (following := todo.pop()) not in reached:
+                reached.add(following)
+                todo += edges[following]
+        if name in reached:
+            found.append(name)
+    return sorted(found)
+
+
+def crowded(source: Path, files: int = 13, lines: int = 300) -> list[str]:
+    """Folders with more than about a dozen files, and files that are too long to read."""
+    paths = sorted(source.rglob("*.py"))
+    found = []
+    for folder in sorted({path.parent for path in paths}):
+        inside = [path for path in paths if path.parent == folder and path.stem != "__init__"]
+        if len(inside) > files:
+            found.append(f"{folder.relative_to(source)} has {len(inside)} files: give it rooms")
+    for path in paths:
+        if (length := len(path.read_text(encoding="utf-8").splitlines())) > lines:
+            found.append(f"{path.relative_to(source)} has {length} lines: give it neighbours")
+    return found
+
+
+def hidden_modules(package: str) -> list[str]:
+    """Modules whose name their package hands on as something else, so that `import package.name as x` gives that."""
+    found = []
+    for info in pkgutil.walk_packages(importlib.import_module(package).__path__, f"{package}."):
+        parent, _, own = info.name.rpartition(".")
+        if own == "__main__" or info.name.startswith(f"{package}.conf"):
+            continue
+        importlib.import_module(info.name)
+        if not isinstance(getattr(importlib.import_module(parent), own), types.ModuleType):
+            found.append(info.name)
+    return found
 
 
 @pytest.fixture
@@ -109,17 +161,41 @@ def test_no_arrow_runs_up() -> None:
     assert arrows_up(ROOT / "src" / "metagradient") == []
 
 
+def test_no_module_imports_itself_through_others() -> None:
+    assert circles(ROOT / "src" / "metagradient") == []
+
+
+def test_a_circle_is_seen(copy: Path) -> None:
+    with (copy / "training" / "random.py").open("a", encoding="utf-8") as source:
+        source.write("\nif TYPE_CHECKING:\n    from metagradient.training.batches import Batch\n")
+    assert {"metagradient.training.random", "metagradient.training.batches"} <= set(circles(copy))
+
+
+def test_folders_and_files_stay_small() -> None:
+    assert crowded(ROOT / "src" / "metagradient") == []
+    assert len(list((ROOT / "experiments").glob("_[!_]*.py"))) <= 3
+
+
+def test_no_module_is_hidden_by_a_name() -> None:
+    assert hidden_modules("metagradient") == []
+
+
+def test_training_needs_no_lightning() -> None:
+    command = "import metagradient.training, sys; assert 'lightning' not in sys.modules"
+    subprocess.run([sys.executable, "-c", command], check=True)
+
+
 @pytest.mark.parametrize(
     ("file", "line"),
     [
-        ("training/step.py", "from metagradient.replay.plans import Plan"),
-        ("training/step.py", "from ..replay import plans"),
-        ("training/step.py", "from .. import replay"),
-        ("training/step.py", "from metagradient import replay"),
-        ("training/step.py", "def lazily():\n    import metagradient.descent.updates"),
-        ("training/step.py", "if TYPE_CHECKING:\n    from metagradient.replay import Plan"),
-        ("training/step.py", "import metagradient"),
-        ("training/step.py", "from metagradient.models import GPT"),
+        ("training/steps.py", "from metagradient.replay.plans import Plan"),
+        ("training/steps.py", "from ..replay import plans"),
+        ("training/steps.py", "from .. import replay"),
+        ("training/steps.py", "from metagradient import replay"),
+        ("training/steps.py", "def lazily():\n    import metagradient.descent.updates"),
+        ("training/steps.py", "if TYPE_CHECKING:\n    from metagradient.replay import Plan"),
+        ("training/steps.py", "import metagradient"),
+        ("training/steps.py", "from metagradient.models import GPT"),
         ("replay/adjoint.py", "from metagradient.evaluation import accuracy"),
         ("replay/adjoint.py", "from metagradient.reporting import Record"),
         ("evaluation/retraining.py", "from metagradient.replay import metagradient"),
@@ -128,7 +204,7 @@ def test_no_arrow_runs_up() -> None:
         ("models/gpt.py", "from metagradient.training import Learner"),
         ("data/sources.py", "from metagradient.models import GPT"),
         ("errors.py", "from metagradient.training import TrainState"),
-        ("cli_errors.py", "from metagradient.replay import ReplayMismatch"),
+        ("cli/errors.py", "from metagradient.replay import ReplayMismatch"),
         ("newcomer/file.py", "import torch"),
         *((f"{a}/file.py", f"from metagradient.{b}.file import x") for a in WINGS for b in WINGS if a != b),
     ],
@@ -147,8 +223,8 @@ def test_an_arrow_that_runs_up_is_seen(copy: Path, file: str, line: str) -> None
     ("file", "line"),
     [
         ("replay/adjoint.py", "from metagradient.training import TrainState"),
-        ("training/step.py", "from metagradient.errors import UserError"),
-        ("training/step.py", "from .state import TrainState"),
+        ("training/steps.py", "from metagradient.errors import UserError"),
+        ("training/steps.py", "from .state import TrainState"),
         ("attribution/scores.py", "from metagradient.replay import metagradient"),
         ("models/gpt.py", "import torch"),
     ],
@@ -161,31 +237,26 @@ def test_an_arrow_that_runs_down_is_none(copy: Path, file: str, line: str) -> No
     assert arrows_up(copy) == []
 
 
-def heavy(source: Path, names: tuple[str, ...]) -> list[str]:
-    """What importing these modules imports beside the standard library, and what of ours that is not one of them."""
+def heavy(source: Path) -> list[str]:
+    """What importing the command line imports beside the standard library and other light modules of ours."""
     found = []
-    for name in names:
-        for imported in imports(source / f"{name}.py", "metagradient", at_once=True):
-            root, target = imported.split(".")[0], floor(imported)
-            if root not in LIGHT or (target is not None and target not in (*names, "errors")):
-                found.append(f"{name} imports {imported}")
+    for path in (source / "__init__.py", source / "errors.py", *sorted((source / "cli").glob("*.py"))):
+        package = ".".join(("metagradient", *path.relative_to(source).parts[:-1]))
+        for imported in imports(path, package, at_once=True):
+            if imported.split(".")[0] not in LIGHT or floor(imported) not in ("cli", "errors", None):
+                found.append(f"{path.relative_to(source)} imports {imported}")
     return found
 
 
-def command_line(source: Path) -> tuple[str, ...]:
-    return tuple(path.stem for path in sorted(source.glob("cli*.py")))
-
-
 def test_the_command_line_imports_nothing_heavy() -> None:
-    source = ROOT / "src" / "metagradient"
-    assert heavy(source, ("__init__", "errors", *command_line(source))) == []
+    assert heavy(ROOT / "src" / "metagradient") == []
 
 
 @pytest.mark.parametrize("line", ["import torch", "from metagradient.reporting import Record", "import hydra"])
 def test_a_heavy_command_line_is_seen(copy: Path, line: str) -> None:
-    with (copy / "cli.py").open("a", encoding="utf-8") as source:
+    with (copy / "cli" / "command.py").open("a", encoding="utf-8") as source:
         source.write(f"\n{line}\n")
-    assert heavy(copy, ("__init__", "errors", *command_line(copy)))
+    assert heavy(copy)
 
 
 def test_file_names_shadow_nothing_of_the_standard_library() -> None:
