@@ -30,7 +30,7 @@ def test_the_history_is_the_run_step_by_step(plan: str) -> None:
                 with run.learner.layout.bind(leaf, state.buffers):
                     loss = run.learner.losses(batch).mean()
             torch.testing.assert_close(g, torch.autograd.grad(loss, leaf)[0], rtol=1e-12, atol=1e-14)
-        state, _ = step(run.learner, state, batch, t)
+        state, _, _ = step(run.learner, state, batch, t)
     assert torch.equal(state.params, run.final.params)
 
 

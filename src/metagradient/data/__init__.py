@@ -2,7 +2,7 @@
 
 from metagradient.data.augmentation import GaussianNoise, RandomShift
 from metagradient.data.corruption import LabelNoise, LabelTruth
-from metagradient.data.sentences import SentenceSplits, sentences
+from metagradient.data.labelled_sentences import SentenceSplits, sentences
 from metagradient.data.sources import digits, hub
 from metagradient.data.splits import Splits
 from metagradient.data.tabular import a9a, covtype, rcv1

@@ -127,7 +127,7 @@ def _train_stack(
     with run_mode(learner, first):
         for t, batch in enumerate(_batches(batches)):
             batch = cast(batch, state)
-            state, loss = step(learner, state, batch, t, z)
+            state, loss, _ = step(learner, state, batch, t, z)
             check_loss(loss, batch, t, learner)
             if progress is not None:
                 progress("retraining", done[0] * len(first) + (t + 1) * runs, done[1] * len(first))

@@ -16,14 +16,14 @@ from metagradient.errors import UserError
 from metagradient.training.batches import Batch, Batches
 from metagradient.training.compiled import Graphs
 from metagradient.training.metaparameters import Metaparameter
+from metagradient.training.model import Needs
 from metagradient.training.modules import make_replayable
-from metagradient.training.optimizers import SGD, Optimizer
-from metagradient.training.probing import Needs, probe
+from metagradient.training.probing import probe
 from metagradient.training.random import step_randomness
 from metagradient.training.run import cast, check_loss, initial_state
-from metagradient.training.schedules import Constant, Schedule
 from metagradient.training.state import Layout, TrainState, default_dtype
 from metagradient.training.steps import step
+from metagradient.training.updates import SGD, Constant, Optimizer, Schedule, Update
 
 # The optimizer is part of the step, so Lightning's warning that there is none, in every fit, says nothing.
 warnings.filterwarnings("ignore", message=".*`LightningModule.configure_optimizers` returned `None`.*")
@@ -86,6 +86,11 @@ class Learner(lightning.LightningModule):
             make_replayable(self)
             self._layout = Layout(self)
         return self._layout
+
+    @property
+    def update(self) -> Update:
+        """How a gradient moves the parameters: the optimizer, the schedule and the decay mask."""
+        return Update(self.optimizer, self.schedule, self.decay_mask)
 
     @property
     def decay_mask(self) -> Tensor | None:
@@ -184,7 +189,7 @@ class Learner(lightning.LightningModule):
                 "trainer.max_epochs=1 (the plan holds the epochs: epoch_plan(..., epochs=...))"
             )
         batch = cast(batch, self.train_state)
-        state, loss = step(self, self.train_state, batch, t, self.metaparameters, tape=self.tape)
+        state, loss, _ = step(self, self.train_state, batch, t, self.metaparameters, tape=self.tape)
         check_loss(loss, batch, t, self)
         self.train_state, self.step_count = state, t + 1
         # Lightning counts a manual optimizer's steps here; ModelCheckpoint, max_steps and loggers go by that count.

@@ -16,8 +16,8 @@ from metagradient.training.metaparameters import DataWeights, Metaparameter
 from metagradient.training.plans import count_plan, epoch_plan, full_batch_plan
 from metagradient.training.random import fold_in
 from metagradient.training.run import Progress, train
-from metagradient.training.schedules import Constant, Schedule
 from metagradient.training.state import TrainState
+from metagradient.training.updates.schedules import Constant, Schedule
 
 
 @dataclass(frozen=True)

@@ -89,7 +89,7 @@ def measure(learner: Learner, batches: Batches, state: TrainState, z: Sequence[M
     current, sizes = state.leaf(), [0]
     with watching_saved_tensors(keep):
         for _ in range(2):
-            current, _ = step(learner, current, cast(batches(t), state), t, leaves, tape=True)
+            current, _, _ = step(learner, current, cast(batches(t), state), t, leaves, tape=True)
             sizes.append(total())
     return Footprint(state.nbytes, max(sizes[2] - sizes[1], state.nbytes) + _GRAPH_BYTES)
 

@@ -126,7 +126,7 @@ def metagradient(
         for t in range(len(batches)):
             state = recording.enter(t, state)
             batch = cast(batches(t), state)
-            state, loss = step(learner, state, batch, t, recording.z, tape=recording.taping)
+            state, loss, _ = step(learner, state, batch, t, recording.z, tape=recording.taping)
             check_loss(loss, batch, t, learner)
             if progress is not None:
                 progress("training", t + 1, len(batches))

@@ -88,7 +88,7 @@ class Recording:
     def advance(self, state: TrainState, start: int, stop: int) -> TrainState:
         """Recompute plain steps, comparing with the recorded bits at every segment boundary passed."""
         for t in range(start, stop):
-            state, _ = step(self.learner, state, cast(self.batches(t), state), t, self.plain)
+            state, _, _ = step(self.learner, state, cast(self.batches(t), state), t, self.plain)
             recorded = self.fingerprints.get(t + 1)
             if recorded is not None:
                 self._compare(state, recorded, start, t + 1)
@@ -98,7 +98,7 @@ class Recording:
         """Run steps start .. stop - 1 with the graph kept; the segment's first state (leaves) and last state."""
         first = state = start_state.leaf()
         for t in range(start, stop):
-            state, _ = step(self.learner, state, cast(self.batches(t), state), t, self.leaves, tape=True)
+            state, _, _ = step(self.learner, state, cast(self.batches(t), state), t, self.leaves, tape=True)
         return first, state
 
     def _compare(self, state: TrainState, recorded: Tensor, start: int, t: int) -> None:

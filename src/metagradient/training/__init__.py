@@ -12,12 +12,12 @@ from metagradient.training.metaparameters import (
     Momentum,
     WeightDecay,
 )
-from metagradient.training.optimizers import SGD, Adam, AdamW, Optimizer
 from metagradient.training.plans import count_plan, epoch_plan, full_batch_plan, given_plan
 from metagradient.training.run import NonFiniteLoss, initial_state, train
-from metagradient.training.schedules import Constant, Cosine, Halved, Knots, OneCycle, Schedule, WarmupDecay
 from metagradient.training.state import TrainState
 from metagradient.training.steps import step
+from metagradient.training.updates.optimizers import SGD, Adam, AdamW, Optimizer
+from metagradient.training.updates.schedules import Constant, Cosine, Halved, Knots, OneCycle, Schedule, WarmupDecay
 
 __all__ = [
     "SGD",

@@ -12,7 +12,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import Any
 from weakref import WeakKeyDictionary, ref
 
 import torch
@@ -20,11 +20,9 @@ from torch import Tensor
 
 from metagradient.errors import UserError
 from metagradient.training.batches import Batch, Batches
+from metagradient.training.model import LossGradient, Model
 from metagradient.training.saved_tensors import watching_saved_tensors
-from metagradient.training.steps import LossGradient, loss_gradient
-
-if TYPE_CHECKING:
-    from metagradient.learners.learner import Learner
+from metagradient.training.steps import loss_gradient
 
 log = logging.getLogger(__name__)
 
@@ -61,7 +59,7 @@ class Graphs:
 
     def __init__(self) -> None:
         self._graphs: dict[Key, Callable[..., LossGradient]] = {}
-        self._runs: WeakKeyDictionary[Learner, _Run] = WeakKeyDictionary()
+        self._runs: WeakKeyDictionary[Model, _Run] = WeakKeyDictionary()
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Graphs:
         return self
@@ -71,7 +69,7 @@ class Graphs:
 
     def __call__(
         self,
-        learner: Learner,
+        learner: Model,
         params: Tensor,
         buffers: Tensor,
         batch: Batch,
@@ -102,7 +100,7 @@ class Graphs:
                 _verify(learner, result, params, buffers, batch, weights, t)
         return result
 
-    def new_run(self, learner: Learner, batches: Batches) -> None:
+    def new_run(self, learner: Model, batches: Batches) -> None:
         """Look at the learner anew: its modules may have changed, and its longest batch."""
         plan = batches.plan[:1] if batches.plan.stride(0) == 0 else batches.plan
         self._runs[learner] = _Run(repr(learner), int((plan >= 0).sum(dim=1).max()))
@@ -120,7 +118,7 @@ def can_compile() -> bool:
     return True
 
 
-def _compile(learner: Learner, inputs: tuple[Any, ...], tape: bool) -> Callable[..., LossGradient]:
+def _compile(learner: Model, inputs: tuple[Any, ...], tape: bool) -> Callable[..., LossGradient]:
     """The graph for inputs like these."""
     from functorch.compile import aot_function, min_cut_rematerialization_partition
     from torch._inductor.compile_fx import compile_fx_inner
@@ -208,7 +206,7 @@ def _signature(inputs: tuple[Any, ...]) -> Iterator[Any]:
 
 
 def _verify(
-    learner: Learner,
+    learner: Model,
     result: LossGradient,
     params: Tensor,
     buffers: Tensor,

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import logging
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -12,22 +11,11 @@ from torch.autograd.function import once_differentiable
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from metagradient.errors import UserError
+from metagradient.training.batches import Batches
+from metagradient.training.model import Model, Needs
 from metagradient.training.random import fold_in
 
-if TYPE_CHECKING:
-    from metagradient.learners.learner import Learner
-    from metagradient.training.batches import Batches
-
 log = logging.getLogger(__name__)
-
-
-@dataclass(frozen=True)
-class Needs:
-    """foreign_randomness: the losses draw from torch's global generators, which must be forked and seeded each step.
-    math_attention: the losses reach a fused attention kernel, which has no second derivative."""
-
-    foreign_randomness: bool = False
-    math_attention: bool = False
 
 
 class _SeesFusedAttention(TorchDispatchMode):
@@ -40,7 +28,7 @@ class _SeesFusedAttention(TorchDispatchMode):
         return func(*args, **(kwargs or {}))
 
 
-def probe(learner: Learner, batches: Batches) -> Needs:
+def probe(learner: Model, batches: Batches) -> Needs:
     """Run the losses of the first batch that is not empty, on the side, and see what they touch."""
     t = next((t for t in range(len(batches)) if len(batches(t))), None)
     if t is None:
@@ -66,7 +54,7 @@ def probe(learner: Learner, batches: Batches) -> Needs:
     return Needs(foreign, attention.seen)
 
 
-def _refuse_in_place(learner: Learner, before: Tensor, after: Tensor) -> None:
+def _refuse_in_place(learner: Model, before: Tensor, after: Tensor) -> None:
     layout = learner.layout
     parts = zip(layout.buffer_names, before.split(layout.buffer_sizes), after.split(layout.buffer_sizes), strict=True)
     for name, was, is_ in parts if layout.buffer_names else ():
@@ -77,7 +65,7 @@ def _refuse_in_place(learner: Learner, before: Tensor, after: Tensor) -> None:
             )
 
 
-def _refuse_kept_parameters(learner: Learner, losses: Tensor) -> None:
+def _refuse_kept_parameters(learner: Model, losses: Tensor) -> None:
     own = {name: p for name, p in learner.named_parameters() if p.requires_grad}
     if not losses.requires_grad:
         return

@@ -5,18 +5,15 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from typing import TYPE_CHECKING
 
 from torch import Tensor
 
 from metagradient.errors import UserError
 from metagradient.training.batches import Batch, Batches
 from metagradient.training.metaparameters import Metaparameter
+from metagradient.training.model import Model
 from metagradient.training.state import TrainState
 from metagradient.training.steps import step
-
-if TYPE_CHECKING:
-    from metagradient.learners.learner import Learner
 
 Progress = Callable[[str, int, int], None]
 """`progress(description, done, total)`, called now and then; whoever passes it in draws the bar."""
@@ -30,18 +27,18 @@ class NonFiniteLoss(UserError):
         self.t = t
 
 
-def initial_state(learner: Learner, z: Sequence[Metaparameter] = (), *, tape: bool = False) -> TrainState:
+def initial_state(learner: Model, z: Sequence[Metaparameter] = (), *, tape: bool = False) -> TrainState:
     """s_0: the module's own parameters (or what a metaparameter puts in their place), empty slots, its buffers."""
     layout = learner.layout
     params = layout.params()
     for m in z:
         params = m.on_start(params)
     params = params if tape else params.detach()
-    return TrainState(params, learner.optimizer.init(params.detach()), layout.buffers(like=params).detach().clone())
+    return learner.update.start(params, layout.buffers(like=params).detach().clone())
 
 
 def train(
-    learner: Learner,
+    learner: Model,
     batches: Batches,
     z: Sequence[Metaparameter] = (),
     *,
@@ -62,7 +59,7 @@ def train(
         z = [m.with_value(m.value.detach().to(state.params.device, state.params.dtype)) for m in z]
         for t in range(start, stop):
             batch = cast(batches(t), state)
-            state, loss = step(learner, state, batch, t, z)
+            state, loss, _ = step(learner, state, batch, t, z)
             check_loss(loss, batch, t, learner)
             if progress is not None:
                 progress("training", t + 1 - start, stop - start)
@@ -75,7 +72,7 @@ def cast(batch: Batch, state: TrainState) -> Batch:
 
 
 @contextmanager
-def run_mode(learner: Learner, batches: Batches) -> Iterator[None]:
+def run_mode(learner: Model, batches: Batches) -> Iterator[None]:
     """Training mode for the length of a run; every module gets its own mode back afterwards."""
     modes = [(module, module.training) for module in learner.modules()]
     learner.train()
@@ -87,7 +84,7 @@ def run_mode(learner: Learner, batches: Batches) -> Iterator[None]:
             module.training = mode
 
 
-def check_loss(loss: Tensor, batch: Batch, t: int, learner: Learner) -> None:
+def check_loss(loss: Tensor, batch: Batch, t: int, learner: Model) -> None:
     """Stop at the first loss that is not finite. On a GPU only every 50th step is looked at: each look is a sync."""
     if loss.is_cuda and t % 50:
         return
@@ -97,6 +94,6 @@ def check_loss(loss: Tensor, batch: Batch, t: int, learner: Learner) -> None:
     rows = ", ".join(str(i) for i in batch.index.flatten()[:8].tolist())
     raise NonFiniteLoss(
         f"the training loss is {value} at step {t} (batch rows {rows}{', ...' if batch.index.numel() > 8 else ''}; "
-        f"learning rate {learner.schedule(t):.3g}): lower learner.learning_rate or look at these rows",
+        f"learning rate {learner.update.schedule(t):.3g}): lower learner.learning_rate or look at these rows",
         t,
     )

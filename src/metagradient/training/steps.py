@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING
+from dataclasses import replace
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -11,26 +12,35 @@ from torch import Tensor
 from metagradient.errors import UserError
 from metagradient.training.batches import Batch
 from metagradient.training.metaparameters import Metaparameter
+from metagradient.training.model import LossGradient, Model
 from metagradient.training.state import TrainState
+from metagradient.training.updates.optimizers import Scalar
 
-if TYPE_CHECKING:
-    from metagradient.learners.learner import Learner
-    from metagradient.training.optimizers import Scalar
 
-LossGradient = tuple[Tensor, Tensor, Tensor]
-"""(gradient [P], buffers [N], loss []); of R stacked runs [R, P], [R, N], [R]."""
+class Step(NamedTuple):
+    """What a training step gives.
+
+    Attributes:
+        state: s_{t+1}.
+        loss: the weighted mean loss at s_t, []; of R stacked runs [R]. Detached.
+        gradient: its gradient as the optimizer received it, without weight decay, [P] or [R, P]. Detached.
+    """
+
+    state: TrainState
+    loss: Tensor
+    gradient: Tensor
 
 
 def step(
-    learner: Learner,
+    learner: Model,
     state: TrainState,
     batch: Batch,
     t: int,
     z: Sequence[Metaparameter] = (),
     *,
     tape: bool = False,
-) -> tuple[TrainState, Tensor]:
-    """One training step: s_{t+1} = h_t(s_t, z), and the loss at s_t.
+) -> Step:
+    """One training step: s_{t+1} = h_t(s_t, z), with the loss and its gradient at s_t.
 
     A pure function of its arguments: the learner lends its architecture, its losses and its optimizer's rule, but
     nothing in it changes. With `tape` the new state stays connected to `state` and to the values of `z`, so that it
@@ -39,12 +49,10 @@ def step(
 
     A state whose tensors are stacked, [R, P], is R runs at once (see `TrainState.stack`): every run takes the same
     step, on its own weights where a metaparameter gives [R, B], on its own batch where the batch's index is [R, B].
-
-    Returns (state, loss [] or [R]).
     """
     runs = state.params.shape[:-1]  # () or (R,)
     if len(batch) == 0:
-        return state, state.params.new_zeros(runs)
+        return _skipped(state)
     params = state.params if tape else state.params.detach().requires_grad_()
     for m in z:
         batch = m.on_batch(batch, t)
@@ -56,27 +64,31 @@ def step(
     if learner.normalize == "kept" and weights is not None:
         skipped = ~(weights != 0).any(dim=-1)
         if bool(skipped.all()):
-            return state, state.params.new_zeros(runs)
+            return _skipped(state)
 
     differentiate = loss_gradient if learner.graphs is None or runs else learner.graphs
     gradient, buffers, loss = differentiate(learner, params, state.buffers, batch, weights, t, tape=tape)
     for m in z:
         gradient = m.on_gradient(gradient, learner, params, state.buffers, t)
 
-    hyper: Mapping[str, Scalar] = {"learning_rate": learner.schedule(t), **learner.optimizer.hyper()}
+    update = learner.update
+    hyper: Mapping[str, Scalar] = update.hyper(t)
     for m in z:
         hyper = m.on_hyper(hyper, t)
     with torch.set_grad_enabled(tape):
-        new_params, slots = learner.optimizer.update(params, gradient, state.slots, t, hyper, learner.decay_mask)
-        new = TrainState(new_params, slots, buffers)
+        new = replace(update.apply(state, gradient, t, hyper), buffers=buffers)
         if runs and skipped is not None:
             pairs = zip(state.tensors(), new.tensors(), strict=True)
             new = TrainState.of([torch.where(skipped.unsqueeze(-1), old, x) for old, x in pairs])
-    return (new, loss.detach()) if tape else (new.detach(), loss.detach())
+    return Step(new if tape else new.detach(), loss.detach(), gradient.detach())
+
+
+def _skipped(state: TrainState) -> Step:
+    return Step(state, state.params.new_zeros(state.params.shape[:-1]), torch.zeros_like(state.params))
 
 
 def loss_gradient(
-    learner: Learner, params: Tensor, buffers: Tensor, batch: Batch, weights: Tensor | None, t: int, *, tape: bool
+    learner: Model, params: Tensor, buffers: Tensor, batch: Batch, weights: Tensor | None, t: int, *, tape: bool
 ) -> LossGradient:
     """The gradient of the weighted mean loss in `params`, the buffers that the forward pass left, and the loss.
 
@@ -91,7 +103,7 @@ def loss_gradient(
     return gradient, buffers, loss
 
 
-def _losses(learner: Learner, params: Tensor, buffers: Tensor, batch: Batch, t: int) -> tuple[Tensor, Tensor]:
+def _losses(learner: Model, params: Tensor, buffers: Tensor, batch: Batch, t: int) -> tuple[Tensor, Tensor]:
     """The losses [B] (of R stacked runs: [R, B]), and the buffers that the forward pass left."""
 
     def run(params: Tensor, buffers: Tensor, fields: dict[str, Tensor]) -> tuple[Tensor, Tensor]:

@@ -13,10 +13,10 @@ from metagradient.replay.heap import keep_large_blocks
 from metagradient.replay.storage import Storage
 from metagradient.training.batches import Batch, Batches
 from metagradient.training.metaparameters import LearningRates
-from metagradient.training.optimizers import SGD
 from metagradient.training.plans import epoch_plan
 from metagradient.training.run import Progress, cast, run_mode, train
 from metagradient.training.state import TrainState
+from metagradient.training.updates.optimizers import SGD
 from metagradient.unlearning.gradients import gradient_and_product, mean_gradient
 from metagradient.unlearning.methods import Unlearned
 from metagradient.unlearning.requests import Request
@@ -103,14 +103,14 @@ class FirstOrder:
         self, run: RecordedRun, request: Request, *, keep: Storage | None = None, progress: Progress | None = None
     ) -> Unlearned:
         _keeps_no_history(self, keep)
-        learner, optimizer = run.learner, run.learner.optimizer
-        if not isinstance(optimizer, SGD):
+        learner, update = run.learner, run.learner.update
+        if not isinstance(update.optimizer, SGD):
             raise UserError(
-                f"first_order needs an update that is linear, SGD, not {type(optimizer).__name__}: set learner=sgd"
+                f"first_order needs an update that is linear, SGD, not {type(update.optimizer).__name__}: set learner=sgd"
             )
         change, spent = Change(run, request), 0
         before = run.batches_of(run.present)
-        tangent = TrainState(torch.zeros_like(run.final.params), optimizer.init(run.final.params), run.final.buffers)
+        tangent = update.start(torch.zeros_like(run.final.params), run.final.buffers)
         with run_mode(learner, run.batches):
             for t, (w, g) in enumerate(run.history):
                 size = change.sizes(t)
@@ -123,9 +123,7 @@ class FirstOrder:
                     part = mean_gradient(learner, w, tangent.buffers, cast(change.changed(t), tangent))
                     drive = drive + change.sign * size.changed / size.before * (part - g)
                     spent += size.changed
-                hyper = {"learning_rate": learner.schedule(t), **optimizer.hyper()}
-                params, slots = optimizer.update(tangent.params, drive, tangent.slots, t, hyper, learner.decay_mask)
-                tangent = TrainState(params, slots, tangent.buffers)
+                tangent = update.apply(tangent, drive, t)
                 if progress is not None:
                     progress("first order", t + 1, run.history.steps)
         return Unlearned(_moved(run.final, tangent.params), spent)
@@ -149,7 +147,7 @@ class Finetune:
         _keeps_no_history(self, keep)
         batches = _epochs(run, request.apply(run.present), self.epochs, self.seed)
         rate = LearningRates(torch.tensor([_rate(run, self.learning_rate)]), steps=len(batches))
-        start = TrainState(run.final.params, run.learner.optimizer.init(run.final.params), run.final.buffers)
+        start = run.learner.update.start(run.final.params, run.final.buffers)
         state = train(run.learner, batches, (rate,), state=start, progress=progress)
         return Unlearned(state, sum(batch_sizes(batches.plan)))
 

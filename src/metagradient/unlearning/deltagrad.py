@@ -19,7 +19,7 @@ from metagradient.unlearning.lbfgs import SecantPairs
 from metagradient.unlearning.methods import Unlearned
 from metagradient.unlearning.policies import Adaptive, Guard
 from metagradient.unlearning.requests import Request
-from metagradient.unlearning.run import Change, GradientTap, RecordedRun
+from metagradient.unlearning.run import Change, RecordedRun
 
 
 @dataclass(frozen=True)
@@ -100,13 +100,10 @@ class Walk:
     def _exact(self, t: int, v: Tensor, g: Tensor) -> Tensor:
         """The training step itself; from its gradient, the next pair."""
         learner, state, size = self.run.learner, self.state, self.change.sizes(t)
-        seen: list[Tensor] = []
         batch = cast(self.change.kept(t), state)
-        tap = GradientTap(sink=lambda t, params, gradient: seen.append(gradient))
-        self.state, loss = step(learner, state, batch, t, (tap,))
+        self.state, loss, gradient = step(learner, state, batch, t)
         check_loss(loss, batch, t, learner)
         self.count += Counter(exact_steps=1, gradients=size.after)
-        (gradient,) = seen
         if size.before:
             old = gradient
             if size.changed:
@@ -123,10 +120,7 @@ class Walk:
             gradient = estimate.mul(size.before / size.after).add_(
                 part, alpha=self.change.sign * size.changed / size.after
             )
-        learner, state = self.run.learner, self.state
-        hyper = {"learning_rate": learner.schedule(t), **learner.optimizer.hyper()}
-        params, slots = learner.optimizer.update(state.params, gradient, state.slots, t, hyper, learner.decay_mask)
-        self.state = TrainState(params, slots, state.buffers)
+        self.state = self.run.learner.update.apply(self.state, gradient, t)
         return gradient
 
     def _changed(self, t: int, state: TrainState) -> Tensor:

@@ -19,6 +19,7 @@ from metagradient.replay.heap import keep_large_blocks
 from metagradient.replay.storage import MemoryStorage, Storage
 from metagradient.training.batches import Batch, Batches
 from metagradient.training.metaparameters import Metaparameter
+from metagradient.training.model import Model
 from metagradient.training.run import Progress, initial_state, run_mode, train
 from metagradient.training.state import TrainState
 from metagradient.unlearning.gradients import mean_gradient
@@ -87,7 +88,7 @@ class GradientTap(Metaparameter):
     name: str = "tap"
     sink: Callable[[int, Tensor, Tensor], None] = lambda t, params, gradient: None
 
-    def on_gradient(self, gradient: Tensor, learner: Learner, params: Tensor, buffers: Tensor, t: int) -> Tensor:
+    def on_gradient(self, gradient: Tensor, learner: Model, params: Tensor, buffers: Tensor, t: int) -> Tensor:
         self.sink(t, params.detach(), gradient.detach())
         return gradient
 

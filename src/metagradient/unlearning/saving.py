@@ -41,7 +41,7 @@ def predicted_saving(method: DeltaGrad, run: RecordedRun, request: Request, step
     def plain(t: int) -> None:
         nonlocal state
         batch = cast(change.kept(t), state)
-        state, loss = step(learner, state, batch, t)
+        state, loss, _ = step(learner, state, batch, t)
         check_loss(loss, batch, t, learner)
 
     total = run.history.steps

@@ -11,7 +11,7 @@ from torch import Tensor
 from metagradient.errors import UserError
 from metagradient.learners.learner import Learner
 from metagradient.training.batches import Batches
-from metagradient.training.optimizers import SGD
+from metagradient.training.updates.optimizers import SGD
 
 _COLUMNS = 1024
 """Of a symmetric matrix are computed at a time: little more than half the work for a large one."""

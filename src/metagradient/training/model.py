@@ -1,0 +1,104 @@
+"""`Model`: all that a training run needs of what is trained."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from typing import Any, Literal, Protocol
+
+from torch import Tensor, nn
+
+from metagradient.training.batches import Batch, Batches
+from metagradient.training.state import Layout
+from metagradient.training.updates import Update
+
+LossGradient = tuple[Tensor, Tensor, Tensor]
+"""(gradient [P], buffers [N], loss []); of R stacked runs [R, P], [R, N], [R]."""
+
+
+@dataclass(frozen=True)
+class Needs:
+    """What the losses need so that they can be replayed.
+
+    Attributes:
+        foreign_randomness: they draw from torch's global generators, which must be forked and seeded at each step.
+        math_attention: they reach a fused attention kernel, which has no second derivative.
+    """
+
+    foreign_randomness: bool = False
+    math_attention: bool = False
+
+
+class Differentiate(Protocol):
+    """How the loss gradient of a step is computed: `steps.loss_gradient`, or a compiled equivalent."""
+
+    def __call__(
+        self,
+        learner: Any,
+        params: Tensor,
+        buffers: Tensor,
+        batch: Batch,
+        weights: Tensor | None,
+        t: int,
+        *,
+        tape: bool,
+    ) -> LossGradient:
+        """The gradient of the weighted mean loss, the buffers after the forward pass, and the loss."""
+        ...
+
+
+class Model(Protocol):
+    """A function of flat vectors with per-example losses, and the update that trains it.
+
+    `learners.Learner` is one, a LightningModule; nothing on this floor needs Lightning.
+    """
+
+    @property
+    def layout(self) -> Layout:
+        """Where the flat vectors lie in the modules."""
+        ...
+
+    @property
+    def update(self) -> Update:
+        """How a gradient moves the parameters."""
+        ...
+
+    @property
+    def normalize(self) -> Literal["batch", "kept"]:
+        """What the weighted mean loss divides by: the batch size, or the sum of the weights."""
+        ...
+
+    @property
+    def needs(self) -> Needs:
+        """What `probe` found."""
+        ...
+
+    @property
+    def graphs(self) -> Differentiate | None:
+        """The compiled loss gradient, or None for the plain one."""
+        ...
+
+    def losses(self, batch: Batch) -> Tensor:
+        """The loss of each example, [B]."""
+        ...
+
+    def running(self, params: Tensor, buffers: Tensor, seed: int | None, t: int) -> AbstractContextManager[None]:
+        """Inside, the modules compute with these vectors and with the randomness of step t."""
+        ...
+
+    def probe(self, batches: Batches) -> None:
+        """Find out, before a run, what the losses need."""
+        ...
+
+    def modules(self) -> Iterator[nn.Module]:
+        """All modules, as of `nn.Module`."""
+        ...
+
+    def named_parameters(self) -> Iterator[tuple[str, nn.Parameter]]:
+        """All parameters with their names, as of `nn.Module`."""
+        ...
+
+    def train(self, mode: bool = True) -> Any:
+        """Training mode, as of `nn.Module`."""
+        ...
