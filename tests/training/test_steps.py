@@ -48,9 +48,9 @@ def test_an_empty_batch_is_a_skipped_step_but_the_clock_goes_on(optimizer: mg.Op
     one = mg.train(model, data, stop=1)
     two = mg.train(model, data, stop=2)
     assert all(torch.equal(a, b) for a, b in zip(one.tensors(), two.tensors(), strict=True))
-    three, _ = mg.step(model, one, data(2), 2)
+    three, _, _ = mg.step(model, one, data(2), 2)
     assert torch.equal(mg.train(model, data).params, three.params)
-    early, _ = mg.step(model, one, data(2), 1)
+    early, _, _ = mg.step(model, one, data(2), 1)
     assert torch.equal(early.params, three.params) == isinstance(optimizer, mg.SGD)  # Adam's bias correction: a clock
 
 
@@ -145,7 +145,7 @@ def test_an_untaped_step_is_detached_and_writes_into_nothing() -> None:
     model, data = learner(), batches([0, 1])
     state = mg.initial_state(model)
     before = [x.clone() for x in state.tensors()]
-    new, loss = mg.step(model, state, data(0), 0)
+    new, loss, _ = mg.step(model, state, data(0), 0)
     assert not any(x.requires_grad for x in (*new.tensors(), loss))
     assert all(torch.equal(x, y) for x, y in zip(state.tensors(), before, strict=True))
 
