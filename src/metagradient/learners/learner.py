@@ -17,9 +17,10 @@ from metagradient.training.batches import Batch, Batches
 from metagradient.training.compiled import Graphs
 from metagradient.training.metaparameters import Metaparameter
 from metagradient.training.model import Needs
-from metagradient.training.modules import make_replayable
+from metagradient.training.modules import in_modes, make_replayable, modes_of
 from metagradient.training.probing import probe
 from metagradient.training.random import step_randomness
+from metagradient.training.recomputation import recomputing_within
 from metagradient.training.run import cast, check_loss, initial_state
 from metagradient.training.state import Layout, TrainState, default_dtype
 from metagradient.training.steps import step
@@ -114,26 +115,30 @@ class Learner(lightning.LightningModule):
     @contextmanager
     def running(self, params: Tensor, buffers: Tensor, seed: int | None, t: int) -> Iterator[None]:
         """Inside, the modules compute with these vectors and with the randomness of step t."""
-        needs = self.needs
+        with (
+            step_randomness(seed, t, params.device, foreign=self.needs.foreign_randomness),
+            self._computing_with(params, buffers),
+        ):
+            yield
+
+    @contextmanager
+    def _computing_with(self, params: Tensor, buffers: Tensor) -> Iterator[None]:
+        """Inside, the modules hold these vectors, and blocks checkpointed there hold them again when they run again."""
         with (
             default_dtype(params.dtype),
-            step_randomness(seed, t, params.device, foreign=needs.foreign_randomness),
-            sdpa_kernel(SDPBackend.MATH) if needs.math_attention else nullcontext(),
+            sdpa_kernel(SDPBackend.MATH) if self.needs.math_attention else nullcontext(),
             self.layout.bind(params, buffers),
+            recomputing_within(self, lambda: self._computing_with(params, buffers)),
         ):
             yield
 
     @contextmanager
     def evaluating(self, state: TrainState) -> Iterator[Self]:
         """The learner at `state`, in evaluation mode; what is computed inside is differentiable in the state."""
-        modes = [(module, module.training) for module in self.modules()]
-        self.eval()
-        try:
-            with default_dtype(state.params.dtype), self.layout.bind(state.params, state.buffers):
+        with in_modes(modes_of(self.modules())):
+            self.eval()
+            with self._computing_with(state.params, state.buffers):
                 yield self
-        finally:
-            for module, mode in modes:
-                module.training = mode
 
     def adopt(self, state: TrainState) -> Self:
         """Copy a state into the module's own parameters and buffers."""

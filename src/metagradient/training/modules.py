@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -83,6 +86,28 @@ class SeededDropout(nn.Dropout):
             return input * 0.0
         keep = torch.empty_like(input, requires_grad=False).bernoulli_(1 - self.p, generator=generator)
         return input * (keep / (1 - self.p))
+
+
+Modes = list[tuple[nn.Module, bool]]
+"""Modules and whether each is in training mode."""
+
+
+def modes_of(modules: Iterable[nn.Module]) -> Modes:
+    """The present mode of each module."""
+    return [(module, module.training) for module in modules]
+
+
+@contextmanager
+def in_modes(modes: Modes) -> Iterator[None]:
+    """Inside, each module has the mode given here; afterwards its own again."""
+    own = modes_of(module for module, _ in modes)
+    try:
+        for module, mode in modes:
+            module.training = mode
+        yield
+    finally:
+        for module, mode in own:
+            module.training = mode
 
 
 _BATCH_NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import AbstractContextManager, contextmanager
 from contextvars import ContextVar
 
 import torch
@@ -35,9 +35,16 @@ class StepRandomness:
     Without a seed there is none to be had: a compiled step would draw the same numbers again and again.
     """
 
-    def __init__(self, seed: int | None, t: int) -> None:
+    def __init__(self, seed: int | None, t: int, states: Mapping[torch.device, torch.Tensor] | None = None) -> None:
         self.seed, self.t = seed, t
         self._generators: dict[torch.device, torch.Generator] = {}
+        for device, state in (states or {}).items():
+            self._generators[device] = torch.Generator(device=device)
+            self._generators[device].set_state(state)
+
+    def states(self) -> dict[torch.device, torch.Tensor]:
+        """The state of each generator that has been asked for."""
+        return {device: generator.get_state() for device, generator in self._generators.items()}
 
     def generator(self, device: torch.device) -> torch.Generator:
         if self.seed is None:
@@ -59,6 +66,23 @@ def step_generator(device: torch.device) -> torch.Generator | None:
     """
     current = _current.get()
     return None if current is None else current.generator(device)
+
+
+def repeated_randomness() -> Callable[[], AbstractContextManager[None]]:
+    """A context in which `step_generator` draws again what it draws from here on; it can be entered many times."""
+    current = _current.get()
+    states = {} if current is None else current.states()
+
+    @contextmanager
+    def repeated() -> Iterator[None]:
+        again = None if current is None else StepRandomness(current.seed, current.t, states)
+        token = _current.set(again)
+        try:
+            yield
+        finally:
+            _current.reset(token)
+
+    return repeated
 
 
 @contextmanager

@@ -12,6 +12,7 @@ from metagradient.errors import UserError
 from metagradient.training.batches import Batch, Batches
 from metagradient.training.metaparameters import Metaparameter
 from metagradient.training.model import Model
+from metagradient.training.modules import in_modes, modes_of
 from metagradient.training.state import TrainState
 from metagradient.training.steps import step
 
@@ -74,14 +75,10 @@ def cast(batch: Batch, state: TrainState) -> Batch:
 @contextmanager
 def run_mode(learner: Model, batches: Batches) -> Iterator[None]:
     """Training mode for the length of a run; every module gets its own mode back afterwards."""
-    modes = [(module, module.training) for module in learner.modules()]
-    learner.train()
-    try:
+    with in_modes(modes_of(learner.modules())):
+        learner.train()
         learner.probe(batches)
         yield
-    finally:
-        for module, mode in modes:
-            module.training = mode
 
 
 def check_loss(loss: Tensor, batch: Batch, t: int, learner: Model) -> None:
