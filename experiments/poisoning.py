@@ -12,7 +12,8 @@ import torch
 from omegaconf import DictConfig
 
 from metagradient.descent import DescentProblem, Poisons, noise_poisons, poison_rows
-from metagradient.evaluation import Victims, deviation, take, train_victims
+from metagradient.evaluation import Victims, take, train_victims
+from metagradient.intervals import deviation
 from metagradient.reporting import Progress, Record
 from metagradient.reporting.figures import descent as descent_figures
 from metagradient.studies import poisoning, setup, smoothness, stages

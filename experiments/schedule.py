@@ -20,7 +20,8 @@ import metagradient as mg
 from metagradient.descent import DescentProblem, Recipe
 from metagradient.descent import schedule_baselines as baselines
 from metagradient.descent.schedule_baselines import Trainable, Trial
-from metagradient.evaluation import deviation, mean_cross_entropy, take
+from metagradient.evaluation import mean_cross_entropy, take
+from metagradient.intervals import deviation
 from metagradient.reporting import Progress, Record
 from metagradient.studies import schedule, setup, smoothness, stages
 from metagradient.studies.schedule import FLAT, FREE, GRID, OURS, RANDOM, TPE

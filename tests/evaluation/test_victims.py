@@ -1,7 +1,5 @@
 """Victims and cheap defences against spelled-out versions."""
 
-import math
-
 import pytest
 import torch
 
@@ -10,7 +8,6 @@ from metagradient.errors import UserError
 from metagradient.evaluation import (
     Retraining,
     accuracy,
-    deviation,
     filter_by_suspicion,
     neighbour_distances,
     train_victims,
@@ -72,9 +69,3 @@ def test_what_is_most_suspicious_is_dropped() -> None:
     kept, fraction = filter_by_suspicion(judge, train, validation, wrong.float(), [0.0, 1 / 3])
     assert fraction == pytest.approx(1 / 3)
     assert torch.equal(kept, ~wrong)
-
-
-def test_a_diverged_run_has_no_deviation() -> None:
-    assert math.isnan(deviation([1.0, math.inf]))
-    assert math.isnan(deviation([1.0, math.nan]))
-    assert deviation([3.0]) == 0.0

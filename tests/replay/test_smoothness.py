@@ -9,7 +9,7 @@ from torch import Tensor
 
 import metagradient as mg
 from metagradient.errors import UserError
-from metagradient.replay.smoothness import Smoothness, mean_interval
+from metagradient.replay.smoothness import Smoothness
 from metagradient.training.random import fold_in, generator
 
 
@@ -90,13 +90,6 @@ def test_the_run_at_z_is_handed_on() -> None:
     )
     assert len(ends) == 2
     assert torch.equal(ends[0], mg.train(*make_run(3), [z]).params)
-
-
-def test_the_interval_is_students() -> None:
-    """Of 1, 2, 3: mean 2, standard deviation 1, t = 4.302653 with two degrees of freedom."""
-    low, high = mean_interval([1.0, 2.0, 3.0])
-    assert (low, high) == pytest.approx((2 - 4.302653 / math.sqrt(3), 2 + 4.302653 / math.sqrt(3)))
-    assert math.isnan(mean_interval([1.0])[0])
 
 
 def test_two_routines_are_compared_direction_by_direction() -> None:

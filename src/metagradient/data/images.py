@@ -1,7 +1,5 @@
 """Labelled images of a hub set or a local folder, decoded once and kept."""
 
-import contextlib
-import hashlib
 import io
 import json
 import logging
@@ -16,6 +14,7 @@ import numpy as np
 import torch
 
 from metagradient.data.splits import Table
+from metagradient.files import digest, replacing
 
 log = logging.getLogger(__name__)
 
@@ -53,7 +52,7 @@ def read_images(path: str) -> Images:
     else:
         raise FileNotFoundError(_missing(path))
 
-    key = hashlib.sha256(json.dumps([_FORMAT, source, stats]).encode()).hexdigest()[:16]
+    key = digest(json.dumps([_FORMAT, source, stats]))[:16]
     root = Path(os.environ.get("METAGRADIENT_CACHE") or "~/.cache/metagradient").expanduser()
     cached = root / f"{folder.name}-{key}.safetensors"
     if cached.exists():
@@ -171,13 +170,8 @@ def _save(images: Images, file: Path) -> None:
     from safetensors.torch import save_file
 
     flat = {f"{split}.{column}": t for split, table in images.tables.items() for column, t in table.items()}
-    # Written beside and renamed, so that a run killed here, or another writing the same, leaves no half file.
-    partial = file.with_suffix(f".{os.getpid()}.tmp")
     try:
-        file.parent.mkdir(parents=True, exist_ok=True)
-        save_file(flat, partial, metadata={"classes": json.dumps(images.classes)})
-        partial.replace(file)
+        with replacing(file) as draft:
+            save_file(flat, draft, metadata={"classes": json.dumps(images.classes)})
     except OSError as error:
-        with contextlib.suppress(OSError):
-            partial.unlink()
         log.warning("decoded images are not kept: %s; METAGRADIENT_CACHE names another folder", error)

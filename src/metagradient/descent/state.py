@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import logging
 import os
@@ -14,6 +13,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from metagradient.errors import UserError
+from metagradient.files import digest, named_tensors, replacing
 
 log = logging.getLogger(__name__)
 
@@ -65,12 +65,10 @@ class DescentState:
                 tensors[name] = getattr(self, name)
         tensors = {k: v.detach().cpu().clone().contiguous() for k, v in tensors.items()}
         rest = json.dumps({name: getattr(self, name) for name in _NUMBERS})
-        partial = path.with_suffix(".partial")
-        save_file(tensors, partial, metadata={"state": rest, "sha256": _digest(tensors, rest)})
-        _flush(partial)
-        if path.exists():
-            os.replace(path, _before(path))
-        os.replace(partial, path)
+        with replacing(path, durable=True) as draft:
+            save_file(tensors, draft, metadata={"state": rest, "sha256": _digest(tensors, rest)})
+            if path.exists():
+                os.replace(path, _before(path))
 
     @staticmethod
     def saved_at(path: Path) -> bool:
@@ -109,19 +107,8 @@ def _read(path: Path) -> DescentState:
 
 
 def _digest(tensors: dict[str, Tensor], rest: str) -> str:
-    made = hashlib.sha256(rest.encode())
-    for name in sorted(tensors):
-        x = tensors[name]
-        made.update(f"{name} {x.dtype} {list(x.shape)}".encode())
-        made.update(x.numpy().tobytes())
-    return made.hexdigest()
+    return digest(rest, *named_tensors(sorted(tensors.items())))
 
 
 def _before(path: Path) -> Path:
     return path.with_suffix(".before")
-
-
-def _flush(path: Path) -> None:
-    """Onto the disk, so that a power cut does not leave the new name with the content missing."""
-    with path.open("rb") as file:
-        os.fsync(file.fileno())

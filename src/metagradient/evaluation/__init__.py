@@ -19,7 +19,7 @@ from metagradient.evaluation.ranking import (
 )
 from metagradient.evaluation.retraining import Retraining, join, take
 from metagradient.evaluation.unlearning import agreement, distance, klom, margins, membership_auc
-from metagradient.evaluation.victims import Victims, deviation, train_victims
+from metagradient.evaluation.victims import Victims, train_victims
 
 __all__ = [
     "Correlation",
@@ -30,7 +30,6 @@ __all__ = [
     "agreement",
     "brittleness",
     "check_scores",
-    "deviation",
     "distance",
     "example_losses_of",
     "filter_by_loss",

@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
-import hashlib
 import json
 import logging
-import os
 import re
 from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager
@@ -23,6 +21,7 @@ from torch import Tensor
 from metagradient.errors import UserError
 from metagradient.evaluation.batched import can_batch, losses_of_runs, train_batched
 from metagradient.evaluation.pool import Tick, Unsendable, spread
+from metagradient.files import digest, named_tensors, replacing
 from metagradient.learners.learner import Learner
 from metagradient.training.batches import Batches, Fields
 from metagradient.training.metaparameters import DataWeights
@@ -220,12 +219,8 @@ def recipe(learner: Learner, batches: Batches, queries: Fields, weights: Tensor 
     ]
     parts = {"plan": batches.plan, "weights": weights, "decay": learner.decay_mask}
     parts |= dict(zip(start.names(), start.tensors(), strict=True)) | _constants(learner)
-    digest = hashlib.sha256("\n".join(words).encode())
-    for name, x in (*batches.examples.items(), *queries.items(), *parts.items()):
-        if x is not None:
-            digest.update(f"{name} {x.dtype} {list(x.shape)}".encode())
-            digest.update(x.detach().cpu().contiguous().numpy().tobytes())
-    return digest.hexdigest()[:24]
+    tensors = (*batches.examples.items(), *queries.items(), *parts.items())
+    return digest("\n".join(words), *named_tensors((name, x) for name, x in tensors if x is not None))[:24]
 
 
 def _settings(learner: Learner) -> list[str]:
@@ -272,7 +267,7 @@ def _load(file: Path | None) -> tuple[Tensor, dict[int, str]]:
         try:
             with safe_open(file, framework="pt") as kept:
                 losses, about = kept.get_tensor("losses"), kept.metadata() or {}
-            if about.get("sha256") != _digest(losses, about.get("owners", "")):
+            if about.get("sha256") != digest(about.get("owners", ""), losses):
                 raise ValueError("its checksum is wrong")
             owners = json.loads(about["owners"])  # a list: of the first rows, before they came in any order
             return losses, dict(enumerate(owners)) if isinstance(owners, list) else {
@@ -285,16 +280,10 @@ def _load(file: Path | None) -> tuple[Tensor, dict[int, str]]:
 
 def _save(losses: Tensor, owners: dict[int, str], file: Path) -> None:
     """The rows that are there. Written beside and renamed: a run killed here leaves the last whole file."""
-    partial_file = file.with_suffix(f".{os.getpid()}.tmp")
     rows = sorted(owners)
     there, words = losses[rows].contiguous(), json.dumps({row: owners[row] for row in rows})
     try:
-        file.parent.mkdir(parents=True, exist_ok=True)
-        save_file({"losses": there}, partial_file, metadata={"owners": words, "sha256": _digest(there, words)})
-        partial_file.replace(file)
+        with replacing(file) as draft:
+            save_file({"losses": there}, draft, metadata={"owners": words, "sha256": digest(words, there)})
     except OSError as error:
         log.warning("retrainings are not kept: %s; METAGRADIENT_CACHE names another folder", error)
-
-
-def _digest(losses: Tensor, owners: str) -> str:
-    return hashlib.sha256(owners.encode() + losses.numpy().tobytes()).hexdigest()

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import math
 import statistics
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 from metagradient.errors import UserError
 from metagradient.evaluation.classification import accuracy
+from metagradient.intervals import deviation
 from metagradient.learners.routine import Routine
 from metagradient.training.batches import Fields
 from metagradient.training.run import Progress, train
@@ -45,13 +45,6 @@ class Victims:
     def drops_from(self, clean: Victims) -> list[float]:
         """Accuracy lost against models of the same seeds trained on clean data, one for each seed."""
         return [a - b for a, b in zip(clean.final, self.final, strict=True)]
-
-
-def deviation(values: Sequence[float]) -> float:
-    """The standard deviation over seeds; 0 for one, nan where a value is not finite."""
-    if not all(map(math.isfinite, values)):
-        return math.nan
-    return statistics.stdev(values) if len(values) > 1 else 0.0
 
 
 def train_victims(

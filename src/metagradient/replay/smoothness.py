@@ -10,13 +10,14 @@ from __future__ import annotations
 import logging
 import math
 import statistics
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 from metagradient.errors import UserError
+from metagradient.intervals import mean_interval
 from metagradient.learners.learner import Learner
 from metagradient.training.batches import Batches
 from metagradient.training.metaparameters import Metaparameter
@@ -102,17 +103,6 @@ class Smoothness:
                 f"metagradients predict little beyond very small steps{failed}. {ADVICE}."
             )
         return f"metasmoothness is {self.value:.2f}{failed}" if failed else None
-
-
-def mean_interval(values: Sequence[float]) -> tuple[float, float]:
-    """Student's 95 % confidence interval of a mean; (nan, nan) with fewer than two values."""
-    if len(values) < 2:
-        return math.nan, math.nan
-    from scipy.stats import t  # scikit-learn brings it
-
-    half = t.ppf(0.975, len(values) - 1) * statistics.stdev(values) / math.sqrt(len(values))
-    mean = statistics.fmean(values)
-    return mean - half, mean + half
 
 
 def measure_smoothness(

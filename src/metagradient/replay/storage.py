@@ -2,18 +2,16 @@
 
 from __future__ import annotations
 
-import os
 import tempfile
-import zlib
 from pathlib import Path
 from typing import Protocol
 
 import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
-from torch import Tensor
 
 from metagradient.errors import UserError
+from metagradient.files import checksum, replacing
 from metagradient.training.state import TrainState
 
 
@@ -89,13 +87,11 @@ class DiskStorage:
     def save(self, t: int, state: TrainState) -> None:
         self._device = state.params.device
         tensors = {str(i): x.detach().cpu().contiguous() for i, x in enumerate(state.tensors())}
-        sums = {name: str(_crc(x)) for name, x in tensors.items()}
-        partial = self._path(t).with_suffix(".partial")
+        sums = {name: str(checksum(x)) for name, x in tensors.items()}
         try:
-            save_file(tensors, partial, metadata=sums)
-            os.replace(partial, self._path(t))
+            with replacing(self._path(t)) as draft:
+                save_file(tensors, draft, metadata=sums)
         except (OSError, SafetensorError) as error:
-            partial.unlink(missing_ok=True)
             raise UserError(
                 f"cannot write the checkpoint of step {t} ({state.nbytes / 2**20:.0f} MiB) to {self.folder}: {error}; "
                 "free some space, or set replay.storage=memory or replay.folder=..."
@@ -110,16 +106,12 @@ class DiskStorage:
         except (OSError, SafetensorError) as error:
             raise UserError(f"the checkpoint {path} cannot be read ({error}): run again") from error
         for i, x in enumerate(tensors):
-            if _crc(x) != int(sums[str(i)]):
+            if checksum(x) != int(sums[str(i)]):
                 raise UserError(f"the checkpoint {path} is damaged (tensor {i} fails its checksum): run again")
         return TrainState.of([x.to(self._device) for x in tensors])
 
     def free(self, t: int) -> None:
         self._path(t).unlink(missing_ok=True)
-
-
-def _crc(x: Tensor) -> int:
-    return zlib.crc32(x.numpy().data) if x.numel() else 0
 
 
 def make_storage(kind: str | Storage, folder: str | Path | None = None) -> Storage:

@@ -12,7 +12,8 @@ import metagradient as mg
 from metagradient.data import Splits
 from metagradient.descent import DescentProblem, Recipe
 from metagradient.descent.schedule_baselines import Trainable, Trial
-from metagradient.evaluation import accuracy, deviation, mean_cross_entropy
+from metagradient.evaluation import accuracy, mean_cross_entropy
+from metagradient.intervals import deviation, standard_error
 from metagradient.reporting import Progress, Record
 from metagradient.reporting.figures import descent as descent_figures
 from metagradient.training.random import fold_in
@@ -94,8 +95,12 @@ class Judge:
 def summary(losses: Sequence[float], reference: Sequence[float]) -> list[float]:
     """[mean, sd, mean difference to the reference of the same seeds, its standard error]."""
     differences = [a - b for a, b in zip(losses, reference, strict=True)]
-    error = deviation(differences) / len(differences) ** 0.5
-    return [statistics.fmean(losses), deviation(losses), statistics.fmean(differences), error]
+    return [
+        statistics.fmean(losses),
+        deviation(losses),
+        statistics.fmean(differences),
+        standard_error(differences),
+    ]
 
 
 def tell(

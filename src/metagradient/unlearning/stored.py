@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import json
-import os
 import shutil
-import zlib
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -16,6 +14,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from metagradient.errors import UserError
+from metagradient.files import checksum, write_text
 from metagradient.learners.learner import Learner
 from metagradient.replay.storage import DiskStorage, MemoryStorage, Storage
 from metagradient.training.batches import Batches
@@ -49,9 +48,7 @@ def save(run: RecordedRun, folder: str | Path, notes: Mapping[str, Any] | None =
         "recipe": recipe(run.learner, run.batches, run.initial),
         "notes": dict(notes or {}),
     }
-    draft = folder / f".{_FILE}.{os.getpid()}"
-    draft.write_text(json.dumps(page, indent=1) + "\n", encoding="utf-8")
-    os.replace(draft, folder / _FILE)
+    write_text(folder / _FILE, json.dumps(page, indent=1) + "\n")
     for old in folder.glob("generation-*"):
         if old != place:
             shutil.rmtree(old, ignore_errors=True)
@@ -131,4 +128,4 @@ def recipe(learner: Learner, batches: Batches, initial: TrainState) -> dict[str,
 
 
 def _sum(x: Tensor) -> str:
-    return f"{zlib.crc32(x.detach().cpu().contiguous().numpy().data):08x}" if x.numel() else "empty"
+    return f"{checksum(x):08x}" if x.numel() else "empty"

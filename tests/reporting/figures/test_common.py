@@ -8,6 +8,7 @@ import torch
 from matplotlib.colors import to_hex
 
 from metagradient.reporting import figures
+from metagradient.reporting.figures.common import CRIMSON
 
 
 def test_histogram_counts_kept_examples_and_is_saved_readable(tmp_path: Path) -> None:
@@ -52,7 +53,7 @@ def test_wrong_labels_are_red_and_long_ones_broken() -> None:
     figure = figures.image_grid(images, ["cat → dog", "frog → automobile", "cat → cat"], [True, True, False], columns=2)
     titles = [axes.title for axes in figure.axes]
     assert [title.get_text() for title in titles] == ["cat\n→ dog", "frog\n→ automobile", "cat\n→ cat", ""]
-    assert [to_hex(title.get_color()) == figures.CRIMSON.lower() for title in titles[:3]] == [True, True, False]
+    assert [to_hex(title.get_color()) == CRIMSON.lower() for title in titles[:3]] == [True, True, False]
     shown = figure.axes[0].images[0].get_array()
     assert (shown.min(), shown.max()) == (0.0, 1.0)
     with pytest.raises(ValueError, match="3 images but 1 captions"):

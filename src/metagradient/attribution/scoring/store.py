@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import logging
-import os
 from pathlib import Path
 from typing import NamedTuple
 
@@ -14,6 +12,7 @@ import torch
 from torch import Tensor
 
 from metagradient.errors import UserError
+from metagradient.files import digest, replacing, write_text
 
 log = logging.getLogger(__name__)
 
@@ -53,13 +52,10 @@ class ScoreFile:
         text += b" " * (-len(text) % 8)
         begin = len(text).to_bytes(8, "little") + text
         if not self.path.exists():
-            self.path.parent.mkdir(parents=True, exist_ok=True)
             self._note.unlink(missing_ok=True)
-            partial = self.path.with_name(self.path.name + ".tmp")
-            with partial.open("wb") as file:
+            with replacing(self.path) as draft, draft.open("wb") as file:
                 file.write(begin)
                 file.truncate(len(begin) + 4 * n_train * n_query)
-            os.replace(partial, self.path)
         with self.path.open("rb") as file:
             if file.read(len(begin)) != begin:
                 raise UserError(f"{path} holds scores of another run or shape: remove it, or give another folder")
@@ -94,15 +90,13 @@ class ScoreFile:
         self._part(start, end, axis)[:] = block.cpu().numpy()
         self._map.flush()
         self._blocks.append(_Block(end, cost, self._digest(start, end, axis)))
-        partial = self._note.with_name(self._note.name + ".tmp")
-        partial.write_text(json.dumps({"axis": axis, "blocks": self._blocks}))
-        os.replace(partial, self._note)
+        write_text(self._note, json.dumps({"axis": axis, "blocks": self._blocks}))
 
     def _part(self, start: int, end: int, axis: int) -> np.ndarray:
         return self._map[start:end] if axis == 0 else self._map[:, start:end]
 
     def _digest(self, start: int, end: int, axis: int) -> str:
-        return hashlib.sha256(np.ascontiguousarray(self._part(start, end, axis)).tobytes()).hexdigest()
+        return digest(self._part(start, end, axis).tobytes())
 
     def _intact(self) -> tuple[int, list[_Block]]:
         """(axis, blocks) of an earlier run, up to the first whose checksum is wrong."""

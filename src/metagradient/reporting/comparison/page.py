@@ -10,6 +10,7 @@ import html
 import statistics
 from collections.abc import Sequence
 
+from metagradient.intervals import deviation
 from metagradient.reporting.comparison.tables import COSTS, Comparison, Row, results
 from metagradient.reporting.table import format_column
 
@@ -105,7 +106,13 @@ def _scatter(comparison: Comparison) -> str:
     """The first metric against what it cost, where rows differ in both."""
     metric, cost = comparison.metrics[0] if comparison.metrics else "", COSTS[0]
     points = [
-        (i, row, statistics.fmean(row.values(cost)), statistics.fmean(row.values(metric)), _sd(row.values(metric)))
+        (
+            i,
+            row,
+            statistics.fmean(row.values(cost)),
+            statistics.fmean(row.values(metric)),
+            deviation(row.values(metric)),
+        )
         for i, row in enumerate(comparison.rows)
         if row.values(metric) and row.values(cost)
     ]
@@ -201,7 +208,7 @@ def _every_run(comparison: Comparison) -> str:
 def numbers(rows: Sequence[Row], metric: str) -> list[str]:
     """`mean ± sd` of each row, with the same decimals all down the column; the sd only over several seeds."""
     means = [statistics.fmean(row.values(metric)) if row.values(metric) else None for row in rows]
-    sds = [_sd(row.values(metric)) if len(row.values(metric)) > 1 else None for row in rows]
+    sds = [deviation(row.values(metric)) if len(row.values(metric)) > 1 else None for row in rows]
     texts = format_column([*means, *sds])
     pairs = zip(texts[: len(rows)], texts[len(rows) :], sds, strict=True)
     return [mean if sd is None else f"{mean} ± {spread}" for mean, spread, sd in pairs]
@@ -212,10 +219,6 @@ def name(metric: str) -> str:
     return {"cost/training_runs": "training runs", "cost/seconds": "seconds"}.get(
         metric, metric.removeprefix("result/").replace("_", " ")
     )
-
-
-def _sd(values: Sequence[float]) -> float:
-    return statistics.stdev(values) if len(values) > 1 else 0.0
 
 
 def _text(value: str) -> str:

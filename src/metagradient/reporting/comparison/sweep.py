@@ -2,17 +2,17 @@
 
 import json
 import logging
-import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from statistics import fmean, stdev
+from statistics import fmean
 from typing import Any
 
 from hydra.experimental.callback import Callback
 from omegaconf import DictConfig, OmegaConf
 
-from metagradient.reporting.runs.record import write_rows
+from metagradient.files import write_csv
+from metagradient.intervals import half_width
 from metagradient.reporting.table import print_table
 
 log = logging.getLogger(__name__)
@@ -49,7 +49,7 @@ class Comparison(Callback):
             [line.name, line.runs, *(x for key in shown for x in mean_and_half_width(line.values[key]))]
             for line in lines
         ]
-        write_rows(folder / "comparison.csv", columns, rows)
+        write_csv(folder / "comparison.csv", columns, rows)
         told = [
             [line.name, line.runs, *(_told(*mean_and_half_width(line.values[key])) for key in shown)] for line in lines
         ]
@@ -88,13 +88,7 @@ def read_sweep(folder: Path, results: Sequence[str]) -> list[Line]:
 
 def mean_and_half_width(values: Sequence[float]) -> tuple[float | None, float | None]:
     """The mean, and half the width of its 95 % interval; None where there are no values, or only one."""
-    if not values:
-        return None, None
-    if len(values) == 1:
-        return values[0], None
-    from scipy.stats import t
-
-    return fmean(values), float(t.ppf(0.975, len(values) - 1)) * stdev(values) / math.sqrt(len(values))
+    return (fmean(values), half_width(values)) if values else (None, None)
 
 
 def _told(mean: float | None, half: float | None) -> str:

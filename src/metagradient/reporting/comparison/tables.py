@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from metagradient.errors import UserError
+from metagradient.intervals import standard_error
 from metagradient.reporting.runs.reading import Run
 
 HEADLINES = {
@@ -226,9 +227,7 @@ def t_test(base: Mapping[Any, float], values: Mapping[Any, float]) -> Test:
     difference = statistics.fmean(values.values()) - statistics.fmean(base.values())
     if base.keys() == values.keys():
         pairs = [values[seed] - base[seed] for seed in base]
-        n = len(pairs)
-        se = statistics.stdev(pairs) / math.sqrt(n) if n > 1 else 0.0
-        return Test(difference, _p(difference, se, n - 1), paired=True)
+        return Test(difference, _p(difference, standard_error(pairs), len(pairs) - 1), paired=True)
     if min(len(base), len(values)) < 2:
         return Test(difference, None, paired=False)
     parts = [statistics.variance(x.values()) / len(x) for x in (base, values)]

@@ -16,8 +16,9 @@ from filelock import FileLock, Timeout
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
 
-from metagradient import memory
 from metagradient.errors import UserError
+from metagradient.files import write_csv, write_text
+from metagradient.memory import peak_mib, reset_peak
 from metagradient.reporting.runs.context import RunContext, identify
 from metagradient.reporting.runs.tracking import Tracker, track
 from metagradient.reporting.table import print_summary, print_table
@@ -85,13 +86,13 @@ class Record:
         with ExitStack() as stack:  # undone if what follows fails, else kept until __exit__
             stack.enter_context(_only_writer(self.directory))
             (self.directory / "metrics.json").unlink(missing_ok=True)  # what an earlier run here came to is not ours
-            write_atomically(self.directory / "config.yaml", OmegaConf.to_yaml(OmegaConf.create(self.config)))
+            write_text(self.directory / "config.yaml", OmegaConf.to_yaml(OmegaConf.create(self.config)))
             stack.enter_context(logging_to(self.directory / "run.log"))
             self._tracker = track(identity, str(logger.get("mode", "auto")), self.config, self._context.outputs)
             self._exit = stack.pop_all()
         if self.config.get("resume") == str(self.directory):  # a resumed loop does not know all it once told
             self._earlier = _read_curves(self.directory / "curves.csv")
-        memory.reset_peak()
+        reset_peak()
         self._begun = monotonic()
         return self
 
@@ -106,7 +107,7 @@ class Record:
             self._metrics |= {
                 "cost/training_runs": self._training_runs,
                 "cost/seconds": round(monotonic() - self._begun, 3),
-                "cost/peak_memory_mib": round(memory.peak_mib(), 1),
+                "cost/peak_memory_mib": round(peak_mib(), 1),
                 "meta/steps": max((int(row["step"] or 0) for row in self._curve), default=0),
                 **({"seed": plain(self.config["seed"])} if "seed" in self.config else {}),
                 "experiment": self.experiment,
@@ -116,7 +117,7 @@ class Record:
             mode, place = self._tracker.mode, self._tracker.place
             try:
                 self._save_curves()
-                write_atomically(self.directory / "metrics.json", json.dumps(self._metrics, indent=2) + "\n")
+                write_text(self.directory / "metrics.json", json.dumps(self._metrics, indent=2) + "\n")
             finally:
                 self._tracker.finish(self._metrics, failed=error is not None)
         if error is None:
@@ -153,7 +154,7 @@ class Record:
     def csv(self, name: str, header: Sequence[str], rows: Iterable[Sequence[Any]]) -> Path:
         """Write artifacts/<name>.csv; its path."""
         path = self.artifact_path(name if name.endswith(".csv") else f"{name}.csv")
-        write_rows(path, header, rows)
+        write_csv(path, header, ([plain(value) for value in row] for row in rows))
         return path
 
     def artifact_path(self, name: str) -> Path:
@@ -174,7 +175,8 @@ class Record:
         if not self._curve:
             return
         columns = list(dict.fromkeys(key for row in self._curve for key in row))
-        write_rows(self.directory / "curves.csv", columns, [[row.get(key) for key in columns] for row in self._curve])
+        rows = [[plain(row.get(key)) for key in columns] for row in self._curve]
+        write_csv(self.directory / "curves.csv", columns, rows)
 
     def _summarise(self, mode: str, place: str) -> None:
         """The last thing on the terminal."""
@@ -222,33 +224,16 @@ def leave_failure(directory: Path, cfg: DictConfig, experiment: str, error: Base
     import traceback
 
     directory.mkdir(parents=True, exist_ok=True)
-    write_atomically(directory / "config.yaml", OmegaConf.to_yaml(cfg))
-    write_atomically(directory / "run.log", "".join(traceback.format_exception(error)))
+    write_text(directory / "config.yaml", OmegaConf.to_yaml(cfg))
+    write_text(directory / "run.log", "".join(traceback.format_exception(error)))
     metrics = {"experiment": experiment, "status": "failed", "error": one_line(error)}
-    write_atomically(directory / "metrics.json", json.dumps(metrics, indent=2) + "\n")
+    write_text(directory / "metrics.json", json.dumps(metrics, indent=2) + "\n")
 
 
 def one_line(error: BaseException) -> str:
     """`Class: message`, as at the end of a traceback, but on one line."""
     message = " ".join(str(error).split())
     return f"{type(error).__name__}: {message}" if message else type(error).__name__
-
-
-def write_atomically(path: Path, text: str) -> None:
-    """Write a text file so that a reader, or a kill in the middle, sees the old one or the new one."""
-    draft = path.with_name(f".{path.name}.{os.getpid()}")
-    draft.write_text(text, encoding="utf-8")
-    os.replace(draft, path)
-
-
-def write_rows(path: Path, header: Sequence[str], rows: Iterable[Sequence[Any]]) -> None:
-    """Write a CSV file as a whole."""
-    draft = path.with_name(f".{path.name}.{os.getpid()}")
-    with draft.open("w", newline="", encoding="utf-8") as file:
-        writer = csv.writer(file)
-        writer.writerow(header)
-        writer.writerows([plain(value) for value in row] for row in rows)
-    os.replace(draft, path)
 
 
 def _read_curves(path: Path) -> dict[int, dict[str, Value]]:

@@ -11,7 +11,7 @@ from typing import Any
 import psutil
 import torch
 
-from metagradient import memory
+from metagradient.memory import peak_mib, reset_peak
 from metagradient.replay.budget import Footprint, measure
 from metagradient.studies.cost import contenders
 from metagradient.training import Batches, DataWeights, initial_state
@@ -87,7 +87,7 @@ def _peak(pipe: Connection, model: str, steps: int, name: str, tight: int, seed:
     contender(contenders.make_case(model, WARM_UP, seed))
     case = contenders.make_case(model, steps, seed)
     gc.collect()
-    memory.reset_peak()
+    reset_peak()
     warm = psutil.Process().memory_info().rss / 2**20
     contender(case)
-    pipe.send((memory.peak_mib(), memory.peak_mib() - warm))
+    pipe.send((peak_mib(), peak_mib() - warm))

@@ -20,8 +20,8 @@ from metagradient.evaluation import (
     membership_auc,
     take,
 )
+from metagradient.files import write_text
 from metagradient.reporting import Progress, Record
-from metagradient.reporting.runs.record import write_atomically
 from metagradient.training.random import fold_in
 from metagradient.unlearning import Method, RecordedRun, Request, Retrain, Unlearned, perturbed
 
@@ -102,4 +102,4 @@ class Judged:
 
     def add(self, row: dict[str, float]) -> None:
         self.rows.append(row)
-        write_atomically(self.file, json.dumps(self.rows))
+        write_text(self.file, json.dumps(self.rows))
