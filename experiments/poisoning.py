@@ -24,7 +24,7 @@ OURS = "metagradient"
 
 def run(cfg: DictConfig, record: Record) -> float:
     setup.prepare(cfg, victims=1)
-    splits = setup.build(cfg.data)
+    splits = setup.classification(cfg, inputs=True)
     routine = setup.classifier_routine(cfg, splits)
     method = setup.build(cfg.method, _convert_="all")
     train, validation = splits.train, splits.validation

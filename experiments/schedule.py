@@ -30,7 +30,7 @@ from metagradient.training.random import fold_in, generator
 
 def run(cfg: DictConfig, record: Record) -> float:
     setup.prepare(cfg, retrainings=1, finalists=1, finalist_seeds=1, stretch=1)
-    splits = setup.build(cfg.data)
+    splits = setup.classification(cfg)
     routine = setup.classifier_routine(cfg, splits)
     order = torch.randperm(len(splits.validation["y"]), generator=generator(cfg.seed, 1))
     held = setup.share(cfg.held_out, len(order), "held_out")

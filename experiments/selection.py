@@ -21,7 +21,7 @@ from metagradient.training.random import fold_in, generator
 
 def run(cfg: DictConfig, record: Record) -> float:
     setup.prepare(cfg, retrainings=1)
-    splits = setup.build(cfg.data)
+    splits = setup.classification(cfg)
     routine = setup.classifier_routine(cfg, splits)
     method = setup.build(cfg.method, _convert_="all")
     train, validation, truth = splits.train, splits.validation, splits.truth

@@ -30,7 +30,7 @@ log = logging.getLogger(__name__)
 def run(cfg: DictConfig, record: Record) -> float:
     setup.prepare(cfg, sets=1)
     check(cfg)
-    splits = setup.build(cfg.data)
+    splits = setup.classification(cfg)
     routine = setup.classifier_routine(cfg, splits)
     method = setup.build(cfg.method, _convert_="all")
     n = len(splits.train["y"])

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-TINY = Path(__file__).parent / "tiny"
+TINY = Path(__file__).parents[1] / "tiny"
 
 
 def command(cwd: Path, *arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:

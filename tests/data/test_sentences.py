@@ -29,12 +29,14 @@ def test_rows_are_disjoint_and_read_as_written(folder: str) -> None:
     assert isinstance(splits, SentenceSplits)
     assert splits.classes == ("negative", "positive")
     originals = {" ".join(text.split()[:3]): label for text, label in ROWS}
-    said = [splits.text(x) for x in splits.train["x"]]
+    said = splits.describe(splits.train["x"])
     assert [originals[text] for text in said] == splits.train["y"].tolist()
     numbered = {text.split()[2] for text in said}  # w0, w1, ...: each row's own word
     assert len(numbered) == 20
     # Words of other rows are unknown: the vocabulary is that of the training rows.
-    assert all(splits.text(x).split()[2] == "?" for x in (*splits.validation["x"], *splits.test["x"]))
+    assert all(
+        text.split()[2] == "?" for part in (splits.validation, splits.test) for text in splits.describe(part["x"])
+    )
 
 
 def test_the_most_frequent_words_are_kept_and_the_rest_is_padding(folder: str) -> None:

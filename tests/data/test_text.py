@@ -23,8 +23,8 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_sequences_of_the_right_split(folder: Path) -> None:
     splits = characters(str(folder), train=40, validation=10, test=12, length=10)
     assert isinstance(splits, TextSplits)
-    assert all(splits.text(row) in ("ABCDEFGHIJ⏎",) for row in splits.train["tokens"])
-    assert all(splits.text(row) == "0123456789 " for row in splits.test["tokens"])
+    assert set(splits.describe(splits.train["tokens"])) == {"ABCDEFGHIJ⏎"}
+    assert set(splits.describe(splits.test["tokens"])) == {"0123456789 "}
     assert [len(t["tokens"]) for t in (splits.train, splits.validation, splits.test)] == [40, 10, 12]
     assert bool((splits.sources == -1).all())
 
@@ -34,8 +34,8 @@ def test_planted_sources_speak_their_own_words(folder: Path) -> None:
     assert splits.sources.tolist() == [0] * 4 + [1] * 4 + [2] * 4 + [-1] * 28
     assert splits.query_sources.tolist() == [0] * 5 + [1] * 5 + [2] * 5 + [-1] * 5
     for source in range(3):
-        said = [splits.text(row) for row in splits.train["tokens"][splits.sources == source]]
-        asked = [splits.text(row) for row in splits.test["tokens"][splits.query_sources == source]]
+        said = splits.describe(splits.train["tokens"][splits.sources == source])
+        asked = splits.describe(splits.test["tokens"][splits.query_sources == source])
         words = {w for text in said for w in text.split()[:-1]}  # the last word may be cut
         assert len(words) <= 4
         assert {w for text in asked for w in text.split()[:-1]} <= words

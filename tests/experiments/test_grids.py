@@ -19,9 +19,9 @@ from metagradient.schema import register
 
 CONF = Path(__file__).parents[2] / "conf"
 ROOTS = {name: OmegaConf.load(CONF / f"{name}.yaml") for name in experiments() if (CONF / f"{name}.yaml").exists()}
-FOLDERS = {name: str(root.hydra.searchpath[0]).rpartition(".")[2] for name, root in ROOTS.items()}
-GRIDS = [(name, path) for name, folder in FOLDERS.items() for path in sorted((CONF / folder / "grid").glob("*.yaml"))]
-FAST = [(name, path) for name, folder in FOLDERS.items() for path in sorted((CONF / folder / "debug").glob("*.yaml"))]
+GRIDS = [(name, path) for name in ROOTS for path in sorted((CONF / "presets" / name / "grid").glob("*.yaml"))]
+FAST = [(name, path) for name in ROOTS for path in sorted((CONF / "presets" / name / "debug").glob("*.yaml"))]
+assert len(FAST) == len(ROOTS) == 7, "every experiment has debug=fast"
 
 
 def axes(path: Path) -> list[list[str]]:

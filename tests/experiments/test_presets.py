@@ -11,15 +11,12 @@ from metagradient.schema import register
 from metagradient.unlearning import Newton
 
 CONF = Path(__file__).parents[2] / "conf"
-METHODS = [path.stem for path in sorted((CONF / "selection" / "method").glob("*.yaml"))]
-FOLDERS = {"smoothness": "metasmoothness"}  # the others are named as their experiment
-PRESETS = [
-    (
-        next((e for e, folder in FOLDERS.items() if folder == path.parent.parent.name), path.parent.parent.name),
-        path.stem,
-    )
-    for path in sorted(CONF.glob("*/experiment/*.yaml"))
-]
+PRESETS_OF = CONF / "presets"
+METHODS = [path.stem for path in sorted((PRESETS_OF / "selection" / "method").glob("*.yaml"))]
+PRESETS = [(path.parent.parent.name, path.stem) for path in sorted(PRESETS_OF.glob("*/experiment/*.yaml"))]
+assert {experiment for experiment, _ in PRESETS} == {path.stem for path in CONF.glob("*.yaml")}, (
+    "an experiment without presets"
+)
 
 
 def composed(experiment: str, *overrides: str, return_hydra_config: bool = False) -> DictConfig:
@@ -31,7 +28,7 @@ def composed(experiment: str, *overrides: str, return_hydra_config: bool = False
 @pytest.mark.parametrize(("experiment", "preset"), PRESETS)
 def test_each_setting_of_a_preset_takes_effect(experiment: str, preset: str) -> None:
     cfg = composed(experiment, f"experiment={preset}")
-    written = OmegaConf.load(CONF / FOLDERS.get(experiment, experiment) / "experiment" / f"{preset}.yaml")
+    written = OmegaConf.load(PRESETS_OF / experiment / "experiment" / f"{preset}.yaml")
     assert isinstance(written, DictConfig)
     settings = {key: value for key, value in written.items() if key != "defaults"}
     chosen = [entry for entry in written.get("defaults", []) if not isinstance(entry, str)]
@@ -57,7 +54,7 @@ def test_a_descent_can_leave_out_its_smoothness_reading(experiment: str) -> None
 def test_every_preset_takes_every_method() -> None:
     alone = {method: composed("selection", "~experiment", f"method={method}").method for method in METHODS}
     for preset in [preset for experiment, preset in PRESETS if experiment == "selection"]:
-        written = OmegaConf.load(CONF / "selection" / "experiment" / f"{preset}.yaml")
+        written = OmegaConf.load(PRESETS_OF / "selection" / "experiment" / f"{preset}.yaml")
         made = {m: OmegaConf.merge(options, written.get("method", {})) for m, options in alone.items()}
         assert composed("selection", f"experiment={preset}", f"method={METHODS[-1]}").method == made[METHODS[-1]]
         for options in made.values():

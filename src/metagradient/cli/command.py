@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any, NoReturn
 from metagradient.cli.errors import bad_input, check_flags, composition_error, last_line
 from metagradient.cli.help import help_text
 from metagradient.cli.jobs import Placed, place, resumed, tell_of_jobs
+from metagradient.cli.presets import with_preset
 from metagradient.cli.values import check_values
 from metagradient.errors import UserError
 
@@ -112,6 +113,7 @@ def launch(name: str, argv: Sequence[str] | None = None) -> None:
     placed = Placed(arguments, None)
     try:
         check_flags(arguments)
+        arguments = with_preset(name, arguments)
         if {"-h", "--help"} & set(arguments):
             print(help_text(name, first_line(experiments()[name]), arguments))
             return

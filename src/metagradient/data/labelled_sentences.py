@@ -20,9 +20,9 @@ class SentenceSplits(Splits):
 
     vocabulary: tuple[str, ...] = ()
 
-    def text(self, tokens: Tensor) -> str:
-        """A row of x as a string."""
-        return " ".join(self.vocabulary[int(i)] for i in tokens if int(i) != PADDING)
+    def describe(self, x: Tensor) -> list[str]:
+        """Rows [m, length] of words as strings."""
+        return [" ".join(self.vocabulary[int(i)] for i in row if int(i) != PADDING) for row in x]
 
 
 def sentences(
@@ -76,7 +76,13 @@ def sentences(
     tables = {split: {"x": tokens(said[split]), "y": torch.tensor(part["label"])} for split, part in rows.items()}
     names = getattr(table.features["label"], "names", None) or sorted({str(c) for c in table["label"]})
     splits = SentenceSplits(
-        folder.name, tables["train"], tables["validation"], tables["test"], tuple(names), vocabulary=vocabulary
+        folder.name,
+        tables["train"],
+        tables["validation"],
+        tables["test"],
+        tuple(names),
+        kind="text",
+        vocabulary=vocabulary,
     )
     noisy = corrupt(splits, noise, seed)
     assert isinstance(noisy, SentenceSplits)

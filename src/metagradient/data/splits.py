@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
+from typing import Literal
 
 import numpy as np
 import torch
@@ -12,16 +13,25 @@ from metagradient.data.corruption import LabelNoise, LabelTruth
 Table = dict[str, Tensor]
 """x [n, ...] and y [n] int64 of n examples."""
 
+Kind = Literal["image", "table", "text"]
+"""What a data set's examples are, for whoever shows them."""
+
+_TOLD = 5  # features of a row of a table that are named
+
 
 @dataclass(frozen=True)
 class Splits:
-    """Training, validation and test examples.
+    """Training, validation and test examples of a classification task.
 
-    Each split is {"x": float32 [n, C, H, W] in [0, 1] (or standardised), "y": int64 [n]}.
-
-    extra_tests  further test sets by name: "official" is the data set's own
-    truth        about the training labels; None where none was corrupted
-    classes      the classes' names, by label
+    Attributes:
+        name: of the data set.
+        train: {"x": float32 [n, C, H, W] in [0, 1] for images, [n, F] for tables, int64 [n, L] for texts;
+            "y": int64 [n]}. validation and test likewise.
+        classes: the classes' names, by label.
+        extra_tests: further test sets by name: "official" is the data set's own.
+        truth: about the training labels; None where none was corrupted.
+        kind: what the examples are.
+        features: names of a table's columns; empty: x0, x1, ...
     """
 
     name: str
@@ -31,6 +41,23 @@ class Splits:
     classes: tuple[str, ...]
     extra_tests: dict[str, Table] = field(default_factory=dict)
     truth: LabelTruth | None = None
+    kind: Kind = "image"
+    features: tuple[str, ...] = ()
+
+    def feature(self, column: int) -> str:
+        """The name of a table's column."""
+        return self.features[column] if self.features else f"x{column}"
+
+    def describe(self, x: Tensor) -> list[str]:
+        """Rows [m, F] of a table in words: of each, the features furthest from the training mean in standard deviations."""
+        rows, train = x.flatten(1), self.train["x"].flatten(1)
+        mean, deviation = train.mean(0), train.std(0)
+        apart = (rows - mean).abs() / torch.where(deviation > 0, deviation, torch.inf)
+        chosen = apart.topk(min(_TOLD, rows.shape[1])).indices.sort().values
+        return [
+            ", ".join(f"{self.feature(int(i))} = {row[int(i)]:.3g}" for i in places)
+            for row, places in zip(rows, chosen, strict=True)
+        ]
 
     @property
     def input_shape(self) -> tuple[int, ...]:

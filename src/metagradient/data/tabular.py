@@ -15,6 +15,20 @@ from torch import Tensor
 from metagradient.data.corruption import LabelNoise
 from metagradient.data.splits import Splits, Table, corrupt, draw, standardise
 
+_SLOPES = ("elevation", "aspect", "slope", "to water", "above water", "to roads", "shade at 9", "shade at noon")
+_FEATURES: dict[str, tuple[str, ...]] = {
+    "a9a": tuple(f"feature {i}" for i in range(1, 124)),
+    "covtype": (
+        *_SLOPES,
+        "shade at 15",
+        "to fire points",
+        *(f"wilderness {i}" for i in range(1, 5)),
+        *(f"soil {i}" for i in range(1, 41)),
+    ),
+    "rcv1": (),
+}
+"""Names of the columns, where they are known."""
+
 
 def a9a(
     path: str,
@@ -65,6 +79,11 @@ def covtype(
         if table.shape[1] != 55:
             raise ValueError(f"data.path={path}: covtype.data.gz needs 55 columns, it has {table.shape[1]}")
         x, y = table[:, :-1], table[:, -1]
+    if not set(np.unique(y)) <= set(range(1, 8)):
+        odd = sorted(set(np.unique(y)) - set(range(1, 8)))[:5]
+        raise ValueError(
+            f"covtype's cover types are 1 .. 7; its last column also has {', '.join(f'{v:g}' for v in odd)}"
+        )
     whole = {"x": torch.tensor(x, dtype=torch.float32), "y": torch.tensor(y).long() - 1}
     rows = draw(len(whole["y"]), {"train": train, "validation": validation, "test": test}, seed, "covtype")
     tables = {split: _take(whole, r) for split, r in rows.items()}
@@ -120,7 +139,8 @@ def _finished(
     standardize: bool,
     seed: int,
 ) -> Splits:
-    splits = corrupt(Splits(name, tables["train"], tables["validation"], test, classes), noise, seed)
+    whole = Splits(name, tables["train"], tables["validation"], test, classes, kind="table", features=_FEATURES[name])
+    splits = corrupt(whole, noise, seed)
     return standardise(splits) if standardize else splits
 
 

@@ -3,6 +3,7 @@
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 import torch
@@ -27,9 +28,11 @@ class TextSplits:
     sources: Tensor
     query_sources: Tensor
 
-    def text(self, tokens: Tensor) -> str:
-        """A sequence as a string, line breaks shown as a mark."""
-        return "".join(self.vocabulary[int(i)] for i in tokens).replace("\n", "⏎")
+    kind: Literal["text"] = "text"
+
+    def describe(self, tokens: Tensor) -> list[str]:
+        """Sequences [m, length + 1] as strings, line breaks shown as a mark."""
+        return ["".join(self.vocabulary[int(i)] for i in row).replace("\n", "⏎") for row in tokens]
 
 
 def characters(

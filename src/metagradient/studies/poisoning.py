@@ -12,7 +12,7 @@ from torchmetrics.functional.classification import binary_auroc
 
 import metagradient as mg
 from metagradient import attribution as at
-from metagradient.data import Splits
+from metagradient.data import RandomShift, Splits
 from metagradient.descent import DescentProblem, Poisons
 from metagradient.evaluation import (
     Retraining,
@@ -84,10 +84,13 @@ def defend(
         rows.append([name, test(take(poisoned, kept)), dropped, caught, separates])
     data, weights = chosen.apply(poisoned)
     rows.append(["metagradient weights, as learned", test(data, weights), None, None, rows[-1][-1]])
-    augmented = Retraining(dataclasses.replace(routine, augment=setup.build(cfg.augmentation)), judge.seeds, unit)
-    rows.append(
-        [f"augmentation: {cfg.augmentation._target_.rpartition('.')[2]}", test(poisoned, by=augmented), 0.0, 0.0, None]
-    )
+    augment = setup.build(cfg.augmentation)
+    augmented = Retraining(dataclasses.replace(routine, augment=augment), judge.seeds, unit)
+    if isinstance(augment, RandomShift) and splits.kind != "image":
+        log.info("augmentation: RandomShift is for images, so this defence is left out")
+    else:
+        name = f"augmentation: {type(augment).__name__}"
+        rows.append([name, test(poisoned, by=augmented), 0.0, 0.0, None])
     rows.append(["the validation rows alone", test(splits.validation), 1.0, 1.0, None])
     rows.append(["oracle: poisons dropped", test(take(poisoned, ~is_poison)), cfg.shares[0], 1.0, None])
     return rows, judge.runs + tuner.runs + augmented.runs + extra
@@ -114,9 +117,16 @@ def draw(
     shown = changed.argsort(descending=True, stable=True)[:: max(1, len(changed) // 10)][:10]
     rows = poisons.index[shown]
     labels = [splits.classes[y] for y in splits.train["y"][rows].tolist()]
-    images = torch.cat([splits.train["x"][rows], poisons.images[shown]])
-    title = "training images before (above) and after (below), with their unchanged labels"
-    record.figure(f"before_after{name}", figures.image_grid(images, labels * 2, columns=len(rows), title=title))
+    before, after = splits.train["x"][rows], poisons.images[shown]
+    if splits.kind == "image":
+        title = "training images before (above) and after (below), with their unchanged labels"
+        pair = torch.cat([before, after])
+        figure = figures.image_grid(pair, labels * 2, columns=len(rows), title=title)
+    else:
+        moved = [_changes(splits, old, new) for old, new in zip(before, after, strict=True)]
+        title = "the features of training rows that were moved most, with their unchanged labels"
+        figure = figures.text_figure([figures.Passage(title, labels, moved)])
+    record.figure(f"before_after{name}", figure)
     record.figure(
         f"metasteps{name}",
         figures.metastep_curves(
@@ -127,6 +137,12 @@ def draw(
             chosen=poisons.metastep,
         ),
     )
+
+
+def _changes(splits: Splits, before: Tensor, after: Tensor, most: int = 5) -> str:
+    """The columns of a row [F] that changed most, before and after."""
+    columns = (after - before).abs().topk(min(most, len(before))).indices.tolist()
+    return ", ".join(f"{splits.feature(i)}: {before[i]:.3g} → {after[i]:.3g}" for i in columns)
 
 
 def scores(held_out: Fields, test: Fields) -> object:

@@ -1,10 +1,11 @@
-"""What one looks at after a selection: the weights, the metasteps, and the images that lost their say."""
+"""What one looks at after a selection: the weights, the metasteps, and the examples of the lowest weights."""
 
 from collections.abc import Mapping, Sequence
 
 from metagradient.data import Splits
 from metagradient.descent import Reading, Selection
 from metagradient.reporting import Record, figures
+from metagradient.studies.examples import examples_figure
 
 
 def draw(
@@ -35,5 +36,5 @@ def draw(
     title = "most down-weighted" + ("" if truth is None else ": given label → true label")
     flags = [a != b for a, b in zip(given, true, strict=True)]
     record.figure(
-        "most_down_weighted", figures.image_grid(splits.train["x"][lowest], captions, flags, columns=6, title=title)
+        "most_down_weighted", examples_figure(splits, splits.train["x"][lowest], captions, flags, title=title)
     )

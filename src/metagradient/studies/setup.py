@@ -78,6 +78,25 @@ def build(node: Any, **kwargs: Any) -> Any:
         raise
 
 
+def classification(cfg: DictConfig, *, inputs: bool = False) -> Splits:
+    """The data set of `cfg.data`, which must have labels; with `inputs`, examples that can be moved a little.
+
+    Raises:
+        UserError: sequences without labels; words, where numbers are to be moved.
+    """
+    splits = build(cfg.data)
+    name = HydraConfig.get().runtime.choices.get("data", splits.name) if HydraConfig.initialized() else splits.name
+    if isinstance(splits, TextSplits):
+        raise UserError(
+            f"data={name} has texts without labels, which only attribution asks about: choose a labelled set, data=digits"
+        )
+    if inputs and splits.kind == "text":
+        raise UserError(
+            f"data={name} has words, which cannot be moved by small steps: choose images or tables, data=digits"
+        )
+    return splits
+
+
 def share(fraction: float, total: int, name: str) -> int:
     """A fraction of `total` rows; at least one row and at most all but one."""
     if total < 2:

@@ -8,7 +8,7 @@ import torch
 from omegaconf import DictConfig
 from torch import Tensor
 
-from metagradient.data import SentenceSplits, Splits, TextSplits
+from metagradient.data import Splits, TextSplits
 from metagradient.evaluation import (
     GroundTruth,
     accuracy,
@@ -22,11 +22,13 @@ from metagradient.evaluation import (
     with_every_label,
 )
 from metagradient.reporting import Progress, Record
+from metagradient.reporting.figures import Passage, text_figure
 from metagradient.reporting.figures import attribution as attribution_figures
 from metagradient.studies import setup
 from metagradient.studies.attribution.methods import Outcome
 from metagradient.studies.attribution.task import Task, cache
 from metagradient.studies.attribution.words import COMPRESSORS, plain_word, slug
+from metagradient.training.batches import Fields
 
 _SHOWN, _EACH = 6, 5  # queries, and helpful and harmful examples of each
 
@@ -84,21 +86,24 @@ def draw(
     shown = min(_SHOWN, scores.shape[1])
     order = scores[:, :shown].argsort(dim=0, descending=True).T  # [q, n]
     chosen = torch.cat([order[:, :_EACH], order[:, -_EACH:].flip(1)], dim=1)
-    if isinstance(splits, TextSplits):
-        said, asked = ([splits.text(x) for x in table["tokens"]] for table in (task.train, task.queries))
-    elif isinstance(splits, SentenceSplits):
-        said, asked = (
-            [f"{splits.classes[int(c)]}: {splits.text(x)}" for x, c in zip(table["x"], table["y"], strict=True)]
-            for table in (task.train, task.queries)
-        )
-    else:
-        said, asked = ([splits.classes[int(c)] for c in table["y"]] for table in (task.train, task.queries))
-        wrong = None if splits.truth is None else splits.truth.wrong[chosen].numpy()
+    said, asked = _words(splits, task.train), _words(splits, task.queries)
+    labelled = None if isinstance(splits, TextSplits) or splits.truth is None else splits.truth
+    wrong = None if labelled is None else labelled.wrong[chosen].numpy()
+    if splits.kind == "image":
         labels = [[said[int(i)] for i in row] for row in chosen]
         grid = attribution_figures.top_examples_figure(
             task.queries["x"][:shown], asked[:shown], task.train["x"][chosen], labels, wrong
         )
-        shutil.copy(record.figure("top_examples", grid), record.artifact_path("top_examples.png"))
+    else:
+        passages = []
+        for q in range(shown):
+            captions = [f"{scores[i, q]:+.2g}" for i in chosen[q]]
+            flags = () if wrong is None else [bool(x) for x in wrong[q]]
+            passages.append(Passage(f"query: {asked[q]}", captions, [said[int(i)] for i in chosen[q]], flags))
+        grid = text_figure(
+            passages, "of each query the training examples that help most, then those that harm most (nats)"
+        )
+    shutil.copy(record.figure("top_examples", grid), record.artifact_path("top_examples.png"))
     ranks = [*range(1, _EACH + 1), *range(-1, -_EACH - 1, -1)]  # 1: the most helpful; -1: the most harmful
     table = [
         [q, asked[q], rank, int(i), said[int(i)], float(scores[i, q])]
@@ -108,9 +113,19 @@ def draw(
     header = ["query", "query_is", "rank", "train_index", "train_is", "score"]
     if not isinstance(splits, TextSplits):
         record.result({"test_accuracy": accuracy(task.learner, task.state, splits.test)})
-    if isinstance(splits, TextSplits | SentenceSplits):
+    if splits.kind != "image":
         record.table("top_examples", header, [row for row in table if row[0] in (0, shown - 1) or abs(row[2]) < 2])
     record.csv("top_examples", header, table)
+
+
+def _words(splits: Splits | TextSplits, table: Fields) -> list[str]:
+    """Each example in words: its class and, unless it is an image, what it says."""
+    if isinstance(splits, TextSplits):
+        return splits.describe(table["tokens"])
+    classes = [splits.classes[int(c)] for c in table["y"]]
+    if splits.kind == "image":
+        return classes
+    return [f"{name}: {text}" for name, text in zip(classes, splits.describe(table["x"]), strict=True)]
 
 
 def left_out(record: Record, cfg: DictConfig, kept: Tensor, losses: Tensor, outcomes: Sequence[Outcome]) -> None:

@@ -1,0 +1,39 @@
+"""Which preset a command line means: an experiment's default preset belongs to the data set that it was made for."""
+
+import sys
+from collections.abc import Sequence
+
+from metagradient.cli.help import composer, parser
+
+_NOTHING = ("experiment=null", "experiment=None", "experiment=")
+
+
+def with_preset(name: str, arguments: Sequence[str]) -> list[str]:
+    """The arguments, with `~experiment` where the default preset is not meant.
+
+    `experiment=null` leaves it out. So does another data set than the preset's (`data=a9a`) without an `experiment=` of
+    its own: the label noise, sizes and epochs of a preset are not for somebody else's data. That is said on stderr.
+
+    Raises:
+        HydraException: an override is wrong.
+    """
+    plain = ["~experiment" if item in _NOTHING else item for item in arguments]
+    args, _ = parser().parse_known_args(plain)
+    keys = {item.lstrip("+~").partition("=")[0] for item in args.overrides}
+    named = next((item for item in args.overrides if item.startswith("data=")), None)
+    if named is None or "experiment" in keys:
+        return plain
+    from hydra.types import RunMode
+
+    with composer(args.config_dir) as hydra:
+        cfg = hydra.compose_config(args.config_name or name, [], RunMode.RUN)
+        choices = cfg.hydra.runtime.choices
+        preset, own = choices.get("experiment"), choices.get("data")
+    if preset is None or set(named.partition("=")[2].split(",")) == {own}:
+        return plain
+    print(
+        f"metagradient {name}: {named} without the preset {preset}, which is for data={own}; experiment=NAME chooses one",
+        file=sys.stderr,
+    )
+    place = plain.index(named) + 1
+    return [*plain[:place], "~experiment", *plain[place:]]
