@@ -9,13 +9,17 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
+from by_hand import losses, task_of
 from console import Done, run_in
 from safetensors import safe_open
 from safetensors.torch import load_file
+from scipy.stats import spearmanr
 
 import metagradient as mg
 from metagradient import models
+from metagradient.evaluation import subsets
 from metagradient.studies.attribution import other_packages, report
+from metagradient.training.random import fold_in
 
 SMALL = ["data.train=150", "learner.epochs=3", "queries=6", "held_out=5", "retrainings=12", "logger.mode=disabled"]
 SMALL += ["smoothness=null", "leave_one_out=null"]
@@ -61,6 +65,7 @@ def test_every_method_on_a_run_with_wrong_labels(tmp_path: Path) -> None:
     assert metrics["result/compression_ratio_sjlt_32"] > 0
     scores = load_file(folder / "artifacts" / "scores.safetensors")["scores"]
     assert scores.shape == (150, 6)
+    assert metrics["result/lds_exact_drop0.5"] == pytest.approx(lds_by_hand(folder, scores), abs=1e-6)
     assert {p.stem for p in (folder / "figures").iterdir()} == {"lds", "pareto", "top_examples", "inspection"}
     for name in ("top_examples.png", "top_examples.csv", "lds.csv", "wrong_labels_found.csv"):
         assert (folder / "artifacts" / name).stat().st_size > 0
@@ -76,6 +81,16 @@ def test_every_method_on_a_run_with_wrong_labels(tmp_path: Path) -> None:
     again = json.loads((newest / "metrics.json").read_text())
     assert again["result/lds_theirs_drop0.5"] == pytest.approx(metrics["result/lds_exact_drop0.5"])
     assert again["cost/training_runs"] == 1
+
+
+def lds_by_hand(folder: Path, scores: torch.Tensor) -> float:
+    """Every model retrained alone, and scipy's rank correlation."""
+    cfg, splits, routine = task_of(folder)
+    kept = subsets(150, 0.5, cfg.retrainings, fold_in(cfg.seed, 7))
+    queries = {name: field[:6] for name, field in splits.test.items()}
+    true = torch.stack([losses(routine.train(splits.train, cfg.seed, mask.float()), queries) for mask in kept])
+    predicted = (~kept).float() @ scores
+    return float(np.mean([spearmanr(predicted[:, q], true[:, q]).statistic for q in range(6)]))
 
 
 def test_a_run_that_was_cut_short_goes_on(tmp_path: Path) -> None:

@@ -13,7 +13,7 @@ from metagradient.training.compiled import can_compile
 
 
 @pytest.mark.parametrize("name", ["mlp", "resnet9", "gpt"])
-def testcontenders_compute_the_same_metagradient(name: str) -> None:
+def test_contenders_compute_the_same_metagradient(name: str) -> None:
     case = contenders.make_case(name, 3)
     ours = contenders.ours(case, "sqrt")
     naive = contenders.naive(case)
@@ -29,7 +29,7 @@ def test_other_packages_agree_where_installed(package: str) -> None:
     assert float((ours - theirs).norm() / ours.norm()) < 1e-4
 
 
-def test_compiledcontenders() -> None:
+def test_a_compiled_contender_computes_the_same_metagradient() -> None:
     if not can_compile():
         pytest.skip("no C++ compiler on this machine")
     case = contenders.make_case("mlp", 5)

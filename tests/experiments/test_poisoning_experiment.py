@@ -3,10 +3,12 @@
 import csv
 import json
 import shutil
+import statistics
 from pathlib import Path
 
 import pytest
 import torch
+from by_hand import accuracy, task_of
 from console import Done, run_in
 from omegaconf import OmegaConf
 from safetensors.torch import load_file
@@ -15,6 +17,7 @@ from torchmetrics.functional.classification import binary_auroc
 import metagradient as mg
 from metagradient.descent.state import DescentState
 from metagradient.studies import poisoning
+from metagradient.training.random import fold_in
 
 SMALL = [
     "data.train=100",
@@ -52,6 +55,14 @@ def test_a_run_leaves_what_it_promises_and_goes_on(tmp_path: Path) -> None:
     assert float(poisons["images"].max()) <= 1
     index = list(csv.DictReader((first / "artifacts" / "poison_index.csv").open()))
     assert [int(row["index"]) for row in index] == poisons["index"].tolist()
+    cfg, splits, routine = task_of(first)
+    assert [int(row["label"]) for row in index] == splits.train["y"][poisons["index"]].tolist()
+    replaced = {**splits.train, "x": splits.train["x"].clone()}
+    replaced["x"][poisons["index"]] = poisons["images"]
+    for key, examples in (("clean", splits.train), ("poisoned", replaced)):
+        trained = [routine.train(examples, fold_in(cfg.seed, 3, i) % 2**31) for i in range(2)]
+        by_hand = statistics.fmean(accuracy(victim, splits.test) for victim in trained)
+        assert metrics[f"result/{key}_accuracy"] == pytest.approx(by_hand, abs=1e-6)
     rows = list(csv.DictReader((first / "artifacts" / "victims.csv").open()))
     assert len(rows) == 2 * 4 * 2  # shares, attacks, routines
     assert {path.stem for path in (first / "figures").iterdir()} >= {"before_after", "metasteps", "drops"}

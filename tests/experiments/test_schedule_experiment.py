@@ -1,18 +1,22 @@
 """`metagradient schedule`, end to end on a small budget, and what it says to bad input."""
 
 import csv
+import dataclasses
 import json
 import math
+import statistics
 from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
 import torch
+from by_hand import losses, task_of
 from console import Done, run_in
 
 import metagradient as mg
 from metagradient.descent.state import DescentState
 from metagradient.studies.schedule import Judge
+from metagradient.training.random import fold_in
 
 SMALL = [
     "model=linear",
@@ -49,6 +53,12 @@ def test_a_run_leaves_what_it_promises_and_goes_on(tmp_path: Path) -> None:
     rows = list(csv.DictReader((tmp_path / "first" / "artifacts" / "schedule.csv").open()))
     assert [int(row["step"]) for row in rows] == [0, 1, 2, 3]
     assert all(float(row["learning_rate"]) > 0 for row in rows)
+    rates = torch.tensor([float(row["learning_rate"]) for row in rows])
+    cfg, splits, routine = task_of(tmp_path / "first")
+    fixed = dataclasses.replace(routine, schedule=lambda steps: mg.Knots(rates.tolist(), steps))
+    seeds = [fold_in(cfg.seed, 32, i) % 2**31 for i in range(2)]
+    by_hand = [float(losses(fixed.train(splits.train, seed), splits.test).mean()) for seed in seeds]
+    assert metrics["result/test_loss"] == pytest.approx(statistics.fmean(by_hand), rel=1e-5)
     figures = {path.stem for path in (tmp_path / "first" / "figures").iterdir()}
     assert figures == {"schedule_by_metastep", "found_against_grid", "test_loss_against_compute"}
 

@@ -1,10 +1,15 @@
 """`metagradient selection`, end to end on a small budget, and what it says to bad input."""
 
+import csv
 import json
 from pathlib import Path
 
 import pytest
+import torch
+from by_hand import accuracy, task_of
 from console import Done, run_in
+
+from metagradient.training.random import fold_in
 
 SMALL = [
     "data.train=120",
@@ -16,6 +21,8 @@ SMALL = [
     "filter_fractions=[0.3]",
     "logger.mode=disabled",
 ]
+LEARNS = [*SMALL, "learner.steps=12", "learner.learning_rate=0.2"]
+"""Long enough that the chosen metastep is not the start, where all weights are 1."""
 
 
 def run(directory: Path, *overrides: str) -> Done:
@@ -25,7 +32,7 @@ def run(directory: Path, *overrides: str) -> Done:
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
     directory = tmp_path_factory.mktemp("selection")
-    done = run(directory, *SMALL, "refit=true", "replay.check=fd")
+    done = run(directory, *LEARNS, "refit=true", "replay.check=fd")
     assert done.status == 0, done.err
     assert "central differences" in done.out
     return next((directory / "outputs" / "selection").iterdir())
@@ -43,8 +50,21 @@ def test_a_run_leaves_what_it_promises(finished: Path) -> None:
     assert len((finished / "artifacts" / "selection.csv").read_text().splitlines()) == 121
 
 
+def test_weights_are_lower_on_wrong_labels_and_models_trained_with_them_are_as_accurate_as_told(finished: Path) -> None:
+    cfg, splits, routine = task_of(finished)
+    metrics = json.loads((finished / "metrics.json").read_text())
+    rows = list(csv.DictReader((finished / "artifacts" / "selection.csv").open()))
+    assert [int(row["index"]) for row in rows] == list(range(120))
+    weights, wrong = torch.tensor([float(row["weight"]) for row in rows]), splits.truth.wrong
+    assert weights[wrong].mean() < weights[~wrong].mean()
+    seed = fold_in(cfg.seed, 3, 0)
+    for key, w in (("", weights), ("_all_data", None)):
+        told = metrics[f"result/test_accuracy{key}"]
+        assert told == pytest.approx(accuracy(routine.train(splits.train, seed, w), splits.test), abs=1e-6)
+
+
 def test_the_same_seed_gives_the_same_numbers(finished: Path, tmp_path: Path) -> None:
-    assert run(tmp_path, *SMALL, "refit=true").status == 0
+    assert run(tmp_path, *LEARNS, "refit=true").status == 0
     again = next((tmp_path / "outputs" / "selection").iterdir())
     assert (again / "artifacts" / "selection.csv").read_bytes() == (
         finished / "artifacts" / "selection.csv"

@@ -7,6 +7,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+from by_hand import task_of
 from console import Done, run_in
 from omegaconf import OmegaConf
 from safetensors.torch import load_file
@@ -15,6 +16,7 @@ import metagradient as mg
 from metagradient.reporting import Progress
 from metagradient.studies.unlearning.judging import Judged
 from metagradient.studies.unlearning.rows import to_delete
+from metagradient.training.random import fold_in
 from metagradient.unlearning import record
 
 SMALL = [
@@ -64,6 +66,16 @@ def test_a_run_leaves_what_it_promises(tmp_path: Path) -> None:
     assert len((folder / "artifacts" / "rows_1.csv").read_text().splitlines()) == 1 + 1  # 1 % of 120
     model = load_file(folder / "artifacts" / "model.safetensors")
     assert sum(x.numel() for x in model.values()) == 650
+
+    # the distance that is told is that of the file's model to one trained on the other rows alone
+    cfg, splits, routine = task_of(folder)
+    (asked,) = (int(row["index"]) for row in csv.DictReader((folder / "artifacts" / "rows_0.csv").open()))
+    others = {name: torch.cat([field[:asked], field[asked + 1 :]]) for name, field in splits.train.items()}
+    learner = routine.learner(fold_in(cfg.seed, 1), 30)
+    retrained = mg.train(learner, mg.Batches(others, mg.full_batch_plan(119, 30)))
+    unlearned = torch.cat([model[name].flatten() for name, _ in learner.named_parameters()])
+    distance = float((unlearned - retrained.params).norm())
+    assert float(rows[0]["distance_to_retrained"]) == pytest.approx(distance, rel=0.01)
 
 
 @pytest.mark.parametrize(
