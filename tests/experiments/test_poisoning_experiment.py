@@ -23,7 +23,7 @@ SMALL = [
     "data.train=100",
     "data.validation=50",
     "data.test=60",
-    "learner.epochs=2",
+    "learner.epochs=10",
     "method.metasteps=2",
     "method.update.step=0.3",
     "shares=[0.1,0.05]",
@@ -57,6 +57,7 @@ def test_a_run_leaves_what_it_promises_and_goes_on(tmp_path: Path) -> None:
     assert [int(row["index"]) for row in index] == poisons["index"].tolist()
     cfg, splits, routine = task_of(first)
     assert [int(row["label"]) for row in index] == splits.train["y"][poisons["index"]].tolist()
+    assert metrics["result/poisoned_accuracy"] < metrics["result/clean_accuracy"]  # else nothing would be checked
     replaced = {**splits.train, "x": splits.train["x"].clone()}
     replaced["x"][poisons["index"]] = poisons["images"]
     for key, examples in (("clean", splits.train), ("poisoned", replaced)):
