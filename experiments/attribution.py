@@ -19,8 +19,8 @@ from metagradient.data import TextSplits
 from metagradient.evaluation import GroundTruth, join, linear_datamodeling_score
 from metagradient.reporting import Progress, Record
 from metagradient.studies import setup, smoothness, stages
-from metagradient.studies.attribution import race, report, words
-from metagradient.studies.attribution.methods import Methods
+from metagradient.studies.attribution import race, report
+from metagradient.studies.attribution.methods import Methods, check, check_run
 from metagradient.studies.attribution.task import cache, make_task, removals
 
 log = logging.getLogger(__name__)
@@ -29,9 +29,9 @@ log = logging.getLogger(__name__)
 def run(cfg: DictConfig, record: Record) -> float | None:
     setup.prepare(cfg, queries=1, held_out=1, retrainings=3, batch=1, at_once=1)
     workers = setup.workers(cfg)
-    words.check(cfg)
+    specs = check(cfg)
     task, splits = make_task(cfg)
-    words.check_run(cfg, task)
+    check_run(cfg, specs, task)
     folder = setup.folder(cfg.resume) or record.directory
 
     with Progress(stages.attribution(cfg)) as progress:
@@ -66,8 +66,8 @@ def run(cfg: DictConfig, record: Record) -> float | None:
         # 2. The methods, and 3. their judgement.
         methods = Methods(cfg, task, quality, folder / "artifacts", progress.callback())
         outcomes, rows = [], []
-        for word in progress.track(list(cfg.methods), "methods"):
-            outcome = methods(str(word))
+        for spec in progress.track(specs, "methods"):
+            outcome = methods(spec)
             outcomes.append(outcome)
             for drop in cfg.drop:
                 lds = linear_datamodeling_score(outcome.scores[drop], kept[drop], judged[drop], seed=cfg.seed)

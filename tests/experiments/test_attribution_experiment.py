@@ -16,9 +16,11 @@ from safetensors.torch import load_file
 from scipy.stats import spearmanr
 
 import metagradient as mg
-from metagradient import models
+from metagradient import attribution as at
+from metagradient import data, models
+from metagradient.attribution.methods import packages
 from metagradient.evaluation import subsets
-from metagradient.studies.attribution import other_packages, report
+from metagradient.studies.attribution import report
 from metagradient.training.random import fold_in
 
 SMALL = ["data.train=150", "learner.epochs=3", "queries=6", "held_out=5", "retrainings=12", "logger.mode=disabled"]
@@ -175,7 +177,7 @@ def test_peers_get_the_trained_model_and_the_learner_keeps_the_runs_start() -> N
     start = mg.initial_state(learner).params.clone()
     examples = {"x": torch.randn(6, 4), "y": torch.arange(6) % 3}
     state = mg.train(learner, mg.Batches(examples, mg.full_batch_plan(6, 3)))
-    model = other_packages._model(SimpleNamespace(learner=learner, state=state))  # type: ignore[arg-type]
+    model = packages._model(SimpleNamespace(learner=learner, state=state))  # type: ignore[arg-type]
     assert torch.equal(torch.cat([p.flatten() for p in model.parameters()]), state.params)
     assert torch.equal(mg.initial_state(learner).params, start)
 
@@ -236,3 +238,30 @@ def test_bad_input_is_one_clear_line(tmp_path: Path, overrides: list[str], says:
     assert len(lines) == 1, err
     assert says in lines[0]
     assert "Traceback" not in err
+
+
+def test_a_notebook_gets_what_the_command_line_gets(tmp_path: Path) -> None:
+    """`attribution.method(name)` on the run of the same seed: the scores of the artifact, to the bit."""
+    words = ["dropout:64:path", "exact", "none:alpha"]
+    status, _, err = run(
+        tmp_path, *SMALL, f"methods=[{','.join(words)}]", "damping=2.0", "drop=[0.5]", "none_primal=100", "seed=5"
+    )
+    assert status == 0, err
+    (folder,) = (tmp_path / "outputs" / "attribution").glob("*/artifacts")
+
+    digits = data.digits(train=150, validation=300, seed=5)
+
+    def make(schedule: mg.Schedule) -> mg.Learner:
+        return mg.Classifier(models.mlp((1, 8, 8), 10, hidden=(64,)), mg.SGD(momentum=0.9), schedule)
+
+    routine = mg.Routine(make, lambda steps: mg.Constant(0.05), batch_size=100, epochs=3)
+    batches = routine.batches(digits.train, 5)
+    trained = at.TrainedRun.of(routine.learner(5, len(batches)), batches)
+    queries = {name: field[:6] for name, field in digits.test.items()}
+    files = ["scores", "scores_exact", "scores_none_alpha_0.5"]
+    for word, file in zip(words, files, strict=True):
+        method = at.method(word, damping=2.0, none_primal=100, seed=5)
+        weight = {"weight": 0.5} if word.endswith("alpha") else {}
+        assert torch.equal(method(trained, queries, **weight), load_file(folder / f"{file}.safetensors")["scores"]), (
+            word
+        )

@@ -3,7 +3,11 @@
 from metagradient.attribution.compression.compressors import Compressor, Dropout, FactorDropout, Uncompressed
 from metagradient.attribution.compression.projections import PCA, SJLT, DropoutSJLT, FactorGaussian, Gaussian
 from metagradient.attribution.gradients.hooks import ExampleGradients
-from metagradient.attribution.methods.trak import TRAK, checkpoints, tracin
+from metagradient.attribution.methods.named import Method, method
+from metagradient.attribution.methods.run import MethodSettings, TrainedRun
+from metagradient.attribution.methods.spec import MethodSpec
+from metagradient.attribution.methods.tracin import checkpoints, tracin
+from metagradient.attribution.methods.trak import TRAK
 from metagradient.attribution.scoring.curvature import run_damping
 from metagradient.attribution.scoring.exact import ExactScores, exact_scores
 from metagradient.attribution.scoring.influence import Influence
@@ -25,12 +29,17 @@ __all__ = [
     "Gaussian",
     "Influence",
     "KernelInfluence",
+    "Method",
+    "MethodSettings",
+    "MethodSpec",
     "ScoreFile",
     "Scorer",
+    "TrainedRun",
     "Uncompressed",
     "checkpoints",
     "exact_scores",
     "fit_at_weight",
+    "method",
     "read_scores",
     "run_damping",
     "scores",

@@ -54,7 +54,7 @@ def test_tracin_is_the_sum_of_gradient_products_over_checkpoints() -> None:
         g = gradients(state, TRAIN)[0]
         expected += rate / (1 - 0.5) * g @ gradients(state, QUERIES)[0].T / N
         own += rate / (1 - 0.5) * g.square().sum(1) / N
-    scorer = tracin(model, trajectory, TRAIN, momentum=0.5)
+    scorer = tracin(model, trajectory, TRAIN)
     torch.testing.assert_close(scores(scorer, QUERIES, 1.0), expected)
     torch.testing.assert_close(scorer.self_influence(1.0), own)
 

@@ -8,8 +8,8 @@ E R^T R = I over seeds, so that E <R g, R h> = <g, h>, whatever the shapes of th
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
-from typing import Protocol
+from dataclasses import dataclass, replace
+from typing import ClassVar, Protocol, Self
 
 import torch
 from torch import Tensor
@@ -35,9 +35,21 @@ class Compress:
 
 
 class Compressor(Protocol):
-    """Settings of a compressor. `like` has the device and dtype to work in."""
+    """Settings of a compressor of gradients, of which a run makes its own."""
 
-    def bind(self, parameters: Sequence[Parameter], like: Tensor, fit: Pass) -> Compress: ...
+    @property
+    def name(self) -> str:
+        """What it is called in tables and file names."""
+        ...
+
+    def for_run(self, seed: int, examples: int) -> Self:
+        """The same compressor with the run's seed for whatever is drawn, and `examples` for whatever is fitted."""
+        ...
+
+    def bind(self, parameters: Sequence[Parameter], like: Tensor, fit: Pass) -> Compress:
+        """The function pieces of B examples -> [B, k]; `like` has the device and dtype to work in, `fit` goes once over
+        the training examples' gradients."""
+        ...
 
 
 def total(parameters: Sequence[Parameter]) -> int:
@@ -55,6 +67,11 @@ def check_k(k: int, parameters: Sequence[Parameter]) -> int:
 class Uncompressed:
     """`none`: every coordinate, k = P. For small models; else use `KernelInfluence`, which never forms [n, P]."""
 
+    name: ClassVar[str] = "none"
+
+    def for_run(self, seed: int, examples: int) -> Self:
+        return self
+
     def bind(self, parameters: Sequence[Parameter], like: Tensor, fit: Pass) -> Compress:
         def compress(pieces: Sequence[Piece]) -> Tensor:
             return torch.cat([piece.dense(0, p.rows) for p, piece in zip(parameters, pieces, strict=True)], dim=1)
@@ -69,8 +86,13 @@ class Dropout:
     A kept coordinate (r, c) of a linear layer is sum_t delta_t[r] a_t[c]: nothing else of the gradient is computed.
     """
 
+    name: ClassVar[str] = "dropout"
+
     k: int
     seed: int = 0
+
+    def for_run(self, seed: int, examples: int) -> Self:
+        return replace(self, seed=seed)
 
     def bind(self, parameters: Sequence[Parameter], like: Tensor, fit: Pass) -> Compress:
         kept = coordinates(check_k(self.k, parameters), parameters, self.seed, like.device)
@@ -103,8 +125,13 @@ class FactorDropout:
     its coordinates come in rows and columns. Each layer is scaled by sqrt(rows columns / kept), vectors alike.
     """
 
+    name: ClassVar[str] = "factor_dropout"
+
     k: int
     seed: int = 0
+
+    def for_run(self, seed: int, examples: int) -> Self:
+        return replace(self, seed=seed)
 
     def bind(self, parameters: Sequence[Parameter], like: Tensor, fit: Pass) -> Compress:
         sizes = factor_sizes(check_k(self.k, parameters), parameters)

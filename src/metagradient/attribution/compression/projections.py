@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import ClassVar, Self
 
 import torch
 from torch import Tensor
@@ -33,9 +34,14 @@ class Gaussian:
     batch, which costs more than the product itself.
     """
 
+    name: ClassVar[str] = "gaussian"
+
     k: int
     seed: int = 0
     cache: int = 4 * 2**30
+
+    def for_run(self, seed: int, examples: int) -> Self:
+        return replace(self, seed=seed)
 
     def bind(self, parameters: Sequence[Parameter], like: Tensor, fit: Pass) -> Compress:
         k, size = check_k(self.k, parameters), total(parameters)
@@ -72,8 +78,13 @@ class Gaussian:
 class FactorGaussian:
     """Two Gaussian projections a layer, L^T G R with entries N(0, 1 / m): about k entries in all, G never formed."""
 
+    name: ClassVar[str] = "factor_gaussian"
+
     k: int
     seed: int = 0
+
+    def for_run(self, seed: int, examples: int) -> Self:
+        return replace(self, seed=seed)
 
     def bind(self, parameters: Sequence[Parameter], like: Tensor, fit: Pass) -> Compress:
         sizes = factor_sizes(check_k(self.k, parameters), parameters)
@@ -99,8 +110,13 @@ class FactorGaussian:
 class SJLT:
     """Sparse Johnson-Lindenstrauss: each coordinate is added, with a random sign, to one of k sums."""
 
+    name: ClassVar[str] = "sjlt"
+
     k: int
     seed: int = 0
+
+    def for_run(self, seed: int, examples: int) -> Self:
+        return replace(self, seed=seed)
 
     def bind(self, parameters: Sequence[Parameter], like: Tensor, fit: Pass) -> Compress:
         k = check_k(self.k, parameters)
@@ -120,9 +136,14 @@ class SJLT:
 class DropoutSJLT:
     """`Dropout` to `keep` k coordinates first, then `SJLT` to k: costs a mask, forgets less than a mask of size k."""
 
+    name: ClassVar[str] = "dropout_sjlt"
+
     k: int
     seed: int = 0
     keep: int = 8
+
+    def for_run(self, seed: int, examples: int) -> Self:
+        return replace(self, seed=seed)
 
     def bind(self, parameters: Sequence[Parameter], like: Tensor, fit: Pass) -> Compress:
         k, size = check_k(self.k, parameters), total(parameters)
@@ -159,8 +180,13 @@ class PCA:
     an unbiased sketch: it is the k-dimensional subspace that keeps most of what it was fitted on.
     """
 
+    name: ClassVar[str] = "pca"
+
     k: int
     examples: int = 4096
+
+    def for_run(self, seed: int, examples: int) -> Self:
+        return replace(self, examples=max(self.k, examples))
 
     def bind(self, parameters: Sequence[Parameter], like: Tensor, fit: Pass) -> Compress:
         batches: list[list[Piece]] = []

@@ -1,11 +1,11 @@
-"""The methods that `attribution` compares: from a word such as `dropout:4096` to scores on disk."""
+"""The methods that `attribution` compares: fitted, tuned, and their scores written to disk."""
 
-import dataclasses
 import logging
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from time import perf_counter
+from typing import Self
 
 import torch
 from omegaconf import DictConfig
@@ -16,17 +16,14 @@ from metagradient import attribution as at
 from metagradient.attribution.compression.compressors import Compress, Pass
 from metagradient.attribution.gradients.hooks import Parameter
 from metagradient.attribution.gradients.pieces import Piece
+from metagradient.attribution.methods.named import path
+from metagradient.attribution.methods.packages import PackageScorer
+from metagradient.attribution.methods.spec import COMPRESSORS, slug
 from metagradient.errors import UserError
 from metagradient.evaluation import check_scores, recipe
-from metagradient.studies.attribution.other_packages import PEERS, contained
 from metagradient.studies.attribution.task import Task
-from metagradient.studies.attribution.words import ALPHA, COMPRESSORS, PATH, WORDS, plain_word, slug, unit
-from metagradient.training.random import fold_in
 
 log = logging.getLogger(__name__)
-
-States = mg.TrainState | Sequence[mg.TrainState]
-"""The end of a run, or states along it."""
 
 
 @dataclass(eq=False)
@@ -55,6 +52,13 @@ class Timed:
     inner: at.Compressor
     clock: dict[str, float] = field(default_factory=lambda: {"seconds": 0.0, "examples": 0.0, "k": 0.0})
 
+    @property
+    def name(self) -> str:
+        return self.inner.name
+
+    def for_run(self, seed: int, examples: int) -> Self:
+        return replace(self, inner=self.inner.for_run(seed, examples))
+
     def bind(self, parameters: Sequence[Parameter], like: Tensor, fit: Pass) -> Compress:
         bound = self.inner.bind(parameters, like, fit)
         self.clock["k"] = bound.k
@@ -67,6 +71,72 @@ class Timed:
             return features
 
         return Compress(bound.k, compress)
+
+
+def settings_of(cfg: DictConfig) -> at.MethodSettings:
+    """The methods' settings in a configuration."""
+    names = (
+        "curvature",
+        "labels",
+        "batch",
+        "checkpoints",
+        "seed",
+        "mask_seed",
+        "none_primal",
+        "pca_examples",
+        "trak_k",
+    )
+    return at.MethodSettings(
+        **{name: cfg[name] for name in names},
+        damping="run" if cfg.damping == "run" else 1.0,
+        replay_checkpoints=cfg.replay.checkpoints,
+        replay_memory=cfg.replay.memory,
+    )
+
+
+def check(cfg: DictConfig) -> list[at.MethodSpec]:
+    """The methods that a configuration names; what is wrong with them is refused at once, not after a training.
+
+    Raises:
+        UserError: what does not exist, cannot be had together, or lies out of range. FileNotFoundError: no such scores.
+    """
+    if not cfg.methods or not (cfg.drop or cfg.damping is not None):
+        raise UserError("attribution needs methods, and drop or damping: for example methods=[exact] drop=[0.5]")
+    if cfg.damping not in (None, "run") and not (isinstance(cfg.damping, int | float) and cfg.damping > 0):
+        raise UserError(f"damping must be a number > 0, run, or null, not '{cfg.damping}'")
+    if cfg.replay.check is not None:
+        raise UserError("attribution has no replay.check: leave it null (selection checks its metagradients)")
+    specs = [at.MethodSpec.parse(str(word)) for word in cfg.methods]
+    for spec in specs:
+        if spec.where == "alpha" and not cfg.drop:
+            raise UserError(f"{spec.word} looks at shares removed: give some, drop=[0.5], or methods=[{spec.plain}]")
+        if cfg.damping == "run" and spec.damped and not (spec.compressed or spec.name == "none"):
+            raise UserError("damping=run is for influence functions; for trak and other packages tune it: damping=null")
+    for word in map(str, cfg.race.methods):
+        name, _, k = word.partition(":")
+        if name not in COMPRESSORS or not k.isdigit():
+            known = ", ".join(f"{name}:k" for name in COMPRESSORS)
+            raise UserError(f"race.methods: no compressor '{word}'; there are: {known}")
+    return specs
+
+
+def check_run(cfg: DictConfig, specs: Sequence[at.MethodSpec], task: Task) -> None:
+    """Refuse what this run cannot have, before the retrainings.
+
+    Raises:
+        UserError: no damping of its own, too few steps or too many parameters.
+    """
+    if cfg.damping == "run":
+        at.run_damping(task.learner, task.batches)
+    steps, size = len(task.batches), task.state.params.numel()
+    along = [spec for spec in specs if spec.where == "path"]
+    if along and not (isinstance(cfg.checkpoints, int) and 1 <= cfg.checkpoints <= steps):
+        raise UserError(f"checkpoints must lie in [1, {steps}], the steps of the run, not {cfg.checkpoints}")
+    if any(spec.name == "none" for spec in along) and size > cfg.none_primal:
+        raise UserError(
+            f"none:path holds the [P, P] curvature, and P = {size} is more than none_primal={cfg.none_primal}: "
+            "compress, methods=[dropout:8192:path]"
+        )
 
 
 class Methods:
@@ -85,125 +155,65 @@ class Methods:
         progress: mg.training.run.Progress,
     ) -> None:
         self.cfg, self.task, self.judge, self.folder, self.progress = cfg, task, judge, folder, progress
+        self.settings = settings_of(cfg)
         self.drops: Sequence[float] = list(cfg.drop) or [0.0]  # nothing is judged: one set of scores all the same
         self._first, self._states = True, list[mg.TrainState]()
 
-    def __call__(self, word: str) -> Outcome:
-        if Path(word).suffix in (".npy", ".safetensors"):
-            found = check_scores(at.read_scores(word), self.task.n, len(next(iter(self.task.queries.values()))))
-            return Outcome(Path(word).stem, dict.fromkeys(self.drops, found), [Path(word)], 0.0, 0.0)
-        plain = plain_word(word)
-        name, _, argument = plain.partition(":")
-        if plain == "exact":
-            return self._exact(word)
-        if plain in ("none", "gradient_dot", "cosine"):
-            return self._scored(word, lambda state: self._uncompressed(plain, state), tuned=plain == "none")
-        if word in PEERS:
-            return self._peer(word)
-        if argument.isdigit() and int(argument) > 0:
-            count = int(argument)
-            if name in COMPRESSORS:
-                return self._compressed(word, COMPRESSORS[name](count))
-            if name == "tracin" and word == plain:
-                return self._scored(word, lambda _: self._tracin(count), tuned=False, runs=1.0)
-            if name == "trak" and word == plain:
-                return self._scored(word, lambda _: self._trak(count), tuned=True, runs=float(count))
-        raise UserError(f"methods: no method '{word}'; there are: {', '.join(WORDS)}")
+    def __call__(self, spec: at.MethodSpec) -> Outcome:
+        """Scores of one method, on disk and in the outcome."""
+        if spec.name == "file":
+            found = check_scores(at.read_scores(spec.word), self.task.n, len(next(iter(self.task.queries.values()))))
+            return Outcome(Path(spec.word).stem, dict.fromkeys(self.drops, found), [Path(spec.word)], 0.0, 0.0)
+        if spec.name == "exact":
+            return self._exact(spec)
+        timed = Timed(spec.compressor()) if spec.compressed else None
+        method = at.Method(spec, self.settings, timed)
+        outcome = self._scored(method)
+        if timed is not None:
+            outcome.k = int(timed.clock["k"])
+            outcome.compression = timed.clock["seconds"] / timed.clock["examples"] * self.task.n
+        return outcome
 
-    # -- exact ------------------------------------------------------------------------------------------------------------
-
-    def _exact(self, word: str) -> Outcome:
-        t, replay, alpha = self.task, self.cfg.replay, word.endswith(ALPHA)
-        scores, files, spent, start = {}, [], 0.0, perf_counter()
+    def _exact(self, spec: at.MethodSpec) -> Outcome:
+        alpha, start, spent = spec.where == "alpha", perf_counter(), 0.0
+        scores, files = {}, []
         for drop in self.drops if alpha else self.drops[:1]:
-            method = at.ExactScores(
-                t.learner,
-                t.batches,
-                at=1 - drop if alpha else 1.0,
-                checkpoints=replay.checkpoints,
-                memory=replay.memory,
-                storage=mg.make_storage(replay.storage, replay.folder),
+            weight = 1 - drop if alpha else 1.0
+            exact = replace(
+                at.Method(spec, self.settings).exact(self.task, weight, self.progress),
+                storage=mg.make_storage(self.cfg.replay.storage, self.cfg.replay.folder),
                 at_once=self.cfg.queries_per_replay,
-                progress=self.progress,
             )
-            file = self._file(f"exact_{1 - drop:g}" if alpha else word, repr(method.at))
+            file = self._file(spec, f"exact_{1 - drop:g}" if alpha else spec.word, repr(exact.at))
             if not file.complete:
-                for block, cost in method.columns(t.queries, start=file.done):
+                for block, cost in exact.columns(self.task.queries, start=file.done):
                     file.write_columns(block, cost)
             spent += file.cost
             scores[drop] = file.scores
             files.append(file.path)
         if not alpha:
             scores = dict.fromkeys(self.drops, scores[self.drops[0]])
-        return Outcome(word, scores, files, perf_counter() - start, spent)
+        return Outcome(spec.word, scores, files, perf_counter() - start, spent)
 
-    # -- influence --------------------------------------------------------------------------------------------------------
-
-    def _compressed(self, word: str, compressor: at.Compressor) -> Outcome:
-        cfg = self.cfg
-        if isinstance(compressor, at.PCA):
-            compressor = dataclasses.replace(compressor, examples=max(compressor.k, min(self.task.n, cfg.pca_examples)))
-        else:
-            compressor = dataclasses.replace(compressor, seed=fold_in(cfg.seed, 8, cfg.mask_seed))  # type: ignore[type-var]
-        timed = Timed(compressor)
-        method = at.Influence(timed, cfg.curvature, cfg.labels, cfg.batch, seed=cfg.seed)
-        outcome = self._scored(word, lambda state: self._fit(method, state), tuned=True)
-        outcome.k = int(timed.clock["k"])
-        outcome.compression = timed.clock["seconds"] / timed.clock["examples"] * self.task.n
-        return outcome
-
-    def _fit(self, method: at.Influence | at.KernelInfluence, state: States) -> at.Scorer:
-        return method.fit(self.task.learner, state, self.task.train, self.progress)  # type: ignore[arg-type]
-
-    def _uncompressed(self, name: str, state: States) -> at.Scorer:
-        cfg = self.cfg
-        size = self.task.state.params.numel()
-        if name != "none":
-            return self._fit(at.KernelInfluence("identity", batch_size=cfg.batch, cosine=name == "cosine"), state)
-        if size <= cfg.none_primal:  # the matrix [P, P] itself; labels are enumerated where asked for
-            primal = at.Influence(at.Uncompressed(), cfg.curvature, cfg.labels, cfg.batch, seed=cfg.seed)
-            return self._fit(primal, state)
-        labels = 1 if cfg.labels is None else cfg.labels  # 0 is refused
-        if cfg.labels is None and cfg.curvature == "gauss_newton":
-            log.warning(
-                "none: kernels of %d rows for one drawn label each, not for every class: labels=2 draws more",
-                self.task.n,
-            )
-        return self._fit(at.KernelInfluence(cfg.curvature, labels, cfg.batch, seed=cfg.seed), state)
-
-    def _tracin(self, count: int) -> at.Scorer:
-        t = self.task
-        momentum = getattr(t.learner.optimizer, "momentum", 0.0)
-        return at.tracin(t.learner, at.checkpoints(t.learner, t.batches, count), t.train, momentum, self.progress)
-
-    def _trak(self, count: int) -> at.Scorer:
-        models = [self.task.routine.train(self.task.train, fold_in(self.cfg.seed, 9, i)) for i in range(count)]
-        return at.TRAK(at.Gaussian(min(self.cfg.trak_k, self.task.state.params.numel()))).fit(models, self.task.train)
-
-    def _peer(self, word: str) -> Outcome:
-        start = perf_counter()
-        with contained():
-            scorer, k = PEERS[word](self.task, self.cfg)
-        fitting = perf_counter() - start
-        outcome = self._scored(word, lambda _: scorer, tuned=True)
-        return dataclasses.replace(outcome, seconds=outcome.seconds + fitting, k=k, scorer=None)
-
-    def _scored(self, word: str, fit: Callable[[States], at.Scorer], *, tuned: bool, runs: float = 0.0) -> Outcome:
+    def _scored(self, method: at.Method) -> Outcome:
         """Fit, tune the damping on the held-out queries, stream the scores of the others to disk."""
-        t = self.task
-        if word.endswith(PATH):
-            return self._judged(word, self.drops, lambda: fit(self._path()), tuned, runs + 1)
-        if not word.endswith(ALPHA):
-            return self._judged(word, self.drops, lambda: fit(t.state), tuned, runs)
+        spec, task = method.spec, self.task
+        if spec.where == "path":
+            return self._judged(
+                method, spec.word, self.drops, lambda: method.fit_to(task, self._path(), self.progress), 1
+            )
+        if spec.where == "end":
+            runs = {"tracin": 1.0, "trak": float(spec.count or 0)}.get(spec.name, 0.0)
+            return self._judged(method, spec.word, self.drops, lambda: method.fit(task, progress=self.progress), runs)
 
         def at_weight(weight: float) -> Callable[[], at.Scorer]:
-            return lambda: at.fit_at_weight(fit, t.learner, t.batches, weight)
+            return lambda: method.fit(task, weight=weight, progress=self.progress)
 
         parts = [
-            self._judged(f"{word}_{1 - drop:g}", [drop], at_weight(1 - drop), tuned, runs + 1) for drop in self.drops
+            self._judged(method, f"{spec.word}_{1 - drop:g}", [drop], at_weight(1 - drop), 1) for drop in self.drops
         ]
         return Outcome(
-            word,
+            spec.word,
             {drop: s for part in parts for drop, s in part.scores.items()},
             [file for part in parts for file in part.files],
             sum(part.seconds for part in parts),
@@ -212,38 +222,40 @@ class Methods:
         )
 
     def _path(self) -> list[mg.TrainState]:
-        """States along the run."""
+        """States along the run, trained once for all methods."""
         if not self._states:
-            t = self.task
-            self._states = [state for state, _ in at.checkpoints(t.learner, t.batches, self.cfg.checkpoints)]
+            self._states = path(self.task, self.cfg.checkpoints)
         return self._states
 
     def _judged(
-        self, name: str, drops: Sequence[float], fit: Callable[[], at.Scorer], tuned: bool, runs: float
+        self, method: at.Method, name: str, drops: Sequence[float], fit: Callable[[], at.Scorer], runs: float
     ) -> Outcome:
-        t = self.task
+        t, spec = self.task, method.spec
         start = perf_counter()
         scorer = fit()
         scorer.prepare()  # before the tuning, which is not timed, would do it
         seconds = perf_counter() - start
-        damping = self._damping(scorer, drops) if tuned else 1.0
+        damping = self._damping(method, scorer, drops) if spec.damped else 1.0
         start = perf_counter()
         deciding = ("curvature", "labels", "mask_seed", "batch", "checkpoints", "none_primal", "pca_examples", "trak_k")
-        file = self._file(name, f"{damping} {[self.cfg[key] for key in deciding]}")
+        file = self._file(spec, name, f"{damping} {[self.cfg[key] for key in deciding]}")
         if not file.complete:
             for (block,) in scorer.chunks(t.queries, [damping], file.done):
                 file.write_rows(block)
         seconds += perf_counter() - start
         passes = scorer.passes * t.n / max(1, int((t.batches.plan >= 0).sum()))  # over the data, in trainings
-        scores = dict.fromkeys(drops, file.scores)
-        shown = dict.fromkeys(drops, damping) if tuned else {}
-        return Outcome(name, scores, [file.path], seconds, runs + passes, damping=shown, scorer=scorer)
+        shown = dict.fromkeys(drops, damping) if spec.damped else {}
+        outcome = Outcome(name, dict.fromkeys(drops, file.scores), [file.path], seconds, runs + passes, damping=shown)
+        if isinstance(scorer, PackageScorer):
+            outcome.k = scorer.k
+        else:
+            outcome.scorer = scorer
+        return outcome
 
-    def _damping(self, scorer: at.Scorer, drops: Sequence[float]) -> float:
+    def _damping(self, method: at.Method, scorer: at.Scorer, drops: Sequence[float]) -> float:
         """The damping given, the run's own, or the one whose scores of the held-out queries predict their losses best."""
         if self.cfg.damping == "run":
-            assert scorer.scale is not None  # `check` has refused methods without
-            return at.run_damping(self.task.learner, self.task.batches) / scorer.scale
+            return method.damping(self.task, scorer)
         if self.cfg.damping is not None:
             return float(self.cfg.damping)
         grid = list(self.cfg.dampings)
@@ -254,11 +266,11 @@ class Methods:
             log.warning("the best damping, %g, lies at the edge of dampings=%s: widen them", grid[best], grid)
         return float(grid[best])
 
-    def _file(self, name: str, what: str) -> at.ScoreFile:
+    def _file(self, spec: at.MethodSpec, name: str, what: str) -> at.ScoreFile:
         """scores.safetensors for the first method, scores_<method>.safetensors for the others."""
         stem = "scores" if self._first else f"scores_{slug(name)}"
         self._first = False
         t = self.task
         about = f"{recipe(t.learner, t.batches, t.queries)} {name} {what}"
         queries = len(next(iter(t.queries.values())))
-        return at.ScoreFile(self.folder / f"{stem}.safetensors", t.n, queries, about, unit(name, self.cfg.curvature))
+        return at.ScoreFile(self.folder / f"{stem}.safetensors", t.n, queries, about, spec.unit(self.cfg.curvature))

@@ -8,11 +8,11 @@ from omegaconf import DictConfig
 
 from metagradient.attribution import ExampleGradients
 from metagradient.attribution.gradients.pieces import Piece
+from metagradient.attribution.methods.spec import COMPRESSORS
 from metagradient.attribution.scoring.influence import Source
 from metagradient.evaluation import take
 from metagradient.reporting import Record
 from metagradient.studies.attribution.task import Task
-from metagradient.studies.attribution.words import COMPRESSORS
 
 
 def race(record: Record, cfg: DictConfig, task: Task, track: Callable[[list[int], str], Iterable[int]]) -> None:

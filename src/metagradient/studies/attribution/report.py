@@ -8,6 +8,7 @@ import torch
 from omegaconf import DictConfig
 from torch import Tensor
 
+from metagradient.attribution.methods.spec import COMPRESSORS, slug
 from metagradient.data import Splits, TextSplits
 from metagradient.evaluation import (
     GroundTruth,
@@ -27,7 +28,6 @@ from metagradient.reporting.figures import attribution as attribution_figures
 from metagradient.studies import setup
 from metagradient.studies.attribution.methods import Outcome
 from metagradient.studies.attribution.task import Task, cache
-from metagradient.studies.attribution.words import COMPRESSORS, plain_word, slug
 from metagradient.training.batches import Fields
 
 _SHOWN, _EACH = 6, 5  # queries, and helpful and harmful examples of each
@@ -61,7 +61,7 @@ def compressors_of(rows: Sequence[dict[str, Any]], drop: float | None) -> list[d
         for row in rows
         if row["drop"] == drop
         and (name := row["method"].partition(":")[0]) in COMPRESSORS
-        and plain_word(row["method"]) == row["method"]
+        and not row["method"].endswith((":alpha", ":path"))
     ]
 
 

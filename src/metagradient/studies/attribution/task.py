@@ -10,6 +10,7 @@ from omegaconf import DictConfig
 from torch import Tensor
 
 import metagradient as mg
+from metagradient.attribution import TrainedRun
 from metagradient.data import Splits, TextSplits
 from metagradient.errors import UserError
 from metagradient.evaluation import leave_one_out, subsets, take
@@ -18,25 +19,17 @@ from metagradient.training.batches import Fields
 from metagradient.training.random import fold_in
 
 
-@dataclass(frozen=True, eq=False)
-class Task:
+@dataclass(frozen=True, eq=False, kw_only=True)
+class Task(TrainedRun):
     """A trained run and what is asked about it: `queries` are scored and judged, `held_out` only choose the damping.
 
     seconds: that one plain training took.
     """
 
-    learner: mg.Learner
-    batches: mg.Batches
-    state: mg.TrainState
-    train: Fields
+    routine: mg.Routine
     held_out: Fields
     queries: Fields
-    routine: mg.Routine
     seconds: float
-
-    @property
-    def n(self) -> int:
-        return self.batches.n_examples
 
 
 def make_task(cfg: DictConfig) -> tuple[Task, Splits | TextSplits]:
@@ -55,7 +48,16 @@ def make_task(cfg: DictConfig) -> tuple[Task, Splits | TextSplits]:
     start = perf_counter()
     state = mg.train(learner, batches)
     seconds = perf_counter() - start
-    return Task(learner, batches, state, splits.train, held_out, queries, routine, seconds), splits
+    task = Task(
+        learner=learner,
+        batches=batches,
+        state=state,
+        routine=routine,
+        held_out=held_out,
+        queries=queries,
+        seconds=seconds,
+    )
+    return task, splits
 
 
 def removals(cfg: DictConfig, n: int) -> dict[float, Tensor]:

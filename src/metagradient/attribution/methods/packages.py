@@ -17,19 +17,17 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from omegaconf import DictConfig
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, TensorDataset
 
-import metagradient as mg
+from metagradient.attribution.methods.run import MethodSettings, TrainedRun
 from metagradient.errors import UserError
-from metagradient.models.transposed import TransposedLinear
-from metagradient.studies.attribution.task import Task
+from metagradient.learners.classifier import Classifier
 from metagradient.training.batches import Fields
 
 
 @dataclass(frozen=True)
-class Peer:
+class PackageScorer:
     """A package as a scorer: `score(queries, damping)` gives [n, q], helpful positive, in units of its own."""
 
     n: int
@@ -37,6 +35,7 @@ class Peer:
     folder: tempfile.TemporaryDirectory[str] | None = None  # where the package keeps what it needs; lives as long
     passes: float = 2.0  # for the curvature, and for the examples' own gradients
     scale: float | None = None
+    k: int | None = None  # dimensions of its projection
 
     def prepare(self) -> None:
         """Whatever the package keeps, it computes when it is made or called."""
@@ -50,10 +49,11 @@ class Peer:
         raise NotImplementedError
 
 
-def dattri_trak(task: Task, cfg: DictConfig) -> tuple[Peer, int]:
+def dattri_trak(run: TrainedRun, settings: MethodSettings) -> PackageScorer:
     """TRAK of dattri, one model, `trak_k` dimensions."""
     algorithm, (tasks, functions) = _need("dattri.algorithm"), (_need("dattri.task"), _need("dattri.func.projection"))
-    model, settings = _model(task), {"proj_dim": cfg.trak_k, "device": "cpu", "proj_max_batch_size": 32, "proj_seed": 0}
+    model = _model(run)
+    projector = {"proj_dim": settings.trak_k, "device": "cpu", "proj_max_batch_size": 32, "proj_seed": 0}
     weights = {key: value.detach() for key, value in model.named_parameters()}
 
     def loss(params: Any, pair: Any) -> Tensor:
@@ -68,41 +68,41 @@ def dattri_trak(task: Task, cfg: DictConfig) -> tuple[Peer, int]:
         return loss(params, pair).neg().exp()
 
     setup = tasks.AttributionTask(margin, model, [weights])
-    train = _loader(task.train, cfg.batch)
+    train = _loader(run.train, settings.batch)
     # The mean eigenvalue of its kernel matrix, from one batch of its own projected gradients.
     gradients = setup.get_grad_loss_func(in_dims=(None, 0))(setup.get_param(ckpt_idx=0)[0], next(iter(train)))
     gradients = gradients / gradients.shape[1] ** 0.5
-    projected = functions.random_project(gradients, len(gradients), **settings)(gradients, ensemble_id=0)
-    mean = float(projected.square().sum()) / len(projected) * task.n / cfg.trak_k
+    projected = functions.random_project(gradients, len(gradients), **projector)(gradients, ensemble_id=0)
+    mean = float(projected.square().sum()) / len(projected) * run.n / settings.trak_k
 
     def score(queries: Fields, damping: float) -> Tensor:
-        method = algorithm.TRAKAttributor(setup, probability, projector_kwargs=settings, regularization=damping * mean)
+        method = algorithm.TRAKAttributor(setup, probability, projector_kwargs=projector, regularization=damping * mean)
         method.cache(train)
-        return method.attribute(test_dataloader=_loader(queries, cfg.batch))
+        return method.attribute(test_dataloader=_loader(queries, settings.batch))
 
-    return Peer(task.n, score), cfg.trak_k
+    return PackageScorer(run.n, score, k=settings.trak_k)
 
 
-def traker(task: Task, cfg: DictConfig) -> tuple[Peer, int]:
+def traker(run: TrainedRun, settings: MethodSettings) -> PackageScorer:
     """TRAK of its authors' package traker, one model, `trak_k` dimensions, single precision.
 
     On a CPU it projects in blocks of 100 dimensions and fails where there is one block only.
     """
-    if cfg.trak_k <= 100:
-        raise UserError(f"traker needs more than 100 dimensions on a CPU: set trak_k=512, not {cfg.trak_k}")
-    package, model = _need("trak"), _model(task)
+    if settings.trak_k <= 100:
+        raise UserError(f"traker needs more than 100 dimensions on a CPU: set trak_k=512, not {settings.trak_k}")
+    package, model = _need("trak"), _model(run)
     folder = tempfile.TemporaryDirectory()
     weights = model.state_dict()
 
     def make() -> Any:
         return package.TRAKer(
-            model, "image_classification", task.n, save_dir=folder.name, device="cpu", proj_dim=cfg.trak_k,
+            model, "image_classification", run.n, save_dir=folder.name, device="cpu", proj_dim=settings.trak_k,
             use_half_precision=False, logging_level=logging.ERROR,
         )  # fmt: skip
 
     first = make()
     first.load_checkpoint(weights, model_id=0)
-    for batch in _loader(task.train, cfg.batch):
+    for batch in _loader(run.train, settings.batch):
         first.featurize(batch, num_samples=len(batch[1]))
     kept = torch.as_tensor(first.saver.current_store["grads"]).clone()
     calls = 0
@@ -110,18 +110,18 @@ def traker(task: Task, cfg: DictConfig) -> tuple[Peer, int]:
     def score(queries: Fields, damping: float) -> Tensor:
         nonlocal calls
         calls, name = calls + 1, f"call{calls}"
-        first.score_computer.lambda_reg = damping * float(kept.square().sum()) / cfg.trak_k
+        first.score_computer.lambda_reg = damping * float(kept.square().sum()) / settings.trak_k
         first.saver.model_ids[0]["is_finalized"] = 0
         first.finalize_features()
         first.start_scoring_checkpoint(name, weights, model_id=0, num_targets=len(queries["y"]))
-        for batch in _loader(queries, cfg.batch):
+        for batch in _loader(queries, settings.batch):
             first.score(batch, num_samples=len(batch[1]))
         return torch.as_tensor(first.finalize_scores(name)).clone()
 
-    return Peer(task.n, score, folder), cfg.trak_k
+    return PackageScorer(run.n, score, folder, k=settings.trak_k)
 
 
-def kronfluence_ekfac(task: Task, cfg: DictConfig) -> tuple[Peer, None]:
+def kronfluence_ekfac(run: TrainedRun, settings: MethodSettings) -> PackageScorer:
     """EK-FAC influence of kronfluence: linear and convolution layers, Fisher with labels drawn from the model."""
     base, arguments = _need("kronfluence.task"), _need("kronfluence.arguments")
     package = _need("kronfluence.analyzer")
@@ -136,15 +136,18 @@ def kronfluence_ekfac(task: Task, cfg: DictConfig) -> tuple[Peer, None]:
             return self.compute_train_loss(batch, model)
 
     own, folder = Classification(), tempfile.TemporaryDirectory()
-    model = package.prepare_model(_model(task), own)
+    model = package.prepare_model(_model(run), own)
     with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(cfg.seed)
+        torch.manual_seed(settings.seed)
         analyzer = package.Analyzer(
-            "peer", model, own, cpu=True, output_dir=folder.name, disable_tqdm=True, log_level=logging.ERROR
+            "package", model, own, cpu=True, output_dir=folder.name, disable_tqdm=True, log_level=logging.ERROR
         )
-        train = TensorDataset(task.train["x"], task.train["y"])
+        train = TensorDataset(run.train["x"], run.train["y"])
         analyzer.fit_all_factors(
-            "ekfac", train, per_device_batch_size=cfg.batch, factor_args=arguments.FactorArguments(strategy="ekfac")
+            "ekfac",
+            train,
+            per_device_batch_size=settings.batch,
+            factor_args=arguments.FactorArguments(strategy="ekfac"),
         )
     factors = analyzer.load_lambda_matrices("ekfac")
     counts = factors["num_lambda_processed"]
@@ -154,15 +157,15 @@ def kronfluence_ekfac(task: Task, cfg: DictConfig) -> tuple[Peer, None]:
     def score(queries: Fields, damping: float) -> Tensor:
         analyzer.compute_pairwise_scores(
             "scores", "ekfac", TensorDataset(queries["x"], queries["y"]), train, overwrite_output_dir=True,
-            per_device_query_batch_size=len(queries["y"]), per_device_train_batch_size=cfg.batch,
+            per_device_query_batch_size=len(queries["y"]), per_device_train_batch_size=settings.batch,
             score_args=arguments.ScoreArguments(damping_factor=damping * mean),
         )  # fmt: skip
         return analyzer.load_pairwise_scores("scores")["all_modules"].T
 
-    return Peer(task.n, score, folder), None
+    return PackageScorer(run.n, score, folder)
 
 
-PEERS: dict[str, Callable[[Task, DictConfig], tuple[Peer, int | None]]] = {
+PACKAGES: dict[str, Callable[[TrainedRun, MethodSettings], PackageScorer]] = {
     "dattri_trak": dattri_trak,
     "traker": traker,
     "kronfluence_ekfac": kronfluence_ekfac,
@@ -196,16 +199,16 @@ def _need(module: str) -> Any:
         raise UserError(f"this method needs the package {name} ({error}): pip install {install}") from error
 
 
-def _model(task: Task) -> nn.Module:
+def _model(run: TrainedRun) -> nn.Module:
     """A copy of the trained model, for packages that change what they are given."""
-    if not isinstance(task.learner, mg.Classifier):
-        raise UserError(f"peers are set up for classifiers, not for {type(task.learner).__name__}: leave them out")
-    model = (
-        copy.deepcopy(task.learner).adopt(task.state).model.eval()
-    )  # the learner's own parameters are the run's start
+    if not isinstance(run.learner, Classifier):
+        raise UserError(
+            f"other packages are set up for classifiers, not for {type(run.learner).__name__}: leave them out"
+        )
+    model = copy.deepcopy(run.learner).adopt(run.state).model.eval()  # the learner's own parameters are the run's start
     for module in model.modules():
-        if isinstance(module, TransposedLinear):
-            module.__class__ = nn.Linear  # type: ignore[assignment]  # the same map under the name that they know
+        if isinstance(module, nn.Linear) and type(module) is not nn.Linear:
+            module.__class__ = nn.Linear  # the same map under the name that they know
     return model
 
 
