@@ -12,7 +12,7 @@ WRONG = [
     ("selection", ["learner.momentum=0.9"], "no setting 'learner.momentum'", "learner.optimizer.momentum"),
     ("selection", ["-m", "learner.lr=0.1,0.2"], "no setting 'learner.lr'", "learner.learning_rate"),
     ("selection", ["experiment=cifar"], "no option 'cifar'", "experiment=cifar10_noisy"),
-    ("selection", ["debug=nul"], "no option 'nul'", "debug=fast"),
+    ("selection", ["debug=nul"], "no option 'nul'", "there are: fast"),
     ("selection", ["seed"], "cannot read the override 'seed'", "seed=..."),
     ("selection", ["--seed=1"], "no flag '--seed=1'", "without dashes: seed=1"),
     ("selection", ["--mutirun"], "no flag '--mutirun'", "--multirun"),

@@ -75,7 +75,7 @@ def test_batch_norm_statistics_carry_gradient() -> None:
 
     results = [mg.metagradient(learner(c), data, z, phi)["weights"] for c in (True, False)]
     assert relative(*results) < EXACT
-    assert_slope(results[0], learner(True), data, z, "weights", phi)
+    assert_slope(results[0], learner(False), data, z, "weights", phi)  # plain steps: no second graph to compile
 
 
 def test_language_model_with_frozen_weights() -> None:

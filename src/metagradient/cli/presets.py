@@ -32,7 +32,7 @@ def with_preset(name: str, arguments: Sequence[str]) -> list[str]:
     if preset is None or set(named.partition("=")[2].split(",")) == {own}:
         return plain
     print(
-        f"metagradient {name}: {named} without the preset {preset}, which is for data={own}; experiment=NAME chooses one",
+        f"{named}: without the preset {preset}, which is for data={own}; experiment=NAME chooses one",
         file=sys.stderr,
     )
     place = plain.index(named) + 1
