@@ -171,7 +171,7 @@ def test_only_compression_alone_is_on_the_pareto_figure() -> None:
     assert [point["compressor"] for point in points] == ["dropout", "sjlt"]
 
 
-def test_peers_get_the_trained_model_and_the_learner_keeps_the_runs_start() -> None:
+def test_packages_get_the_trained_model_and_the_learner_keeps_the_runs_start() -> None:
     torch.manual_seed(0)
     learner = mg.Classifier(models.linear((4,), 3), mg.SGD(), 0.5)
     start = mg.initial_state(learner).params.clone()
@@ -183,11 +183,11 @@ def test_peers_get_the_trained_model_and_the_learner_keeps_the_runs_start() -> N
 
 
 @pytest.mark.parametrize(
-    ("peer", "module"), [("dattri_trak", "dattri"), ("traker", "trak"), ("kronfluence_ekfac", "kronfluence")]
+    ("package", "module"), [("dattri_trak", "dattri"), ("traker", "trak"), ("kronfluence_ekfac", "kronfluence")]
 )
-def test_peers_are_judged_by_the_same_retrainings(tmp_path: Path, peer: str, module: str) -> None:
+def test_packages_are_judged_by_the_same_retrainings(tmp_path: Path, package: str, module: str) -> None:
     few = ["drop=[0.5]", "labels=1", "dampings=[1.0,30.0]", "trak_k=128"]
-    status, _, err = run(tmp_path, *SMALL, *few, f"methods=[{peer}]")
+    status, _, err = run(tmp_path, *SMALL, *few, f"methods=[{package}]")
     if importlib.util.find_spec(module) is None:
         assert status == 2
         assert "pip install" in err
@@ -196,9 +196,9 @@ def test_peers_are_judged_by_the_same_retrainings(tmp_path: Path, peer: str, mod
     (folder,) = (tmp_path / "outputs" / "attribution").iterdir()
     metrics = json.loads((folder / "metrics.json").read_text())
     assert (
-        f"{peer}: LDS" in (folder / "run.log").read_text()
+        f"{package}: LDS" in (folder / "run.log").read_text()
     )  # packages that quiet the root logger quiet themselves only
-    assert metrics[f"result/lds_{peer}_drop0.5"] > 0.8  # ours on this run: .94 (trak) and .98 (none)
+    assert metrics[f"result/lds_{package}_drop0.5"] > 0.8  # ours on this run: .94 (trak) and .98 (none)
 
 
 @pytest.mark.parametrize(

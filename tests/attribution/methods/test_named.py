@@ -83,6 +83,14 @@ def test_ones_own_compressor(run: at.TrainedRun) -> None:
     assert mine.bound == [4, 4]
 
 
+def test_ones_own_compressor_keeps_its_name() -> None:
+    spec = at.method(FirstOfEach()).spec
+    assert spec.plain == spec.word == FirstOfEach().name
+    assert spec.compressed
+    assert spec.damped
+    assert spec.unit("identity") == "of the method"
+
+
 @pytest.mark.parametrize(
     ("word", "name", "count", "where"),
     [

@@ -12,7 +12,7 @@ from metagradient.attribution.compression.compressors import Compressor, Uncompr
 from metagradient.attribution.compression.projections import Gaussian
 from metagradient.attribution.methods.packages import PACKAGES, contained
 from metagradient.attribution.methods.run import MethodSettings, TrainedRun
-from metagradient.attribution.methods.spec import MethodSpec
+from metagradient.attribution.methods.spec import OWN, MethodSpec
 from metagradient.attribution.methods.tracin import checkpoints, tracin
 from metagradient.attribution.methods.trak import TRAK
 from metagradient.attribution.scoring.curvature import run_damping
@@ -170,7 +170,7 @@ def method(word: str | Compressor, settings: MethodSettings | None = None, **ove
     chosen = replace(chosen, **overrides)  # type: ignore[arg-type]
     if isinstance(word, str):
         return Method(MethodSpec.parse(word), chosen)
-    return Method(MethodSpec(word.name, "dropout", 1), chosen, word)
+    return Method(MethodSpec(word.name, OWN), chosen, word)
 
 
 def path(run: TrainedRun, count: int) -> list[TrainState]:

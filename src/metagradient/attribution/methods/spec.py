@@ -25,6 +25,8 @@ COMPRESSORS: dict[str, Callable[[int], Compressor]] = {
     "dropout_sjlt": DropoutSJLT,
     "pca": PCA,
 }
+OWN = "own"
+"""The name of the method of a compressor that is given as an object; its `word` is the compressor's name."""
 UNCOMPRESSED = ("none", "gradient_dot", "cosine")
 FILES = (".npy", ".safetensors")
 NAMES = [
@@ -47,7 +49,8 @@ class MethodSpec:
 
     Attributes:
         word: as it was given.
-        name: of the method: exact, a compressor, none, gradient_dot, cosine, tracin, trak, another package, or file.
+        name: of the method: exact, a compressor, none, gradient_dot, cosine, tracin, trak, another package, file, or
+            own, for a compressor given as an object.
         count: coordinates kept, checkpoints of TracIn, or models of TRAK; None where there is no such number.
         where: the state that it looks at.
     """
@@ -87,12 +90,14 @@ class MethodSpec:
     @property
     def plain(self) -> str:
         """The method without where it looks."""
+        if self.name == OWN:
+            return self.word
         return self.name if self.count is None else f"{self.name}:{self.count}"
 
     @property
     def compressed(self) -> bool:
         """Whether it is an influence function on compressed gradients."""
-        return self.name in COMPRESSORS
+        return self.name in COMPRESSORS or self.name == OWN
 
     @property
     def damped(self) -> bool:
