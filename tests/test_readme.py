@@ -20,8 +20,3 @@ def test_the_fifteen_lines_print_what_the_readme_says(tmp_path: Path) -> None:
     assert said is not None
     assert printed is not None
     assert abs(int(said[1]) - int(printed[1])) <= 2  # the last bits differ between processors
-
-
-def test_every_file_it_points_to_exists() -> None:
-    for target in re.findall(r"\]\((?!http)([^)#]+)\)", README):
-        assert (Path(__file__).parents[1] / target).exists(), target
