@@ -16,6 +16,7 @@ from metagradient.evaluation import Victims, take, train_victims
 from metagradient.intervals import deviation
 from metagradient.reporting import Progress, Record
 from metagradient.reporting.figures import descent as descent_figures
+from metagradient.streams import Poisoning
 from metagradient.studies import poisoning, setup, smoothness, stages
 from metagradient.training.random import fold_in, generator
 
@@ -28,18 +29,18 @@ def run(cfg: DictConfig, record: Record) -> float:
     routine = setup.classifier_routine(cfg, splits)
     method = setup.build(cfg.method, _convert_="all")
     train, validation = splits.train, splits.validation
-    order = torch.randperm(len(validation["y"]), generator=generator(cfg.seed, 1))
+    order = torch.randperm(len(validation["y"]), generator=generator(cfg.seed, Poisoning.HELD_OUT))
     held = setup.share(cfg.held_out, len(order), "held_out")
     held_out, steer = take(validation, order[:held]), take(validation, order[held:])
     resume = setup.folder(cfg.resume)
     routines = {"the same": routine} | {
         str(name): setup.classifier_routine(setup.variant(cfg, edits), splits) for name, edits in cfg.transfer.items()
     }
-    seeds = [fold_in(cfg.seed, 3, i) % 2**31 for i in range(cfg.victims)]
+    seeds = [fold_in(cfg.seed, Poisoning.VICTIMS, i) % 2**31 for i in range(cfg.victims)]
 
     with Progress(stages.poisoning(cfg, method, len(routines))) as progress:
         # 1. Attack: each share of the rows by metagradients, by the peers, and by noise.
-        rows = {share: poison_rows(len(train["y"]), share, fold_in(cfg.seed, 9)) for share in cfg.shares}
+        rows = {share: poison_rows(len(train["y"]), share, fold_in(cfg.seed, Poisoning.ROWS)) for share in cfg.shares}
         smoothness.at_the_start(cfg, record, progress, routine, train, "pixels", rows[cfg.shares[0]])
         attacks: dict[tuple[float, str], Poisons] = {}
         curves: dict[float, list[dict[str, float]]] = {share: [] for share in cfg.shares}
@@ -51,7 +52,7 @@ def run(cfg: DictConfig, record: Record) -> float:
                 score=poisoning.scores(held_out, splits.test),
                 routine=routine,
                 fit=setup.TrainerFit(cfg, progress),
-                seed=fold_in(cfg.seed, 2),
+                seed=fold_in(cfg.seed, Poisoning.DESCENT),
                 folder=folder,
                 resume=resume and resume / "artifacts" / folder.name,
             )

@@ -23,6 +23,7 @@ from metagradient.descent.schedule_baselines import Trainable, Trial
 from metagradient.evaluation import mean_cross_entropy, take
 from metagradient.intervals import deviation
 from metagradient.reporting import Progress, Record
+from metagradient.streams import Schedules
 from metagradient.studies import schedule, setup, smoothness, stages
 from metagradient.studies.schedule import FLAT, FREE, GRID, OURS, RANDOM, TPE
 from metagradient.training.random import fold_in, generator
@@ -32,7 +33,7 @@ def run(cfg: DictConfig, record: Record) -> float:
     setup.prepare(cfg, retrainings=1, finalists=1, finalist_seeds=1, stretch=1)
     splits = setup.classification(cfg)
     routine = setup.classifier_routine(cfg, splits)
-    order = torch.randperm(len(splits.validation["y"]), generator=generator(cfg.seed, 1))
+    order = torch.randperm(len(splits.validation["y"]), generator=generator(cfg.seed, Schedules.HELD_OUT))
     held = setup.share(cfg.held_out, len(order), "held_out")
     held_out, steer = take(splits.validation, order[:held]), take(splits.validation, order[held:])
     method = setup.build(cfg.method, _convert_="all")
@@ -55,7 +56,7 @@ def run(cfg: DictConfig, record: Record) -> float:
             },
             routine=routine,
             fit=setup.TrainerFit(cfg, progress),
-            seed=fold_in(cfg.seed, 2),
+            seed=fold_in(cfg.seed, Schedules.DESCENT),
             folder=record.directory,
             resume=setup.folder(cfg.resume),
         )
@@ -80,7 +81,7 @@ def run(cfg: DictConfig, record: Record) -> float:
         tests: list[float] = []
 
         def evaluate(recipe: Trainable) -> float:
-            loss, test, _ = judge.losses(recipe, fold_in(cfg.seed, 30, len(tests)) % 2**31)
+            loss, test, _ = judge.losses(recipe, fold_in(cfg.seed, Schedules.REFERENCE, len(tests)) % 2**31)
             tests.append(test)
             return loss
 

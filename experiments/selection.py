@@ -14,6 +14,7 @@ from torchmetrics.functional.classification import binary_f1_score
 from metagradient.descent import DescentProblem, Reading
 from metagradient.evaluation import Retraining, accuracy, filter_by_loss, join, mean_cross_entropy, take
 from metagradient.reporting import Progress, Record
+from metagradient.streams import Selection
 from metagradient.studies import setup, smoothness, stages
 from metagradient.studies.selection import draw
 from metagradient.training.random import fold_in, generator
@@ -25,7 +26,7 @@ def run(cfg: DictConfig, record: Record) -> float:
     routine = setup.classifier_routine(cfg, splits)
     method = setup.build(cfg.method, _convert_="all")
     train, validation, truth = splits.train, splits.validation, splits.truth
-    order = torch.randperm(len(validation["y"]), generator=generator(cfg.seed, 1))
+    order = torch.randperm(len(validation["y"]), generator=generator(cfg.seed, Selection.HELD_OUT))
     held = setup.share(cfg.held_out, len(order), "held_out")
     held_out, steer = take(validation, order[:held]), take(validation, order[held:])
 
@@ -51,7 +52,7 @@ def run(cfg: DictConfig, record: Record) -> float:
             },
             routine=routine,
             fit=setup.TrainerFit(cfg, progress),
-            seed=fold_in(cfg.seed, 2),
+            seed=fold_in(cfg.seed, Selection.DESCENT),
             folder=record.directory,
             resume=setup.folder(cfg.resume),
         )
@@ -69,11 +70,14 @@ def run(cfg: DictConfig, record: Record) -> float:
 
         # 2. Judge: retrain from scratch on every choice of data, with the same fresh seeds for all.
         unit = len(routine.batches(train, 0))
-        fresh, others = ([fold_in(cfg.seed, stream, i) for i in range(cfg.retrainings)] for stream in (3, 5))
+        fresh, others = (
+            [fold_in(cfg.seed, stream, i) for i in range(cfg.retrainings)]
+            for stream in (Selection.JUDGE, Selection.TUNER)
+        )
         judge = Retraining(routine, fresh, unit, progress.callback())
         tuner = Retraining(routine, others, unit, progress.callback())
         by_loss, dropped = filter_by_loss(
-            tuner, train, validation, cfg.filter_fractions, fold_in(cfg.seed, 4), progress.callback()
+            tuner, train, validation, cfg.filter_fractions, fold_in(cfg.seed, Selection.FILTER), progress.callback()
         )
         data, weights = chosen.apply(train)
         ones = None if weights is None else torch.cat([weights, torch.ones(len(validation["y"]))])

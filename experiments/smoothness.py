@@ -22,6 +22,7 @@ from metagradient.evaluation import accuracy
 from metagradient.replay.smoothness import ROUGH, GradientHealth, Smoothness
 from metagradient.reporting import Progress, Record
 from metagradient.reporting.figures import descent as descent_figures
+from metagradient.streams import Metasmoothness
 from metagradient.studies import setup, smoothness
 from metagradient.training.random import fold_in
 
@@ -66,7 +67,7 @@ def _read(
         z,
         directions=cfg.directions,
         h=cfg.h,
-        seed=fold_in(cfg.seed, 6),
+        seed=fold_in(cfg.seed, Metasmoothness.READING),
         on_trained=lambda learner, state: tests.append(accuracy(learner, state, splits.test)),
         progress=progress.callback(),
     )
@@ -74,7 +75,9 @@ def _read(
         return reading, tests, None, reading.cost
     fit = setup.TrainerFit(cfg, progress)
     try:
-        learner, batches = smoothness.fresh_run(routine, splits.train, fold_in(cfg.seed, 7) % 2**31)
+        learner, batches = smoothness.fresh_run(
+            routine, splits.train, fold_in(cfg.seed, Metasmoothness.ACCURACY) % 2**31
+        )
         result = fit(learner, batches, [z], mg.mean_loss(splits.validation))
         gradient, cost = result[z.name], result.cost
     except (mg.NonFiniteLoss, mg.NonFiniteCotangent) as error:

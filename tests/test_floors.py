@@ -14,7 +14,7 @@ import pytest
 
 ROOT = Path(__file__).parents[1]
 WINGS = ("descent", "attribution", "unlearning")
-GROUND = {"errors", "files", "intervals", "memory"}
+GROUND = {"errors", "files", "intervals", "memory", "streams"}
 """Small modules that everybody may use; they know nobody."""
 BELOW_WINGS = {*GROUND, "training", "learners", "replay"}
 MAY_IMPORT = {

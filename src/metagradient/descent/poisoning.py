@@ -20,6 +20,7 @@ from metagradient.descent.updates import Sign, UpdateRule
 from metagradient.errors import UserError
 from metagradient.learners.learner import Learner
 from metagradient.replay.objectives import example_losses, mean_loss
+from metagradient.streams import Library
 from metagradient.training.batches import Fields
 from metagradient.training.metaparameters import InputPerturbation
 from metagradient.training.random import generator
@@ -54,12 +55,14 @@ def poison_rows(n: int, share: float, seed: int) -> Tensor:
         raise UserError(
             f"the poisoned share must lie in (0, 1) and be at least one of {n} rows, not {share}: set shares=[0.03]"
         )
-    return torch.randperm(n, generator=generator(seed, 11))[: round(share * n)].sort().values
+    return torch.randperm(n, generator=generator(seed, Library.POISON_ROWS))[: round(share * n)].sort().values
 
 
 def noise_poisons(train: Fields, rows: Tensor, seed: int, low: float = 0.0, high: float = 1.0) -> Poisons:
     """The naive attack: noise, uniform in [low, high], in place of the images."""
-    images = low + (high - low) * torch.rand(train["x"][rows].shape, generator=generator(seed, 12)).to(train["x"])
+    images = low + (high - low) * torch.rand(
+        train["x"][rows].shape, generator=generator(seed, Library.POISON_NOISE)
+    ).to(train["x"])
     return Poisons(rows, images)
 
 

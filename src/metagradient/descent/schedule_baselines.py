@@ -16,6 +16,7 @@ from metagradient.descent.problem import DescentProblem
 from metagradient.descent.schedule import Recipe
 from metagradient.errors import UserError
 from metagradient.learners.learner import Learner
+from metagradient.streams import Library
 from metagradient.training.random import generator
 from metagradient.training.run import Progress, cast, check_loss, initial_state, run_mode
 from metagradient.training.state import TrainState
@@ -145,7 +146,7 @@ def grid_search(evaluate: Evaluate, recipes: Sequence[tuple[str, Recipe]]) -> It
 
 def random_search(evaluate: Evaluate, family: Family, steps: int, runs: int, seed: int) -> Iterator[Trial]:
     """`runs` random members of the family: peak, start and final log-uniform, warm-up uniform."""
-    rng = generator(seed, 21)
+    rng = generator(seed, Library.RANDOM_SEARCH)
 
     def uniform(low: float, high: float) -> float:
         return low + (high - low) * float(torch.rand((), generator=rng))
@@ -184,7 +185,7 @@ def schedule_free_search(evaluate: Evaluate, family: Family, runs: int, seed: in
     if importlib.util.find_spec("schedulefree") is None:
         log.warning("schedule-free SGD is left out, it is not installed: pip install 'metagradient[search]'")
         return
-    rng = generator(seed, 22)
+    rng = generator(seed, Library.SCHEDULE_FREE)
     low, high = (math.log(10 * peak) for peak in family.peak)
     for _ in range(runs):
         rate, warmup = torch.rand(2, generator=rng).tolist()

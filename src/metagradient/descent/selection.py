@@ -17,6 +17,7 @@ from metagradient.errors import UserError
 from metagradient.learners.learner import Learner
 from metagradient.replay.metagradients import Metagradients
 from metagradient.replay.objectives import mean_loss
+from metagradient.streams import Library
 from metagradient.training.metaparameters import CandidateWeights, DataWeights
 from metagradient.training.random import generator
 from metagradient.training.run import Progress, train
@@ -177,7 +178,7 @@ class CountSelection(_Selecting):
         return learner, train(learner, batches)
 
     def _update(self, problem: DescentProblem, state: DescentState, gradient: Tensor) -> None:
-        rng = generator(problem.seed, state.metastep, 99)
+        rng = generator(problem.seed, state.metastep, Library.COUNT_MASK)
         if self.swap is None:
             moved = torch.rand(problem.n, generator=rng) < self.probability * state.scale
             fallen = (state.x - gradient.sign() * moved).clamp(min=0)

@@ -11,6 +11,7 @@ from scipy.stats import rankdata
 from torch import Tensor
 
 from metagradient.errors import UserError
+from metagradient.streams import Intervals
 from metagradient.training.random import fold_in
 
 
@@ -81,7 +82,7 @@ def _over_queries(
     correlate: Callable[[np.ndarray, np.ndarray], np.ndarray], x: np.ndarray, y: np.ndarray, resamples: int, seed: int
 ) -> Correlation:
     per_query = correlate(x, y)
-    rng = np.random.default_rng(fold_in(seed, 1))
+    rng = np.random.default_rng(fold_in(seed, Intervals.BOOTSTRAP))
     means = []
     for _ in range(resamples):
         rows, columns = rng.integers(len(x), size=len(x)), rng.integers(x.shape[1], size=x.shape[1])

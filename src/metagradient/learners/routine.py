@@ -10,6 +10,7 @@ from torch import Tensor
 
 from metagradient.errors import UserError
 from metagradient.learners.learner import Learner
+from metagradient.streams import Library
 from metagradient.training.batches import Augment, Batches, Fields
 from metagradient.training.compiled import Graphs
 from metagradient.training.metaparameters import DataWeights, Metaparameter
@@ -47,7 +48,7 @@ class Routine:
     def learner(self, seed: int, steps: int) -> Learner:
         """A freshly initialised learner for a run of `steps` steps; the caller's random state is left alone."""
         with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(fold_in(seed, 17))
+            torch.manual_seed(fold_in(seed, Library.INITIALISATION))
             learner = self.make_learner(self.schedule(steps))
         if learner.graphs is not None:
             learner.graphs = self._graphs  # they are built alike: compiled once for all of them

@@ -19,6 +19,7 @@ from torch import Tensor
 from metagradient.errors import UserError
 from metagradient.intervals import mean_interval
 from metagradient.learners.learner import Learner
+from metagradient.streams import Metasmoothness
 from metagradient.training.batches import Batches
 from metagradient.training.metaparameters import Metaparameter
 from metagradient.training.random import fold_in, generator
@@ -128,8 +129,8 @@ def measure_smoothness(
         )
     readings, movements, runs = [], [], 0.0
     for i in range(directions):
-        learner, batches = make_run(fold_in(seed, 1, i) % 2**31)
-        rng = generator(seed, 2, i)
+        learner, batches = make_run(fold_in(seed, Metasmoothness.RUN, i) % 2**31)
+        rng = generator(seed, Metasmoothness.DIRECTION, i)
         direction = torch.randn(z.value.shape, generator=rng).to(z.value.dtype)
         ends: list[TrainState] = []
         try:

@@ -24,6 +24,7 @@ from metagradient.evaluation import (
     take,
 )
 from metagradient.reporting import Progress, Record, figures
+from metagradient.streams import Poisoning
 from metagradient.studies import setup
 from metagradient.training.batches import Fields
 from metagradient.training.random import fold_in
@@ -49,10 +50,10 @@ def defend(
     share to drop is chosen on the validation rows, with seeds of its own.
     """
     unit = len(routine.batches(poisoned, 0))
-    judge = Retraining(routine, [fold_in(cfg.seed, 3, i) % 2**31 for i in range(cfg.victims)], unit)
-    tuner = Retraining(routine, [fold_in(cfg.seed, 5, 0) % 2**31], unit)
+    judge = Retraining(routine, [fold_in(cfg.seed, Poisoning.VICTIMS, i) % 2**31 for i in range(cfg.victims)], unit)
+    tuner = Retraining(routine, [fold_in(cfg.seed, Poisoning.TUNER, 0) % 2**31], unit)
     extra = 0.0
-    learner, state = tuner.train(poisoned, fold_in(cfg.seed, 4) % 2**31)
+    learner, state = tuner.train(poisoned, fold_in(cfg.seed, Poisoning.SUSPECT) % 2**31)
     suspicions = {
         "high-loss filter": example_losses_of(learner, state, poisoned),
         "k-NN outlier filter": neighbour_distances(poisoned),
@@ -65,7 +66,7 @@ def defend(
         score=lambda learner, state: {"held_out_loss": mean_cross_entropy(learner, state, splits.validation)},
         routine=routine,
         fit=setup.TrainerFit(cfg, progress),
-        seed=fold_in(cfg.seed, 8),
+        seed=fold_in(cfg.seed, Poisoning.DEFENDER),
     )
     chosen = defender.run(trusted, progress=progress.callback())
     extra += chosen.cost

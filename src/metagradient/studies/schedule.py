@@ -16,6 +16,7 @@ from metagradient.evaluation import accuracy, mean_cross_entropy
 from metagradient.intervals import deviation, standard_error
 from metagradient.reporting import Progress, Record
 from metagradient.reporting.figures import descent as descent_figures
+from metagradient.streams import Schedules
 from metagradient.training.random import fold_in
 
 OURS, GRID, RANDOM, TPE, FREE = "metagradient", "grid", "random search", "TPE", "schedule-free SGD"
@@ -74,7 +75,7 @@ class Judge:
 
     def choose(self, finalists: Sequence[Trainable], seeds: int) -> Trainable:
         """The finalist with the lowest mean validation loss over fresh seeds, the same for all."""
-        fresh = [fold_in(self.seed, 31, i) % 2**31 for i in range(seeds)]
+        fresh = [fold_in(self.seed, Schedules.FINALISTS, i) % 2**31 for i in range(seeds)]
         return min(finalists, key=lambda recipe: statistics.fmean(self.losses(recipe, s)[0] for s in fresh))
 
     def test(self, recipe: Trainable, seeds: int, stretch: int = 1) -> tuple[list[float], list[float]]:
@@ -87,7 +88,7 @@ class Judge:
             }
             problem = dataclasses.replace(self.problem, routine=dataclasses.replace(routine, **longer))
             judge, recipe = Judge(problem, self.splits, self.seed), recipe.stretched(stretch)
-        found = [judge.losses(recipe, fold_in(self.seed, 32, i) % 2**31)[1:] for i in range(seeds)]
+        found = [judge.losses(recipe, fold_in(self.seed, Schedules.TEST, i) % 2**31)[1:] for i in range(seeds)]
         self.spent[0] += 0 if judge is self else stretch * judge.spent[0]
         return [loss for loss, _ in found], [share for _, share in found]
 

@@ -10,6 +10,7 @@ import metagradient as mg
 from metagradient.errors import UserError
 from metagradient.replay.smoothness import Smoothness
 from metagradient.reporting import Progress, Record
+from metagradient.streams import Metasmoothness
 from metagradient.training.batches import Fields
 from metagradient.training.random import fold_in
 
@@ -59,7 +60,7 @@ def at_the_start(
         metaparameter(kind, routine, train, rows),
         directions=cfg.smoothness.directions,
         h=cfg.smoothness.h,
-        seed=fold_in(cfg.seed, 6),
+        seed=fold_in(cfg.seed, Metasmoothness.READING),
         progress=progress.callback(),
     )
     warning = reading.verdict()

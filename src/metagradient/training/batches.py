@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from metagradient.errors import UserError
+from metagradient.streams import Library
 from metagradient.training.random import generator
 
 Fields = Mapping[str, Tensor]
@@ -86,7 +87,9 @@ class Batches:
     def __call__(self, t: int) -> Batch:
         index, fields = self._gather(t)
         if self.augment is not None and len(index):
-            fields = self.augment(dict(fields), generator(self.seed, t, 1, device=next(iter(fields.values())).device))
+            fields = self.augment(
+                dict(fields), generator(self.seed, t, Library.AUGMENTATION, device=next(iter(fields.values())).device)
+            )
         return Batch(t, index, fields, self.seed)
 
     def _gather(self, t: int) -> tuple[Tensor, dict[str, Tensor]]:

@@ -10,6 +10,7 @@ import torch
 
 from metagradient.errors import UserError
 from metagradient.replay.storage import Storage
+from metagradient.streams import Library
 from metagradient.training.random import generator
 from metagradient.training.run import Progress
 from metagradient.training.state import TrainState
@@ -52,6 +53,6 @@ def perturbed(state: TrainState, sigma: float, seed: int) -> TrainState:
     """
     if not sigma >= 0:
         raise UserError(f"the noise's standard deviation must be >= 0, not {sigma}: set output_noise=0")
-    rng = generator(seed, 41)
+    rng = generator(seed, Library.OUTPUT_NOISE)
     noise = torch.randn(state.params.shape, generator=rng, dtype=state.params.dtype).to(state.params.device)
     return replace(state, params=state.params + sigma * noise)

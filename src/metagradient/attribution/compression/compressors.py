@@ -17,6 +17,7 @@ from torch import Tensor
 from metagradient.attribution.gradients.hooks import Parameter
 from metagradient.attribution.gradients.pieces import Piece
 from metagradient.errors import UserError
+from metagradient.streams import Compression
 from metagradient.training.random import generator
 
 Pass = Callable[[], Iterable[list[Piece]]]
@@ -109,7 +110,7 @@ def coordinates(
     k: int, parameters: Sequence[Parameter], seed: int, device: torch.device
 ) -> list[tuple[Tensor, Tensor]]:
     """k of the P coordinates, drawn without replacement: (rows, columns) of each parameter, in ascending order."""
-    chosen = torch.randperm(total(parameters), generator=generator(seed, 1))[:k].sort().values
+    chosen = torch.randperm(total(parameters), generator=generator(seed, Compression.DROPOUT))[:k].sort().values
     kept = []
     for p in parameters:
         own = chosen[(chosen >= p.start) & (chosen < p.start + p.size)] - p.start
@@ -137,7 +138,7 @@ class FactorDropout:
         sizes = factor_sizes(check_k(self.k, parameters), parameters)
         kept = []
         for i, (p, (rows, columns)) in enumerate(zip(parameters, sizes, strict=True)):
-            rng = generator(self.seed, 2, i)
+            rng = generator(self.seed, Compression.FACTOR_DROPOUT, i)
             r = torch.randperm(p.rows, generator=rng)[:rows].sort().values.to(like.device)
             c = torch.randperm(p.columns, generator=rng)[:columns].sort().values.to(like.device)
             kept.append((r, c, (p.size / (rows * columns)) ** 0.5))

@@ -13,6 +13,7 @@ from metagradient.attribution.compression.compressors import Compress, Pass, che
 from metagradient.attribution.gradients.hooks import Parameter
 from metagradient.attribution.gradients.pieces import Piece
 from metagradient.errors import UserError
+from metagradient.streams import Compression
 from metagradient.training.random import generator
 
 _CHUNK = 2**22
@@ -49,7 +50,7 @@ class Gaussian:
 
         def draw(chunk: int) -> Tensor:
             rows = min(step, size - chunk * step)
-            rng = generator(self.seed, 3, chunk, device=like.device)
+            rng = generator(self.seed, Compression.GAUSSIAN, chunk, device=like.device)
             return torch.randn(rows, k, generator=rng, device=like.device, dtype=like.dtype).mul_(k**-0.5)
 
         chunks = -(-size // step)
@@ -92,7 +93,7 @@ class FactorGaussian:
         def draw(parameter: int, side: int, size: int, m: int) -> Tensor:
             if size == 1:
                 return like.new_ones(1, 1)
-            rng = generator(self.seed, 4, parameter, side, device=like.device)
+            rng = generator(self.seed, Compression.FACTOR_GAUSSIAN, parameter, side, device=like.device)
             return torch.randn(size, m, generator=rng, device=like.device, dtype=like.dtype).mul_(m**-0.5)
 
         matrices = [
@@ -166,7 +167,7 @@ class DropoutSJLT:
 
 def _hashes(size: int, k: int, seed: int, like: Tensor) -> tuple[Tensor, Tensor]:
     """A bucket in [0, k) and a sign for each coordinate."""
-    rng = generator(seed, 5)
+    rng = generator(seed, Compression.SJLT)
     bucket = torch.randint(k, (size,), generator=rng)
     sign = torch.randint(2, (size,), generator=rng) * 2 - 1
     return bucket.to(like.device), sign.to(like)

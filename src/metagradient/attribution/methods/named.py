@@ -22,6 +22,7 @@ from metagradient.attribution.scoring.kernel import KernelInfluence
 from metagradient.attribution.scoring.scorers import Scorer, fit_at_weight, scores
 from metagradient.attribution.scoring.store import read_scores
 from metagradient.errors import UserError
+from metagradient.streams import Attribution
 from metagradient.training.batches import Fields
 from metagradient.training.random import fold_in
 from metagradient.training.run import Progress
@@ -91,7 +92,7 @@ class Method:
         if self.spec.compressed:
             compressor = self.compressor or self.spec.compressor()
             examples = min(run.n, s.pca_examples)
-            ours = compressor.for_run(fold_in(s.seed, 8, s.mask_seed), examples)
+            ours = compressor.for_run(fold_in(s.seed, Attribution.MASKS, s.mask_seed), examples)
             influence = Influence(ours, s.curvature, s.labels, s.batch, seed=s.seed)
             return influence.fit(run.learner, state, run.train, progress)
         if name in ("none", "gradient_dot", "cosine"):
@@ -143,7 +144,7 @@ class Method:
             raise UserError("trak trains models of its own: give the run a routine, TrainedRun(..., routine=...)")
         assert self.spec.count is not None
         s = self.settings
-        models = [run.routine.train(run.train, fold_in(s.seed, 9, i)) for i in range(self.spec.count)]
+        models = [run.routine.train(run.train, fold_in(s.seed, Attribution.MODELS, i)) for i in range(self.spec.count)]
         compressor = Gaussian(min(s.trak_k, run.state.params.numel()))
         return TRAK(compressor).fit(models, run.train)
 

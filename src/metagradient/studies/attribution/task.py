@@ -14,6 +14,7 @@ from metagradient.attribution import TrainedRun
 from metagradient.data import Splits, TextSplits
 from metagradient.errors import UserError
 from metagradient.evaluation import leave_one_out, subsets, take
+from metagradient.streams import Attribution
 from metagradient.studies import setup
 from metagradient.training.batches import Fields
 from metagradient.training.random import fold_in
@@ -62,9 +63,11 @@ def make_task(cfg: DictConfig) -> tuple[Task, Splits | TextSplits]:
 
 def removals(cfg: DictConfig, n: int) -> dict[float, Tensor]:
     """Which of n examples are kept, [R, n], by the share removed; 0: single ones."""
-    kept = {float(drop): subsets(n, drop, cfg.retrainings, fold_in(cfg.seed, 7)) for drop in cfg.drop}
+    kept = {
+        float(drop): subsets(n, drop, cfg.retrainings, fold_in(cfg.seed, Attribution.REMOVALS)) for drop in cfg.drop
+    }
     if cfg.leave_one_out:
-        kept[0.0] = leave_one_out(n, cfg.leave_one_out, fold_in(cfg.seed, 10))
+        kept[0.0] = leave_one_out(n, cfg.leave_one_out, fold_in(cfg.seed, Attribution.LEAVE_ONE_OUT))
     return kept
 
 

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 import metagradient as mg
 from metagradient import data, models
 from metagradient.errors import UserError
+from metagradient.streams import Cost
 from metagradient.training.compiled import Graphs, can_compile
 from metagradient.training.modules import make_replayable
 from metagradient.training.random import generator
@@ -74,7 +75,7 @@ def _next_token(model: nn.Module, fields: dict[str, Tensor]) -> Tensor:
 
 def make_case(name: str, steps: int, seed: int = 0) -> Case:
     """One of MODELS: `mlp` on digits (85,002 parameters), the others on random data of the shape they are made for."""
-    rng = generator(seed, 5)
+    rng = generator(seed, Cost.EXAMPLES)
     if name in ("mnist_linear", "mnist_mlp"):
         x, y = torch.rand(2000, 1, 28, 28, generator=rng), torch.randint(10, (2000,), generator=rng)
         examples, validation = {"x": x[:1900], "y": y[:1900]}, {"x": x[1900:], "y": y[1900:]}

@@ -22,6 +22,7 @@ from metagradient.evaluation import (
 )
 from metagradient.files import write_text
 from metagradient.reporting import Progress, Record
+from metagradient.streams import Unlearning
 from metagradient.training.random import fold_in
 from metagradient.unlearning import Method, RecordedRun, Request, Retrain, Unlearned, perturbed
 
@@ -51,7 +52,7 @@ def ask(method: Method, run: RecordedRun, request: Request, turn: int, cfg: Dict
 
 def handed_out(cfg: DictConfig, state: mg.TrainState, turn: int) -> mg.TrainState:
     """The model as it leaves the house: with the noise of `output_noise`, drawn for this `turn`."""
-    return perturbed(state, cfg.output_noise, fold_in(cfg.seed, 7, turn)) if cfg.output_noise else state
+    return perturbed(state, cfg.output_noise, fold_in(cfg.seed, Unlearning.NOISE, turn)) if cfg.output_noise else state
 
 
 def timed(method: Method, run: RecordedRun, request: Request, progress: Progress) -> tuple[Unlearned, float]:

@@ -10,6 +10,7 @@ import metagradient as mg
 from metagradient.data import Splits
 from metagradient.evaluation import klom, margins, take, train_batched
 from metagradient.reporting import Progress
+from metagradient.streams import Unlearning
 from metagradient.studies.unlearning.judging import handed_out
 from metagradient.studies.unlearning.recording import DTYPES, storage
 from metagradient.training.random import fold_in
@@ -44,7 +45,8 @@ def klom_table(
         """Margins [N, n] of all parts."""
         return torch.stack([torch.cat([margins(learner, s, x) for x in parts.values()]) for s in states])
 
-    seeds = [[fold_in(cfg.seed, stream, i) for i in range(cfg.klom.models)] for stream in (31, 32, 33)]
+    streams = (Unlearning.KLOM_METHOD, Unlearning.KLOM_PERFECT, Unlearning.KLOM_TRUTH)
+    seeds = [[fold_in(cfg.seed, stream, i) for i in range(cfg.klom.models)] for stream in streams]
     truth, found = seen(*retrained(routine, splits, after, seeds[2], progress)), dict[str, Tensor]()
     untouched, answers = [], []
     for seed in progress.track(seeds[0], "KLOM: the method on runs of other seeds"):

@@ -13,6 +13,7 @@ from metagradient.data import Splits
 from metagradient.errors import UserError
 from metagradient.replay.storage import Storage
 from metagradient.reporting import Progress
+from metagradient.streams import Unlearning
 from metagradient.studies import setup
 from metagradient.training.random import fold_in
 from metagradient.unlearning import RecordedRun, RecordRun, stored
@@ -32,8 +33,8 @@ def recorded(cfg: DictConfig, routine: mg.Routine, splits: Splits, present: Tens
     on."""
     if cfg.history.dtype not in DTYPES:
         raise UserError(f"history.dtype must be float32, float64 or null, not '{cfg.history.dtype}'")
-    batches = routine.batches(splits.train, fold_in(cfg.seed, 1))
-    learner = routine.learner(fold_in(cfg.seed, 1), len(batches))
+    batches = routine.batches(splits.train, fold_in(cfg.seed, Unlearning.RUN))
+    learner = routine.learner(fold_in(cfg.seed, Unlearning.RUN), len(batches))
     folder = None if cfg.run_folder is None else Path(cfg.run_folder) / "start"
     if folder is not None and stored.exists(folder):
         run, _, _ = stored.load(folder, learner, batches, storage(cfg))

@@ -15,6 +15,7 @@ from metagradient.evaluation import (
     take,
 )
 from metagradient.reporting import Progress
+from metagradient.streams import Unlearning
 from metagradient.training.random import generator
 from metagradient.unlearning import RecordedRun
 
@@ -37,7 +38,7 @@ def to_add(cfg: DictConfig, n: int) -> list[Tensor]:
     size = amount(cfg.add, n, "add")
     if size * cfg.sets >= n:
         raise UserError(f"{cfg.sets} sets of {size} added rows leave none of the {n} to train on first: set sets=1")
-    order = torch.randperm(n, generator=generator(cfg.seed, 21))
+    order = torch.randperm(n, generator=generator(cfg.seed, Unlearning.ADDED))
     return [part.sort().values for part in order[: size * cfg.sets].split(size)] if size else []
 
 
@@ -82,7 +83,7 @@ def to_delete(cfg: DictConfig, run: RecordedRun, splits: Splits, progress: Progr
     if settings.rows == "highest_influence":
         influence = _influence(run, splits, progress)
         return [influence.abs().argsort(descending=True)[:size].sort().values]
-    draws = (torch.randperm(len(rows), generator=generator(cfg.seed, 22, i)) for i in range(cfg.sets))
+    draws = (torch.randperm(len(rows), generator=generator(cfg.seed, Unlearning.DELETED, i)) for i in range(cfg.sets))
     return [rows[order[:size]].sort().values for order in draws]
 
 

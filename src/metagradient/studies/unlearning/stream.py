@@ -11,6 +11,7 @@ from metagradient.errors import UserError
 from metagradient.evaluation import accuracy, agreement, distance
 from metagradient.reporting import Progress, Record
 from metagradient.reporting.figures.distances import path_distances
+from metagradient.streams import Unlearning
 from metagradient.studies.unlearning.judging import Judged, handed_out, save_model, timed
 from metagradient.studies.unlearning.recording import storage
 from metagradient.studies.unlearning.rows import amount
@@ -25,7 +26,7 @@ def requests_of(cfg: DictConfig, n: int) -> list[Request]:
     sizes = {kind: amount(cfg[kind], n, kind) for kind in kinds}
     if not kinds:
         raise UserError("a stream needs requests of at least one row: set delete.count=1 or add.count=1")
-    order, requests = torch.randperm(n, generator=generator(cfg.seed, 23)), []
+    order, requests = torch.randperm(n, generator=generator(cfg.seed, Unlearning.STREAM)), []
     for i in range(cfg.stream.requests):
         kind = kinds[i % len(kinds)]
         rows, order = order[: sizes[kind]], order[sizes[kind] :]
