@@ -95,9 +95,16 @@ def run(cfg: DictConfig, record: Record) -> float | None:
         if cfg.brittleness:
             record.cost(training_runs=report.brittle(record, cfg, task, len(splits.classes), outcomes))
     if not rows:
+        record.answer(
+            f"Scores of {len(outcomes)} methods for {cfg.queries} queries; positive: removing the example raises the loss."
+        )
         return None
     headline = rows[len(cfg.drop) - 1]
     record.result({"lds": headline["lds"], "lds_low": headline["low"], "lds_high": headline["high"]})
+    record.answer(
+        f"Scores of {headline['method']} predict what removing {headline['drop']:.3g} of the rows does with a linear datamodeling "
+        f"score of {headline['lds']:.3f} (95 % interval {headline['low']:.3f} to {headline['high']:.3f}); positive scores help."
+    )
     return float(headline["lds"])
 
 

@@ -104,6 +104,11 @@ def run(cfg: DictConfig, record: Record) -> float:
     record.result({"clean_accuracy": same.mean, "clean_accuracy_sd": same.sd, "chosen_metastep": ours.metastep})
     record.result({"poisoned_accuracy": headline.mean, "poisoned_accuracy_sd": headline.sd})
     record.result({"poisoned_accuracy_peak": headline.peak_mean, "poisoned_accuracy_peak_sd": headline.peak_sd})
+    lost = headline.drops_from(same)
+    record.answer(
+        f"Replacing {cfg.shares[0]:.1%} of the training rows lowers the test accuracy from {same.mean:.3f} to {headline.mean:.3f}, "
+        f"by {statistics.fmean(lost):.3f} (standard deviation {deviation(lost):.3f} over {len(lost)} victims)."
+    )
     trainings = len(seeds) * (len(judged) + len(clean))
     record.cost(training_runs=sum(poisons.cost for poisons in attacks.values()) + trainings + spent)
     for share in cfg.shares:
@@ -112,7 +117,7 @@ def run(cfg: DictConfig, record: Record) -> float:
             record, splits, attacks[share, OURS], curves[share], levels, "" if share == cfg.shares[0] else f"_{share:g}"
         )
     record.figure("drops", descent_figures.drops_figure([dict(zip(columns, row, strict=True)) for row in table]))
-    return statistics.fmean(headline.drops_from(same))
+    return statistics.fmean(lost)
 
 
 if __name__ == "__main__":

@@ -115,6 +115,10 @@ def run(cfg: DictConfig, record: Record) -> float:
     record.result({"chosen_metastep": chosen.metastep, "share_kept": float(chosen.kept.float().mean()), **found[""]})
     record.cost(training_runs=search_cost + judge.runs + tuner.runs)
     final = accuracies[""]["test"]
+    record.answer(
+        f"Trained on the learned {chosen.unit} the test accuracy is {final:.3f}, on all data {accuracies['all_data']['test']:.3f}, "
+        f"on the validation rows alone {accuracies['validation_only']['test']:.3f}; the descent cost {search_cost:.0f} trainings."
+    )
     draw(record, splits, chosen, readings, {"test, all data": accuracies["all_data"]["test"], "test, retrained": final})
     return final
 

@@ -10,6 +10,7 @@ the accuracy of the standard network or above.
 """
 
 import logging
+import math
 import re
 import statistics
 
@@ -52,6 +53,12 @@ def run(cfg: DictConfig, record: Record) -> float:
     first = rows[0]
     record.result({"metasmoothness": first["metasmoothness"], "test_accuracy": first["test accuracy"]})
     record.result({"metasmoothness_low": first["low"], "metasmoothness_high": first["high"]})
+    known = math.isfinite(first["low"])
+    interval = f"; 95 % interval {first['low']:.2f} to {first['high']:.2f}" if known else ", one direction"
+    record.answer(
+        f"The metasmoothness of the routine as configured is {first['metasmoothness']:.2f} in {first['of']} "
+        f"(1 smooth, 0 chance{interval})."
+    )
     return float(first["metasmoothness"])
 
 

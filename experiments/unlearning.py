@@ -74,10 +74,16 @@ def run(cfg: DictConfig, record: Record) -> float:
         record.csv(f"rows_{i}", ["index"], [[row] for row in request.rows.tolist()])
     middle = {name: statistics.median(row[name] for row in rows) for name in names}
     spread = [min(row[name] for row in rows) for name in names], [max(row[name] for row in rows) for name in names]
+    asked = f"{len(rows)} requests to {kind} {len(requests[0].rows)} of {int(present.sum())} rows"
     record.table(
-        f"{len(rows)} requests to {kind} {len(requests[0].rows)} of {int(present.sum())} rows",
+        "requests_summary",
         ["", "median", "lowest", "highest"],
         [[name, middle[name], low, high] for name, low, high in zip(names, *spread, strict=True)],
+        title=asked,
+    )
+    record.answer(
+        f"{asked}: the answer is {middle['error_ratio']:.3g} times nearer to the retrained model than the untouched one (median; "
+        f"lowest {spread[0][names.index('error_ratio')]:.3g}), in 1 / {middle['speedup']:.2g} of a retraining's time."
     )
     record.result({**middle, "error_ratio_lowest": spread[0][names.index("error_ratio")]})
     if klom:

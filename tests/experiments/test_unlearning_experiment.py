@@ -294,7 +294,7 @@ def test_the_gain_of_a_frontier_is_read_at_equal_savings() -> None:
 
 
 TIMES = ("cost/seconds", "cost/peak_memory_mib", "result/speedup", "meta/speedup", "result/retrain_seconds",
-         "meta/retrain_seconds", "result/predicted_saving", "result/retrain_instead")  # fmt: skip
+         "meta/retrain_seconds", "result/predicted_saving", "result/retrain_instead", "answer")  # fmt: skip
 
 
 def kept_of(directory: Path) -> tuple[dict[str, float], dict[str, torch.Tensor], list[str]]:

@@ -2,7 +2,7 @@
 
 import pytest
 
-from metagradient.reporting.table import format_column, print_summary, print_table
+from metagradient.reporting.table import format_column, print_end, print_table
 
 
 def test_a_column_shares_its_decimals() -> None:
@@ -19,13 +19,14 @@ def test_rows_are_printed_in_full(capsys: pytest.CaptureFixture[str]) -> None:
     assert out.splitlines()[-2].split() == ["ours", "0.5000"]
 
 
-def test_results_come_first_and_the_footer_last(capsys: pytest.CaptureFixture[str]) -> None:
-    print_summary(
-        "selection", {"cost/seconds": 1.5, "seed": 0, "result/test_accuracy": 0.5}, ["run directory: " + "d" * 300]
-    )
-    words = capsys.readouterr().out.split()
-    assert words[:4] == ["selection", "result", "test_accuracy", "0.5000"]
-    assert words[-1] == "d" * 300
+def test_what_decimals_would_hide_is_shown() -> None:
+    """A distance of 5.4e-4 among numbers of two digits is no zero."""
+    assert format_column([76.1234, 0.00054, 0.0]) == ["76.12", "0.00054", "0"]
+
+
+def test_lines_at_the_end_are_not_folded(capsys: pytest.CaptureFixture[str]) -> None:
+    print_end("selection: seed=1", ["run directory: " + "d" * 300])
+    assert capsys.readouterr().out.splitlines() == ["selection: seed=1", "run directory: " + "d" * 300]
 
 
 def test_a_ragged_row_is_refused() -> None:

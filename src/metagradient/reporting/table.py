@@ -2,7 +2,7 @@
 
 import math
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 from rich import box
@@ -11,27 +11,21 @@ from rich.table import Table
 from rich.text import Text
 
 Row = Sequence[Any]
-_SECTIONS = ("result", "meta", "cost")
 
 
 def print_table(title: str, columns: Sequence[str], rows: Sequence[Row]) -> None:
     """Print rows of results on stdout, one column per name; text is aligned left, numbers right."""
-    _print(title, table(columns, rows))
+    out = Console(width=None if sys.stdout.isatty() else 200)  # a pipe has no width to fold tables to
+    out.print(Text(title, style="bold"), soft_wrap=True)
+    out.print(table(columns, rows))
 
 
-def print_summary(title: str, metrics: Mapping[str, Any], footer: Sequence[str] = ()) -> None:
-    """Print a flat `section/key -> value` mapping on stdout, results first, and lines of text below it."""
-    made = Table(box=box.SIMPLE, show_header=False)
-    made.add_column(style="dim")
-    made.add_column()
-    made.add_column(justify="right")
-    rank = {section: i for i, section in enumerate(_SECTIONS)}
-    previous = None
-    for key in sorted(metrics, key=lambda key: rank.get(key.partition("/")[0], len(rank))):
-        section, _, name = key.rpartition("/")
-        made.add_row(section if section != previous else "", name, *format_column([metrics[key]]))
-        previous = section
-    _print(title, made, *footer)
+def print_end(title: str, lines: Sequence[str]) -> None:
+    """Print a run's title on stdout, and what is to be said last, a line each."""
+    out = Console(width=None if sys.stdout.isatty() else 200)
+    out.print(Text(title, style="bold"), soft_wrap=True)
+    for line in lines:
+        out.print(Text(line), soft_wrap=True)
 
 
 def print_lines(lines: Sequence[str]) -> None:
@@ -41,14 +35,6 @@ def print_lines(lines: Sequence[str]) -> None:
         out.print(Text(line, style="dim"), soft_wrap=True)
 
 
-def _print(title: str, made: Table, *footer: str) -> None:
-    out = Console(width=None if sys.stdout.isatty() else 200)  # a pipe has no width to fold tables to
-    out.print(Text(title, style="bold"), soft_wrap=True)
-    out.print(made)
-    for line in footer:
-        out.print(Text(line), soft_wrap=True)
-
-
 def table(columns: Sequence[str], rows: Sequence[Row]) -> Table:
     """The rich table of `print_table`."""
     _check(columns, rows)
@@ -56,18 +42,23 @@ def table(columns: Sequence[str], rows: Sequence[Row]) -> Table:
     cells = [format_column([row[i] for row in rows]) for i in range(len(columns))]
     for i, name in enumerate(columns):
         numeric = any(_is_number(row[i]) for row in rows)
-        made.add_column(name, justify="right" if numeric else "left", overflow="fold")
+        made.add_column(name, justify="right" if numeric else "left")
     for row in zip(*cells, strict=True):
         made.add_row(*row)
     return made
 
 
 def format_column(values: Sequence[Any]) -> list[str]:
-    """Text of each value: floats get about four significant digits, with equal decimals down the column."""
+    """Text of each value: floats get about four significant digits, with equal decimals down the column.
+
+    Where sizes differ so much that equal decimals would hide the small ones, each has four digits of its own.
+    """
     sizes = [abs(float(v)) for v in values if _is_number(v) and math.isfinite(v)]
-    largest = max(sizes, default=0.0)
+    largest, smallest = max(sizes, default=0.0), min((size for size in sizes if size), default=0.0)
     if largest and (largest >= 1e7 or largest < 1e-3):
         return [_text(v, ".3g") for v in values]
+    if smallest and largest > 1e3 * smallest:
+        return [_text(v, ".4g") for v in values]
     decimals = 4 if largest < 1 else max(0, 3 - math.floor(math.log10(largest)))
     return [_text(v, f".{decimals}f") for v in values]
 

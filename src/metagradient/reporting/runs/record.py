@@ -7,6 +7,7 @@ import math
 import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
+from datetime import timedelta
 from pathlib import Path
 from time import monotonic
 from types import TracebackType
@@ -21,7 +22,7 @@ from metagradient.files import write_csv, write_text
 from metagradient.memory import peak_mib, reset_peak
 from metagradient.reporting.runs.context import RunContext, identify
 from metagradient.reporting.runs.tracking import Tracker, track
-from metagradient.reporting.table import print_summary, print_table
+from metagradient.reporting.table import print_end, print_table
 from metagradient.reporting.terminal import FILE_ONLY, logging_to
 
 if TYPE_CHECKING:
@@ -55,6 +56,7 @@ class Record:
         self._curve: list[dict[str, Value]] = []
         self._earlier: dict[int, dict[str, Value]] = {}
         self._training_runs = 0.0
+        self._answers: list[str] = []
         self._tracker = Tracker()
         self._exit = ExitStack()
 
@@ -112,6 +114,7 @@ class Record:
                 **({"seed": plain(self.config["seed"])} if "seed" in self.config else {}),
                 "experiment": self.experiment,
                 "status": status,
+                **({"answer": " ".join(self._answers)} if self._answers else {}),
                 **({} if error is None else {"error": one_line(error)}),
             }
             mode, place = self._tracker.mode, self._tracker.place
@@ -126,6 +129,10 @@ class Record:
     def result(self, values: Mapping[str, Any]) -> None:
         """Add results: `test_accuracy` becomes `result/test_accuracy`. Accuracies are fractions, losses nats."""
         self._metrics |= {f"result/{key}": plain(value) for key, value in values.items()}
+
+    def answer(self, sentence: str) -> None:
+        """Say in one sentence what the run found: it ends the terminal's output, and `answer` in metrics.json."""
+        self._answers.append(sentence)
 
     def objective(self, value: Any) -> None:
         """Note what the experiment returned, the number that a sweeper optimises."""
@@ -144,10 +151,10 @@ class Record:
         self._tracker.log({"meta/step": int(step)} | {f"meta/{key}": value for key, value in row.items()})
         self._save_curves()
 
-    def table(self, name: str, columns: Sequence[str], rows: Iterable[Sequence[Any]]) -> None:
-        """Print a table of results, save it as artifacts/<name>.csv, log it to W&B."""
+    def table(self, name: str, columns: Sequence[str], rows: Iterable[Sequence[Any]], title: str | None = None) -> None:
+        """Print a table of results under its title (default: its name), save it as artifacts/<name>.csv, log it to W&B."""
         plain_rows = [[plain(value) for value in row] for row in rows]
-        print_table(name.replace("_", " "), columns, plain_rows)
+        print_table(title or name.replace("_", " "), columns, plain_rows)
         self.csv(name, columns, plain_rows)
         self._tracker.table(f"tables/{name}", columns, plain_rows)
 
@@ -179,17 +186,20 @@ class Record:
         write_csv(self.directory / "curves.csv", columns, rows)
 
     def _summarise(self, mode: str, place: str) -> None:
-        """The last thing on the terminal."""
-        footer = [f"run directory: {_short(self.directory)}"]
+        """The last thing on the terminal: what was found, what it cost, where it lies."""
+        m = self._metrics
+        seconds = timedelta(seconds=round(float(m["cost/seconds"] or 0)))
+        lines = [
+            *self._answers,
+            f"cost: {float(m['cost/training_runs'] or 0):.4g} training runs, {seconds}, peak memory {m['cost/peak_memory_mib']:.0f} MiB",
+            f"run directory: {_short(self.directory)}",
+        ]
         if mode == "online":
-            footer.append(f"W&B: {place}")
+            lines.append(f"W&B: {place}")
         elif mode == "offline":
             folder = _short(Path(place))
-            footer.append(f"W&B (offline): look with `wandb leet {folder}`, send with `wandb sync {folder}`")
-        metrics = {
-            key: value for key, value in self._metrics.items() if key not in ("status", "experiment", "objective")
-        }
-        print_summary(f"{self.experiment}: {self._context.title}", metrics, footer)
+            lines.append(f"W&B (offline): look with `wandb leet {folder}`, send with `wandb sync {folder}`")
+        print_end(f"{self.experiment}: {self._context.title}", lines)
 
 
 @contextmanager
