@@ -127,9 +127,11 @@ class _Page(HTMLParser):
     def __init__(self) -> None:
         super().__init__()
         self.loads: list[str] = []
+        self.attributes: list[str] = []
 
     def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
         self.loads += [value or "" for key, value in attrs if key in ("src", "href", "srcset", "data")]
+        self.attributes += [key for key, _ in attrs]
 
 
 def test_the_page_loads_nothing_and_the_csv_has_every_number(sweep: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -155,6 +157,60 @@ def test_the_page_loads_nothing_and_the_csv_has_every_number(sweep: Path, capsys
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
 
 
+def browsed(page: Path) -> str:
+    """The page's elements after its scripts have run."""
+    flags = ["--headless", "--no-sandbox", "--disable-gpu", f"--user-data-dir={page.with_suffix('.browser')}"]
+    done = subprocess.run([str(CHROMIUM), *flags, "--dump-dom", str(page)], capture_output=True, text=True, check=True)
+    return done.stdout
+
+
+MARKUP = "<script>document.title = 'taken over'</script><img src=x onerror=\"document.title='taken over'\">' onmouseover='x\" y"
+
+
+@pytest.fixture
+def received(tmp_path: Path) -> Path:
+    """Runs from somebody else, with markup in every field that can reach the page."""
+    for i in range(3):
+        config = {"seed": MARKUP + str(i), "method": {"step": MARKUP if i else "plain"}, f"<b>{i}</b>": MARKUP}
+        metrics: dict[str, Any] = {
+            f"result/{MARKUP}": 0.5 + 0.1 * i,
+            "result/test_accuracy": 0.5 + 0.1 * i,
+            "cost/training_runs": 1.0 + i,
+            "experiment": MARKUP,
+        }
+        if i == 2:
+            metrics |= {"status": "failed", "error": MARKUP}
+        make_run(tmp_path / "runs" / f"<i>{i}<i>", config, metrics, {"method": MARKUP}, (f"method={MARKUP}",))
+        figures = tmp_path / "runs" / f"<i>{i}<i>" / "figures"
+        (figures / "weights.png").rename(figures / "<script>alert(1)<script>.png")
+    return tmp_path / "runs"
+
+
+def test_markup_in_a_run_is_shown_and_not_obeyed(received: Path) -> None:
+    page = received / "page.html"
+    command([str(received), "--html", str(page), "--title", MARKUP])
+    text = page.read_text()
+    assert "&lt;script&gt;" in text
+    assert text.count("<script") == 1  # the page's own
+    assert "<img src=x" not in text
+    assert "<b>" not in text.replace('<b class="mark">', "")
+    assert "Content-Security-Policy" in text
+    parsed = _Page()
+    parsed.feed(text)
+    assert all(place.startswith("data:image/png;base64,") for place in parsed.loads)
+    assert not [key for key in parsed.attributes if key.startswith("on")]
+
+
+@pytest.mark.skipif(CHROMIUM is None, reason="needs Chromium")
+def test_a_browser_runs_no_script_but_the_pages_own(received: Path) -> None:
+    page = received / "page.html"
+    command([str(received), "--html", str(page), "--title", "runs"])
+    text = page.read_text()
+    assert "<title>runs</title>" in browsed(page)
+    page.write_text(text.replace("</h1>", "</h1><script>document.title = 'taken over'</script>"))
+    assert "<title>runs</title>" in browsed(page), "a script got past the policy"
+
+
 @pytest.mark.skipif(CHROMIUM is None, reason="needs Chromium")
 def test_a_click_on_a_heading_sorts_and_another_turns_it_round(sweep: Path) -> None:
     page = sweep / "page.html"
@@ -162,9 +218,10 @@ def test_a_click_on_a_heading_sorts_and_another_turns_it_round(sweep: Path) -> N
     text, orders = page.read_text(), []
     for clicks in range(3):
         column = "document.querySelector(\"th[title='result/test_accuracy']\")"
-        page.write_text(text.replace("</body>", f"<script>{(column + '.click();') * clicks}</script></body>"))
-        flags = ["--headless", "--no-sandbox", "--disable-gpu", f"--user-data-dir={sweep / f'browser_{clicks}'}"]
-        shown = subprocess.run([str(CHROMIUM), *flags, "--dump-dom", str(page)], capture_output=True, text=True).stdout
+        (nonce,) = set(re.findall(r'nonce="([^"]+)"', text))  # the page's own: others do not run
+        own = f'<script nonce="{nonce}">{(column + ".click();") * clicks}</script>'
+        page.write_text(text.replace("</body>", f"{own}</body>"))
+        shown = browsed(page)
         body = shown.partition("<tbody>")[2].partition("</tbody>")[0]
         orders.append((re.findall(r"<tr><td>(\w+)", body), re.findall(r'aria-sort="(\w+)"', shown)))
     weights_first, counts_first = ["weights", "counts"], ["counts", "weights"]
