@@ -33,6 +33,7 @@ def run(cfg: DictConfig, record: Record) -> float | None:
     task, splits = make_task(cfg)
     check_run(cfg, specs, task)
     folder = setup.folder(cfg.resume) or record.directory
+    record.scratch("artifacts/*.progress", "retrainings")
 
     with Progress(stages.attribution(cfg)) as progress:
         smoothness.at_the_start(cfg, record, progress, task.routine, task.train, "weights")

@@ -38,6 +38,7 @@ def run(cfg: DictConfig, record: Record) -> float:
     }
     seeds = [fold_in(cfg.seed, Poisoning.VICTIMS, i) % 2**31 for i in range(cfg.victims)]
 
+    record.scratch("artifacts/descent_*")
     with Progress(stages.poisoning(cfg, method, len(routines))) as progress:
         # 1. Attack: each share of the rows by metagradients, by the peers, and by noise.
         rows = {share: poison_rows(len(train["y"]), share, fold_in(cfg.seed, Poisoning.ROWS)) for share in cfg.shares}

@@ -45,6 +45,7 @@ def run(cfg: DictConfig, record: Record) -> float:
     if cfg.schedule_free:
         baselines.ScheduleFree.check(routine.learner(0, steps))
     equals = (RANDOM, TPE, FREE) if cfg.schedule_free else (RANDOM, TPE)
+    record.scratch("descent.*")
     with Progress(stages.schedule(cfg, method, (GRID, len(recipes)), equals)) as progress:
         # 1. Descend: from a flat schedule, along metagradients through whole runs.
         problem = DescentProblem(

@@ -35,6 +35,7 @@ def run(cfg: DictConfig, record: Record) -> float:
         clean = {} if truth is None else {"f1_clean": ~truth.wrong, "f1_not_redrawn": ~truth.redrawn}
         return {name: float(binary_f1_score(kept.int(), mask.int())) for name, mask in clean.items()}
 
+    record.scratch("descent.*", "refit")
     with Progress(stages.selection(cfg, method)) as progress:
         # 1. Descend: train, replay, move the weights; every metastep with a fresh initialisation and order.
         readings: list[Reading] = []

@@ -34,6 +34,7 @@ def run(cfg: DictConfig, record: Record) -> float:
     routine = setup.classifier_routine(cfg, splits)
     method = setup.build(cfg.method, _convert_="all")
     n = len(splits.train["y"])
+    record.scratch("judged*.json", "stream")
 
     with Progress(stages.unlearning(cfg)) as progress:
         # 1. Train, and keep every step; rows that will be added later are in the plan, but absent.

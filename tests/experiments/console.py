@@ -7,7 +7,10 @@ from contextlib import redirect_stderr, redirect_stdout
 from pathlib import Path
 from typing import NamedTuple
 
+import pytest
+
 from metagradient.cli.command import main
+from metagradient.reporting import Record
 
 
 class Done(NamedTuple):
@@ -30,3 +33,9 @@ def run_in(directory: Path, experiment: str, *overrides: str) -> Done:
         os.chdir(before)
         logging.getLogger().setLevel(level)
     return Done(status, out.getvalue(), err.getvalue())
+
+
+@pytest.fixture
+def scratch_stays(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Finished runs keep what only an interrupted one needs: tests then cut them short after the fact."""
+    monkeypatch.setattr(Record, "scratch", lambda self, *patterns: None)

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 from by_hand import accuracy, task_of
-from console import Done, run_in
+from console import Done, run_in, scratch_stays  # noqa: F401
 from omegaconf import OmegaConf
 from safetensors.torch import load_file
 from torchmetrics.functional.classification import binary_auroc
@@ -40,6 +40,7 @@ def run(directory: Path, *overrides: str) -> Done:
     return run_in(directory, "poisoning", *overrides)
 
 
+@pytest.mark.usefixtures("scratch_stays")
 def test_a_run_leaves_what_it_promises_and_goes_on(tmp_path: Path) -> None:
     done = run(tmp_path, *SMALL, "hydra.run.dir=first")
     assert done.status == 0, done.err

@@ -11,7 +11,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 from by_hand import losses, task_of
-from console import Done, run_in
+from console import Done, run_in, scratch_stays  # noqa: F401
 
 import metagradient as mg
 from metagradient.descent.state import DescentState
@@ -37,6 +37,7 @@ def run(directory: Path, *overrides: str) -> Done:
     return run_in(directory, "schedule", *overrides)
 
 
+@pytest.mark.usefixtures("scratch_stays")
 def test_a_run_leaves_what_it_promises_and_goes_on(tmp_path: Path) -> None:
     done = run(tmp_path, *SMALL, "hydra.run.dir=first")
     assert done.status == 0, done.err

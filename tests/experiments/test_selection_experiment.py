@@ -48,6 +48,15 @@ def test_a_run_leaves_what_it_promises(finished: Path) -> None:
         assert (finished / name).stat().st_size > 0, name
     assert {path.stem for path in (finished / "figures").iterdir()} == {"weights", "metasteps", "most_down_weighted"}
     assert len((finished / "artifacts" / "selection.csv").read_text().splitlines()) == 121
+    left = {path.name for path in finished.iterdir() if not path.name.startswith(".")}
+    assert left == {
+        "artifacts",
+        "config.yaml",
+        "curves.csv",
+        "figures",
+        "metrics.json",
+        "run.log",
+    }  # no save of the descent
 
 
 def test_weights_are_lower_on_wrong_labels_and_models_trained_with_them_are_as_accurate_as_told(finished: Path) -> None:

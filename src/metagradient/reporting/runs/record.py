@@ -5,6 +5,7 @@ import json
 import logging
 import math
 import os
+import shutil
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from datetime import timedelta
@@ -57,6 +58,7 @@ class Record:
         self._earlier: dict[int, dict[str, Value]] = {}
         self._training_runs = 0.0
         self._answers: list[str] = []
+        self._scratch: list[str] = []
         self._tracker = Tracker()
         self._exit = ExitStack()
 
@@ -124,11 +126,17 @@ class Record:
             finally:
                 self._tracker.finish(self._metrics, failed=error is not None)
         if error is None:
+            for path in (path for pattern in self._scratch for path in self.directory.glob(pattern)):
+                shutil.rmtree(path) if path.is_dir() else path.unlink()
             self._summarise(mode, place)
 
     def result(self, values: Mapping[str, Any]) -> None:
         """Add results: `test_accuracy` becomes `result/test_accuracy`. Accuracies are fractions, losses nats."""
         self._metrics |= {f"result/{key}": plain(value) for key, value in values.items()}
+
+    def scratch(self, *patterns: str) -> None:
+        """Files and folders of the run directory that only an interrupted run needs: a finished run leaves without them."""
+        self._scratch += patterns
 
     def answer(self, sentence: str) -> None:
         """Say in one sentence what the run found: it ends the terminal's output, and `answer` in metrics.json."""
@@ -170,9 +178,9 @@ class Record:
         path.parent.mkdir(parents=True, exist_ok=True)
         return path
 
-    def figure(self, name: str, figure: "Figure") -> Path:
-        """Save figures/<name>.png and log it to W&B; its path."""
-        path = self.directory / "figures" / f"{name}.png"
+    def figure(self, name: str, figure: "Figure", folder: str = "figures") -> Path:
+        """Save figures/<name>.png (or in another folder) and log it to W&B; its path."""
+        path = self.directory / folder / f"{name}.png"
         path.parent.mkdir(parents=True, exist_ok=True)
         figure.savefig(path)
         self._tracker.image(f"figures/{name}", path)

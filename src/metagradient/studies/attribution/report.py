@@ -1,6 +1,5 @@
 """What `attribution` shows: scores against retrainings, top examples, wrong labels and sources found, predictions flipped."""
 
-import shutil
 from collections.abc import Sequence
 from typing import Any
 
@@ -103,7 +102,7 @@ def draw(
         grid = text_figure(
             passages, "of each query the training examples that help most, then those that harm most (nats)"
         )
-    shutil.copy(record.figure("top_examples", grid), record.artifact_path("top_examples.png"))
+    record.figure("top_examples", grid, folder="artifacts")
     ranks = [*range(1, _EACH + 1), *range(-1, -_EACH - 1, -1)]  # 1: the most helpful; -1: the most harmful
     table = [
         [q, asked[q], rank, int(i), said[int(i)], float(scores[i, q])]
