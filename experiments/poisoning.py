@@ -18,6 +18,7 @@ from metagradient.reporting import Progress, Record
 from metagradient.reporting.figures import descent as descent_figures
 from metagradient.streams import Poisoning
 from metagradient.studies import poisoning, setup, smoothness, stages
+from metagradient.studies.trainer import TrainerFit
 from metagradient.training.random import fold_in, generator
 
 OURS = "metagradient"
@@ -52,7 +53,7 @@ def run(cfg: DictConfig, record: Record) -> float:
                 steer,
                 score=poisoning.scores(held_out, splits.test),
                 routine=routine,
-                fit=setup.TrainerFit(cfg, progress),
+                fit=TrainerFit(cfg, progress),
                 seed=fold_in(cfg.seed, Poisoning.DESCENT),
                 folder=folder,
                 resume=resume and resume / "artifacts" / folder.name,

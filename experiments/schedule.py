@@ -26,6 +26,7 @@ from metagradient.reporting import Progress, Record
 from metagradient.streams import Schedules
 from metagradient.studies import schedule, setup, smoothness, stages
 from metagradient.studies.schedule import FLAT, FREE, GRID, OURS, RANDOM, TPE
+from metagradient.studies.trainer import TrainerFit
 from metagradient.training.random import fold_in, generator
 
 
@@ -56,7 +57,7 @@ def run(cfg: DictConfig, record: Record) -> float:
                 "test_loss": mean_cross_entropy(learner, state, splits.test),  # drawn, never chosen by
             },
             routine=routine,
-            fit=setup.TrainerFit(cfg, progress),
+            fit=TrainerFit(cfg, progress),
             seed=fold_in(cfg.seed, Schedules.DESCENT),
             folder=record.directory,
             resume=setup.folder(cfg.resume),

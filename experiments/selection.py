@@ -17,6 +17,7 @@ from metagradient.reporting import Progress, Record
 from metagradient.streams import Selection
 from metagradient.studies import setup, smoothness, stages
 from metagradient.studies.selection import draw
+from metagradient.studies.trainer import TrainerFit
 from metagradient.training.random import fold_in, generator
 
 
@@ -52,7 +53,7 @@ def run(cfg: DictConfig, record: Record) -> float:
                 "held_out_accuracy": accuracy(learner, state, held_out),
             },
             routine=routine,
-            fit=setup.TrainerFit(cfg, progress),
+            fit=TrainerFit(cfg, progress),
             seed=fold_in(cfg.seed, Selection.DESCENT),
             folder=record.directory,
             resume=setup.folder(cfg.resume),

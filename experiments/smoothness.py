@@ -25,6 +25,7 @@ from metagradient.reporting import Progress, Record
 from metagradient.reporting.figures import descent as descent_figures
 from metagradient.streams import Metasmoothness
 from metagradient.studies import setup, smoothness
+from metagradient.studies.trainer import TrainerFit
 from metagradient.training.random import fold_in
 
 log = logging.getLogger(__name__)
@@ -80,7 +81,7 @@ def _read(
     )
     if not cfg.gradient:
         return reading, tests, None, reading.cost
-    fit = setup.TrainerFit(cfg, progress)
+    fit = TrainerFit(cfg, progress)
     try:
         learner, batches = smoothness.fresh_run(
             routine, splits.train, fold_in(cfg.seed, Metasmoothness.ACCURACY) % 2**31

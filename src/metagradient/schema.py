@@ -11,16 +11,6 @@ from hydra.core.config_store import ConfigStore
 from omegaconf import MISSING
 
 
-class ScheduleName(Enum):
-    """How the learning rate moves over a run."""
-
-    constant = "constant"
-    halved = "halved"
-    cosine = "cosine"
-    one_cycle = "one_cycle"
-    warmup_decay = "warmup_decay"
-
-
 class Normalize(Enum):
     """What the weighted mean loss divides by: the batch size or the sum of the weights."""
 
@@ -41,7 +31,7 @@ class LearnerConfig:
 
     optimizer: Any = MISSING
     learning_rate: float = MISSING
-    schedule: ScheduleName = ScheduleName.constant
+    schedule: Any = "constant"
     warmup: float = 0.25
     batch_size: int | None = None
     epochs: int | None = None
@@ -63,16 +53,6 @@ class ReplayConfig:
 
 
 @dataclass
-class TrainerConfig:
-    """conf/trainer: Lightning's Trainer."""
-
-    accelerator: str = "cpu"
-    precision: str = "32-true"
-    deterministic: bool = False
-    threads: int | None = None
-
-
-@dataclass
 class LoggerConfig:
     """conf/logger: the W&B run."""
 
@@ -89,7 +69,6 @@ def register() -> None:
     for group, node in (
         ("learner", LearnerConfig),
         ("replay", ReplayConfig),
-        ("trainer", TrainerConfig),
         ("logger", LoggerConfig),
     ):
         store.store(group=group, name="schema", node=node)

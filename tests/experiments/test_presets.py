@@ -8,6 +8,8 @@ from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
 
 from metagradient.schema import register
+from metagradient.studies import setup
+from metagradient.studies.trainer import make_trainer
 from metagradient.unlearning import Newton
 
 CONF = Path(__file__).parents[2] / "conf"
@@ -70,3 +72,49 @@ def test_a_preset_of_unlearning_has_its_own_method_and_takes_others(preset: str)
     assert (own.period, own.burn_in) == OWN.get(preset, (5, 10))
     other = composed("unlearning", f"experiment={preset}", "method=newton").method
     assert instantiate(other, _convert_="all") == Newton()
+
+
+class Halving:
+    """A schedule of somebody's own."""
+
+    def __init__(self, rate: float, steps: int, floor: float = 0.0) -> None:
+        self.rate, self.steps, self.floor = rate, steps, floor
+
+    def __call__(self, t: int) -> float:
+        return max(self.floor, self.rate * 0.5**t)
+
+
+@pytest.mark.parametrize("name", list(setup.SCHEDULES))
+def test_each_schedule_by_name_is_one_of_ours(name: str) -> None:
+    cfg = composed("selection", "~experiment", f"learner.schedule={name}", "learner.learning_rate=0.2")
+    rates = [rate_of(cfg, 40)(t) for t in range(40)]
+    assert max(rates) == pytest.approx(0.2)
+    assert (len(set(rates)) == 1) == (name == "constant")
+
+
+def test_a_schedule_of_ones_own_by_its_target() -> None:
+    cfg = composed("selection", "~experiment", f"learner.schedule={{_target_:{__name__}.Halving,floor:0.02}}")
+    schedule = rate_of(cfg, 7)
+    assert isinstance(schedule, Halving)
+    assert (schedule.rate, schedule.steps, schedule(0), schedule(9)) == (0.05, 7, 0.05, 0.02)
+
+
+def rate_of(cfg: DictConfig, steps: int) -> object:
+    splits = setup.build(cfg.data)
+    return setup.classifier_routine(cfg, splits).schedule(steps)
+
+
+def test_any_argument_of_the_trainer_can_be_given() -> None:
+    cfg = composed("selection", "~experiment", "+trainer.detect_anomaly=true", "+trainer.num_sanity_val_steps=0")
+    assert make_trainer(cfg)._detect_anomaly is True
+
+
+def test_no_group_has_the_name_of_a_setting() -> None:
+    """A group `smoothness` would shadow the setting of that name: `selection smoothness=null` would leave out nothing."""
+    for experiment in {experiment for experiment, _ in PRESETS}:
+        cfg = composed(experiment, return_hydra_config=True)
+        chosen = {group for group in cfg.hydra.runtime.choices if not str(group).startswith("hydra")}
+        groups = {path.name for root in (CONF, PRESETS_OF / experiment) for path in root.iterdir() if path.is_dir()}
+        settings = {str(key) for key in cfg if key != "hydra"} - chosen
+        settings -= {"grid"}  # of schedule: never null or replaced as a whole; the group is only ever added, +grid=NAME
+        assert not groups & settings, experiment

@@ -26,6 +26,7 @@ from metagradient.evaluation import (
 from metagradient.reporting import Progress, Record, figures
 from metagradient.streams import Poisoning
 from metagradient.studies import setup
+from metagradient.studies.trainer import TrainerFit
 from metagradient.training.batches import Fields
 from metagradient.training.random import fold_in
 
@@ -65,7 +66,7 @@ def defend(
         splits.validation,
         score=lambda learner, state: {"held_out_loss": mean_cross_entropy(learner, state, splits.validation)},
         routine=routine,
-        fit=setup.TrainerFit(cfg, progress),
+        fit=TrainerFit(cfg, progress),
         seed=fold_in(cfg.seed, Poisoning.DEFENDER),
     )
     chosen = defender.run(trusted, progress=progress.callback())

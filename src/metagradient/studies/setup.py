@@ -8,11 +8,10 @@ import logging
 import math
 import os
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-import lightning
 import torch
 from hydra.core.hydra_config import HydraConfig
 from hydra.errors import InstantiationException
@@ -22,9 +21,8 @@ from omegaconf import DictConfig, OmegaConf
 import metagradient as mg
 from metagradient.data import Splits, TextSplits
 from metagradient.errors import UserError
-from metagradient.replay.metagradients import describe
-from metagradient.reporting import Progress, print_table
-from metagradient.schema import Decay, ScheduleName
+from metagradient.schema import Decay
+from metagradient.studies import trainer
 
 log = logging.getLogger(__name__)
 
@@ -35,8 +33,7 @@ def prepare(cfg: DictConfig, **least: int) -> None:
     for name, smallest in {"seed": 0, **least}.items():
         if not isinstance(cfg[name], int) or cfg[name] < smallest:
             raise UserError(f"{name} must be an integer >= {smallest}, not '{cfg[name]}': set {name}={smallest}")
-    if cfg.trainer.accelerator not in ("cpu", "gpu", "cuda", "auto"):
-        raise UserError(f"trainer.accelerator must be cpu, gpu, cuda or auto, not '{cfg.trainer.accelerator}'")
+    trainer.check(cfg)
     gc.freeze()
     threads = cfg.trainer.threads or threads_of_a_job(_launcher(), os.cpu_count() or 1)
     if threads is not None:
@@ -67,10 +64,10 @@ def _launcher() -> Mapping[str, Any]:
     return HydraConfig.get().launcher if HydraConfig.initialized() else {}
 
 
-def build(node: Any, **kwargs: Any) -> Any:
+def build(node: Any, *args: Any, **kwargs: Any) -> Any:
     """`instantiate`, with bad settings told in the words of whoever refused them."""
     try:
-        return instantiate(node, **kwargs)
+        return instantiate(node, *args, **kwargs)
     except InstantiationException as error:
         cause = error.__cause__
         if isinstance(cause, ValueError | FileNotFoundError | ConnectionError | TypeError):
@@ -130,14 +127,6 @@ def folder(path: str | None) -> Path | None:
     return None if path is None else Path(path)
 
 
-def device(cfg: DictConfig) -> torch.device:
-    """Where models are trained."""
-    cuda = torch.cuda.is_available()
-    if cfg.trainer.accelerator in ("gpu", "cuda") and not cuda:
-        raise UserError(f"trainer.accelerator={cfg.trainer.accelerator} but torch sees no GPU: set trainer=cpu")
-    return torch.device("cuda" if cuda and cfg.trainer.accelerator in ("gpu", "cuda", "auto") else "cpu")
-
-
 def classifier_routine(cfg: DictConfig, splits: Splits) -> mg.Routine:
     """The routine of `cfg.learner` and `cfg.model` for a classification data set."""
     return _routine(cfg, mg.Classifier, input_shape=splits.input_shape, classes=len(splits.classes))
@@ -150,7 +139,7 @@ def language_routine(cfg: DictConfig, splits: TextSplits) -> mg.Routine:
 
 
 def _routine(cfg: DictConfig, kind: type[mg.Classifier] | type[mg.LanguageModel], **sizes: Any) -> mg.Routine:
-    settings, where = cfg.learner, device(cfg)
+    settings, where = cfg.learner, trainer.device(cfg)
     optimizer = build(settings.optimizer, _convert_="all")
     matrices = settings.decay is Decay.matrices
 
@@ -181,90 +170,23 @@ def _is_matrix(_name: str, shape: torch.Size) -> bool:  # no lambda: learners go
 
 
 def _schedule(settings: Any, steps: int) -> mg.Schedule:
-    rate = settings.learning_rate
-    match settings.schedule:
-        case ScheduleName.constant:
-            return mg.Constant(rate)
-        case ScheduleName.halved:
-            return mg.Halved(rate, steps)
-        case ScheduleName.cosine:
-            return mg.Cosine(rate, steps)
-        case ScheduleName.one_cycle:
-            return mg.OneCycle(rate, steps, warmup=settings.warmup)
-        case _:
-            return mg.WarmupDecay(rate, steps, warmup=math.floor(settings.warmup * steps))
-
-
-class TrainerFit:
-    """Trains and replays with Lightning's Trainer and the Metagradient callback; says once which plan runs."""
-
-    def __init__(self, cfg: DictConfig, progress: Progress) -> None:
-        self.cfg, self.progress = cfg, progress
-        self.told = False
-        self.checked = cfg.replay.check is None
-        if cfg.replay.check == "fd" and cfg.get("method", {}).get("replay_from"):
-            raise UserError("replay.check=fd needs the exact metagradient: set method.replay_from=0")
-        if cfg.replay.check not in (None, "fd"):
-            raise UserError(f"replay.check must be fd or null, not '{cfg.replay.check}'")
-
-    def __call__(
-        self,
-        learner: mg.Learner,
-        batches: mg.Batches,
-        metaparameters: Sequence[mg.Metaparameter],
-        objective: mg.Objective,
-    ) -> mg.Metagradients:
-        replay = self.cfg.replay
-        callback = mg.Metagradient(
-            metaparameters,
-            objective,
-            checkpoints=replay.checkpoints,
-            memory=replay.memory,
-            storage=mg.make_storage(replay.storage, replay.folder),
-            progress=self.progress.callback(),
+    """The schedule of a run of `steps` steps: one of ours by name, or what `_target_` builds."""
+    rate, shape = settings.learning_rate, settings.schedule
+    if not isinstance(shape, str):
+        return build(shape, rate, steps)
+    if shape not in SCHEDULES:
+        raise UserError(
+            f"learner.schedule={shape}: there are {', '.join(SCHEDULES)}, or {{_target_: package.function}}, called with "
+            "(learning rate, steps)"
         )
-        initial = mg.initial_state(learner)
-        trainer = lightning.Trainer(
-            max_epochs=1,
-            callbacks=[callback],
-            accelerator="gpu" if device(self.cfg).type == "cuda" else "cpu",
-            devices=1,
-            precision=self.cfg.trainer.precision,
-            deterministic=self.cfg.trainer.deterministic,
-            logger=False,
-            enable_checkpointing=False,
-            enable_progress_bar=False,
-            enable_model_summary=False,
-        )
-        trainer.fit(learner, batches)
-        assert callback.result is not None
-        if not self.told:
-            self.told = True
-            log.info("%s", describe(callback.result.plan))
-        learner.to(device(self.cfg))
-        if not self.checked:
-            self.checked = True
-            self._check(learner, initial, batches, metaparameters, objective, callback.result)
-        gc.collect()  # a Trainer is full of reference cycles, and the learner and its states hang on them
-        return callback.result
+    return SCHEDULES[shape](rate, steps, settings.warmup)
 
-    def _check(
-        self,
-        learner: mg.Learner,
-        initial: mg.TrainState,
-        batches: mg.Batches,
-        metaparameters: Sequence[mg.Metaparameter],
-        objective: mg.Objective,
-        result: mg.Metagradients,
-    ) -> None:
-        """`replay.check=fd`: a few coordinates of this metagradient against central differences in float64."""
-        learner.adopt(initial)
-        rows = mg.finite_differences(
-            learner, batches, metaparameters, objective, result, progress=self.progress.callback()
-        )
-        learner.adopt(result.state)
-        print_table(
-            "metagradient against central differences (float64)",
-            ["metaparameter", "index", "replay", "replay float64", "central difference", "relative error"],
-            [[r.name, r.index, r.replay, r.replay64, r.difference, f"{r.relative_error:.1e}"] for r in rows],
-        )
+
+SCHEDULES: dict[str, Callable[[float, int, float], mg.Schedule]] = {
+    "constant": lambda rate, steps, warmup: mg.Constant(rate),
+    "halved": lambda rate, steps, warmup: mg.Halved(rate, steps),
+    "cosine": lambda rate, steps, warmup: mg.Cosine(rate, steps),
+    "one_cycle": lambda rate, steps, warmup: mg.OneCycle(rate, steps, warmup=warmup),
+    "warmup_decay": lambda rate, steps, warmup: mg.WarmupDecay(rate, steps, warmup=math.floor(warmup * steps)),
+}
+"""Learning-rate schedules by name: (learning rate, steps, share of warm-up) -> schedule."""

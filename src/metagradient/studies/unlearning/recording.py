@@ -3,7 +3,6 @@
 import logging
 from pathlib import Path
 
-import lightning
 import torch
 from omegaconf import DictConfig
 from torch import Tensor
@@ -14,7 +13,7 @@ from metagradient.errors import UserError
 from metagradient.replay.storage import Storage
 from metagradient.reporting import Progress
 from metagradient.streams import Unlearning
-from metagradient.studies import setup
+from metagradient.studies.trainer import device, make_trainer
 from metagradient.training.random import fold_in
 from metagradient.unlearning import RecordedRun, RecordRun, stored
 
@@ -47,20 +46,8 @@ def recorded(cfg: DictConfig, routine: mg.Routine, splits: Splits, present: Tens
     callback = RecordRun(
         batches, present, storage=storage(cfg), dtype=DTYPES[cfg.history.dtype], progress=progress.callback()
     )
-    trainer = lightning.Trainer(
-        max_epochs=1,
-        callbacks=[callback],
-        accelerator="gpu" if setup.device(cfg).type == "cuda" else "cpu",
-        devices=1,
-        precision=cfg.trainer.precision,
-        deterministic=cfg.trainer.deterministic,
-        logger=False,
-        enable_checkpointing=False,
-        enable_progress_bar=False,
-        enable_model_summary=False,
-    )
-    trainer.fit(learner, callback.batches)
-    learner.to(setup.device(cfg))
+    make_trainer(cfg, callback).fit(learner, callback.batches)
+    learner.to(device(cfg))
     assert callback.run is not None
     if folder is not None:
         stored.save(callback.run, folder)

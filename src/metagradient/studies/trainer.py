@@ -1,0 +1,137 @@
+"""Lightning's Trainer as the experiments use it: one pass over a run's batches, and the replay after it."""
+
+import gc
+import logging
+from collections.abc import Sequence
+from typing import Any
+
+import lightning
+import torch
+from hydra.utils import instantiate
+from omegaconf import DictConfig
+
+import metagradient as mg
+from metagradient.errors import UserError
+from metagradient.replay.metagradients import describe
+from metagradient.reporting import Progress, print_table
+
+log = logging.getLogger(__name__)
+
+
+def device(cfg: DictConfig) -> torch.device:
+    """Where models are trained."""
+    cuda = torch.cuda.is_available()
+    if cfg.trainer.accelerator in ("gpu", "cuda") and not cuda:
+        raise UserError(f"trainer.accelerator={cfg.trainer.accelerator} but torch sees no GPU: set trainer=cpu")
+    return torch.device("cuda" if cuda and cfg.trainer.accelerator in ("gpu", "cuda", "auto") else "cpu")
+
+
+_DECIDED = {
+    "max_epochs": "the plan holds the epochs: set learner.epochs or learner.steps",
+    "max_steps": "the plan holds the steps: set learner.steps",
+    "devices": "a replay runs on one device",
+    "num_nodes": "a replay runs on one device",
+    "strategy": "a replay runs on one device",
+    "callbacks": "the experiment has its own",
+    "logger": "runs log to W&B: see the group logger",
+    "enable_checkpointing": "runs are saved by the experiment: see resume",
+    "enable_progress_bar": "the experiment shows its own",
+    "enable_model_summary": "the experiment trains many models",
+    "gradient_clip_val": "the optimizer is part of the differentiated step, which does not clip",
+    "accumulate_grad_batches": "the optimizer is part of the differentiated step: set learner.batch_size",
+    "limit_train_batches": "the plan holds the steps: set learner.steps",
+    "overfit_batches": "the plan holds the steps: set learner.steps",
+    "fast_dev_run": "use debug=fast",
+}
+"""Arguments of the Trainer that the run decides, and what to do instead."""
+
+
+def make_trainer(cfg: DictConfig, *callbacks: lightning.Callback) -> lightning.Trainer:
+    """Lightning's Trainer of `cfg.trainer`, for one pass over the batches of a run."""
+    settings = {str(name): value for name, value in cfg.trainer.items() if name != "threads"}
+    settings["accelerator"] = "gpu" if device(cfg).type == "cuda" else "cpu"
+    quiet = ("logger", "enable_checkpointing", "enable_progress_bar", "enable_model_summary")
+    fixed: dict[str, Any] = dict.fromkeys(quiet, False) | {"max_epochs": 1, "devices": 1}
+    trainer: lightning.Trainer = instantiate(settings, callbacks=list(callbacks), **fixed)
+    return trainer
+
+
+def check(cfg: DictConfig) -> None:
+    """Refuse what the run decides by itself, and precisions in which gradients are wrong.
+
+    Raises:
+        UserError: names the setting, the reason, and what to do instead.
+    """
+    if cfg.trainer.accelerator not in ("cpu", "gpu", "cuda", "auto"):
+        raise UserError(f"trainer.accelerator must be cpu, gpu, cuda or auto, not '{cfg.trainer.accelerator}'")
+    for name, reason in _DECIDED.items():
+        if name in cfg.trainer:
+            raise UserError(f"trainer.{name}={cfg.trainer[name]} cannot be set: {reason}")
+    if cfg.trainer.precision not in ("32-true", "64-true"):
+        raise UserError(
+            f"trainer.precision={cfg.trainer.precision} is refused: metagradients and gradients of examples in low precision "
+            "are wrong without warning; use trainer.precision=32-true or 64-true"
+        )
+
+
+class TrainerFit:
+    """Trains and replays with Lightning's Trainer and the Metagradient callback; says once which plan runs."""
+
+    def __init__(self, cfg: DictConfig, progress: Progress) -> None:
+        self.cfg, self.progress = cfg, progress
+        self.told = False
+        self.checked = cfg.replay.check is None
+        if cfg.replay.check == "fd" and cfg.get("method", {}).get("replay_from"):
+            raise UserError("replay.check=fd needs the exact metagradient: set method.replay_from=0")
+        if cfg.replay.check not in (None, "fd"):
+            raise UserError(f"replay.check must be fd or null, not '{cfg.replay.check}'")
+
+    def __call__(
+        self,
+        learner: mg.Learner,
+        batches: mg.Batches,
+        metaparameters: Sequence[mg.Metaparameter],
+        objective: mg.Objective,
+    ) -> mg.Metagradients:
+        replay = self.cfg.replay
+        callback = mg.Metagradient(
+            metaparameters,
+            objective,
+            checkpoints=replay.checkpoints,
+            memory=replay.memory,
+            storage=mg.make_storage(replay.storage, replay.folder),
+            progress=self.progress.callback(),
+        )
+        initial = mg.initial_state(learner)
+        make_trainer(self.cfg, callback).fit(learner, batches)
+        assert callback.result is not None
+        if not self.told:
+            self.told = True
+            log.info("%s", describe(callback.result.plan))
+        learner.to(device(self.cfg))
+        if not self.checked:
+            self.checked = True
+            self._check(learner, initial, batches, metaparameters, objective, callback.result)
+        gc.collect()  # a Trainer is full of reference cycles, and the learner and its states hang on them
+        return callback.result
+
+    def _check(
+        self,
+        learner: mg.Learner,
+        initial: mg.TrainState,
+        batches: mg.Batches,
+        metaparameters: Sequence[mg.Metaparameter],
+        objective: mg.Objective,
+        result: mg.Metagradients,
+    ) -> None:
+        """`replay.check=fd`: a few coordinates of this metagradient against central differences in float64."""
+        learner.adopt(initial)
+        rows = mg.finite_differences(
+            learner, batches, metaparameters, objective, result, progress=self.progress.callback()
+        )
+        learner.adopt(result.state)
+        print_table(
+            "metagradient against central differences (float64)",
+            ["metaparameter", "index", "replay", "replay float64", "central difference", "relative error"],
+            [[r.name, r.index, r.replay, r.replay64, r.difference, f"{r.relative_error:.1e}"] for r in rows],
+        )
