@@ -32,12 +32,14 @@ class LabelTruth:
 class LabelNoise:
     """Corrupt exactly `round(fraction * n)` training labels, on rows drawn at random.
 
-    symmetric  another class, uniformly
-    pairwise   the next class, (y + 1) mod classes
-    redraw     any class uniformly, the true one included: the noise of the hyper-cleaning benchmark, which
-               leaves one redrawn label in `classes` correct
+    Attributes:
+        kind: "symmetric": another class, uniformly; "pairwise": the next class, (y + 1) mod classes; "redraw": any class
+            uniformly, the true one included: the noise of the hyper-cleaning benchmark, which leaves one redrawn label in
+            `classes` correct.
+        fraction: share of the training labels, in [0, 1].
 
-    Raises ValueError for an unknown kind and for a fraction outside [0, 1].
+    Raises:
+        ValueError: an unknown kind, or a fraction outside [0, 1].
     """
 
     kind: str = "symmetric"

@@ -38,7 +38,10 @@ def read_images(path: str) -> Images:
     for a folder under its files' names, sizes and times, for a hub set under its name, so that a second run
     needs no network (delete the file to read a changed set anew).
 
-    Raises FileNotFoundError, ConnectionError or ValueError as `hub` says.
+    Raises:
+        FileNotFoundError: a folder that is not there, or an unknown hub name.
+        ConnectionError: a hub set that cannot be downloaded.
+        ValueError: no images, or no labels.
     """
     folder = Path(path).expanduser()
     if folder.is_dir():

@@ -37,10 +37,19 @@ def sentences(
 ) -> SentenceSplits:
     """Random disjoint rows of a set's train split, with columns `sentence` and `label` (GLUE's SST-2).
 
-    path: a hub name or a local folder of parquet files. length: words of a sentence that are read. words: size of the
-    vocabulary, the padding and the unknown word included; it is made of the training rows alone.
+    Args:
+        path: a hub name or a local folder of parquet files.
+        train: training rows; validation and test likewise.
+        length: words of a sentence that are read.
+        words: size of the vocabulary, padding and the unknown word included; it is made of the training rows alone.
+        noise: on training labels.
+        seed: of the rows drawn and of the noise.
+        validation: validation rows.
+        test: test rows.
 
-    Raises FileNotFoundError for a path that is not there, ValueError for missing columns or too few rows.
+    Raises:
+        FileNotFoundError: a path that is not there.
+        ValueError: missing columns or too few rows.
     """
     import datasets  # seconds of import that other data sets need not pay
 

@@ -24,7 +24,9 @@ def digits(
     """scikit-learn's embedded digits: 1797 grey images of 8x8 pixels, ten classes.
 
     The splits are random and disjoint, drawn from `seed`; test=None takes every row left. Needs no network.
-    Raises ValueError when there are fewer rows than asked for.
+
+    Raises:
+        ValueError: there are fewer rows than asked for.
     """
     from sklearn.datasets import load_digits  # a second of import that other data sets need not pay
 
@@ -58,8 +60,10 @@ def hub(
 
     `classes` (labels or names) keeps only these classes, relabelled 0, 1, ... in the order given.
 
-    Raises FileNotFoundError for a folder without parquet files and an unknown hub name, ConnectionError
-    without a network, ValueError for a set without images and labels, an unknown class or too few rows.
+    Raises:
+        FileNotFoundError: a folder without parquet files, or an unknown hub name.
+        ConnectionError: a hub set, and no network.
+        ValueError: a set without images and labels, an unknown class or too few rows.
     """
     if test_split not in _TEST_SPLITS:
         raise ValueError(

@@ -25,8 +25,8 @@ class Splits:
 
     Attributes:
         name: of the data set.
-        train: {"x": float32 [n, C, H, W] in [0, 1] for images, [n, F] for tables, int64 [n, L] for texts;
-            "y": int64 [n]}. validation and test likewise.
+        train: {"x": float32 [n, C, H, W] in [0, 1] for images, [n, F] for tables, int64 [n, L] for texts; "y":
+            int64 [n]}. validation and test likewise.
         classes: the classes' names, by label.
         extra_tests: further test sets by name: "official" is the data set's own.
         truth: about the training labels; None where none was corrupted.

@@ -42,7 +42,10 @@ def a9a(
     """LIBSVM's a9a (Adult): 123 binary features, income above 50,000 dollars or not.
 
     `path`: a folder with the files a9a (training and validation rows) and a9a.t (test rows).
-    Raises FileNotFoundError for a folder without them, ValueError for other contents.
+
+    Raises:
+        FileNotFoundError: a folder without them.
+        ValueError: other contents.
     """
     files = [Path(path).expanduser() / name for name in ("a9a", "a9a.t")]
     for file in files:
@@ -70,7 +73,11 @@ def covtype(
     """Forest cover types (UCI): 54 features, each scaled to [0, 1] by its training range; seven classes.
 
     `path`: a folder with covtype.data.gz; None: scikit-learn fetches it. Splits are random, drawn from `seed`.
-    Raises FileNotFoundError, ConnectionError, ValueError.
+
+    Raises:
+        FileNotFoundError: a folder without the files.
+        ConnectionError: the set is not in scikit-learn's cache and cannot be downloaded.
+        ValueError: other contents, or too few rows.
     """
     if path is None:
         x, y = _fetched("covtype", lambda datasets: datasets.fetch_covtype(return_X_y=True))
@@ -108,7 +115,11 @@ def rcv1(
 
     `path`: a folder with lyrl2004_vectors_train.dat.gz, lyrl2004_vectors_test_pt0.dat.gz and rcv1-v2.topics.qrels.gz;
     None: scikit-learn fetches all 804,414 stories. Splits are random rows of the train and the test file.
-    Raises FileNotFoundError, ConnectionError, ValueError.
+
+    Raises:
+        FileNotFoundError: a folder without the files.
+        ConnectionError: the set is not in scikit-learn's cache and cannot be downloaded.
+        ValueError: other contents, or too few rows.
     """
     if path is None:
         pool = _fetched("rcv1", lambda datasets: _ccat(datasets.fetch_rcv1(subset="train")))

@@ -16,8 +16,10 @@ _LETTERS = "abcdefghijklmnopqrstuvwxyz"
 class TextSplits:
     """Sequences of characters in three splits, each {"tokens": int64 [n, length + 1]}.
 
-    vocabulary: the characters, by token. sources: of the training sequences, -1 where nothing was planted;
-    query_sources: of the test sequences, whose first ones are planted.
+    Attributes:
+        vocabulary: the characters, by token.
+        sources: of the training sequences, -1 where nothing was planted;.
+        query_sources: of the test sequences, whose first ones are planted.
     """
 
     name: str
@@ -47,11 +49,20 @@ def characters(
 ) -> TextSplits:
     """Sequences of length + 1 characters cut from a text: train and validation from its train split, test from the other.
 
-    path: a hub name or a local folder of parquet files with a column `text`.
-    planted: sources, each a made-up language of four words; `copies` training sequences and five test sequences of each
-             replace as many of the text's, and come first.
+    Args:
+        path: a hub name or a local folder of parquet files with a column `text`.
+        planted: sources, each a made-up language of four words; `copies` training sequences and five test sequences
+            of each replace as many of the text's, and come first.
+        train: training sequences.
+        validation: validation sequences.
+        test: test sequences.
+        length: characters of a sequence that are predicted.
+        copies: training sequences of each planted source.
+        seed: of the places that are cut and of the planted sources.
 
-    Raises FileNotFoundError for a path that is not there, ValueError for too few characters.
+    Raises:
+        FileNotFoundError: a path that is not there.
+        ValueError: too few characters.
     """
     import datasets  # seconds of import that other data sets need not pay
 

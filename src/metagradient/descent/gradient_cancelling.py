@@ -32,11 +32,16 @@ CHUNK = 1024
 
 @dataclass(frozen=True)
 class GradientCancelling:
-    """radii: distances of the target from the clean parameters, relative to their norm; each is tried, and the one
-    whose retrained model has the lowest held-out accuracy is chosen.
+    """Gradient cancelling: pixels whose gradients cancel those of the clean examples at a corrupted model.
 
-    corruption_steps: normalised gradient-ascent steps to the target. steps, rate: of Adam on the pixels.
-    low, high: the range of pixels; None: unclipped, which breaks the rules that the others keep.
+    Attributes:
+        radii: distances of the target from the clean parameters, relative to their norm; each is tried, and the one
+            whose retrained model has the lowest held-out accuracy is chosen.
+        corruption_steps: normalised gradient-ascent steps to the target.
+        steps: of Adam on the pixels.
+        rate: of Adam on the pixels.
+        low: lowest pixel; None: unclipped, which breaks the rules that the others keep.
+        high: highest pixel, likewise.
     """
 
     radii: Sequence[float] = (0.1, 0.3, 1.0)

@@ -23,8 +23,11 @@ log = logging.getLogger(__name__)
 class Measured:
     """One run at x, with one seed.
 
-    values: what it came to, by name; "objective" is what is descended. score: chooses among the metasteps, the highest
-    wins. gradient: d objective / d x, None where none was asked for. cost: training-run equivalents.
+    Attributes:
+        values: what it came to, by name; "objective" is what is descended.
+        score: chooses among the metasteps: the highest is taken.
+        gradient: d objective / d x, None where none was asked for.
+        cost: training-run equivalents.
     """
 
     values: dict[str, float]
@@ -47,10 +50,12 @@ OnMetastep = Callable[[int, dict[str, float], Tensor | None], None]
 class Loop:
     """Settings of the loop.
 
-    metasteps:          updates of x.
-    seeds_per_metastep: fresh inner seeds whose gradients, each normalised, are averaged (with one, it stays as it is).
-    patience:           a metastep whose objective rises by more than this share above the last accepted is rejected.
-    average_from:       accepted iterates from this share of the metasteps on are averaged into `mean_x` (1: none).
+    Attributes:
+        metasteps: updates of x.
+        seeds_per_metastep: fresh inner seeds whose gradients, each normalised, are averaged (with one, it stays as
+            it is).
+        patience: a metastep whose objective rises by more than this share above the last accepted is rejected.
+        average_from: accepted iterates from this share of the metasteps on are averaged into `mean_x` (1: none).
     """
 
     metasteps: int = 10

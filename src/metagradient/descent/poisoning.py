@@ -79,9 +79,11 @@ def soft_error(examples: Fields) -> Callable[[Learner], Tensor]:
 class PixelPoisoning(Loop):
     """Ascent on the held-out harm of models trained on the poisons, by exact metagradients of their pixels.
 
-    update: the rule; signs of the metagradient with a decaying step, as in the paper. low, high: the range of pixels.
-    harm:   what is raised on the steering examples: the mean "loss", or the "soft_error" 1 - p(true class).
-    settle: with harm=loss, the share of the metasteps after which the soft error is raised instead (1: never).
+    Attributes:
+        update: the rule; signs of the metagradient with a decaying step, as in the paper. low, high: the range of
+            pixels.
+        harm: what is raised on the steering examples: the mean "loss", or the "soft_error" 1 - p(true class).
+        settle: with harm=loss, the share of the metasteps after which the soft error is raised instead (1: never).
     """
 
     update: UpdateRule = Sign(step=0.1)

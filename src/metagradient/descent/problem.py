@@ -29,11 +29,17 @@ Score = Callable[[Learner, TrainState], dict[str, float]]
 
 @dataclass(frozen=True)
 class DescentProblem:
-    """train: [n] training examples; steer: the examples whose mean loss is descended (or ascended); score: see `Score`.
+    """What a descent works on: the data, how models are trained on them, and what is measured.
 
-    routine, fit: how models are trained and replayed. seed: of every run of the descent, each with a seed of its own.
-    folder: where the descent's state is saved after each metastep (None: nowhere). resume: the folder of a descent
-    that was cut short, to go on from.
+    Attributes:
+        train: fields of the n training examples.
+        steer: the examples whose mean loss is descended (or ascended).
+        score: measures held-out data at each metastep (see `Score`).
+        routine: how models are trained.
+        fit: how a run is trained and replayed.
+        seed: of the descent; each of its runs has a seed of its own.
+        folder: where the descent's state is saved after each metastep; None: nowhere.
+        resume: the folder of a descent that was cut short, to go on from.
     """
 
     train: Fields
@@ -65,7 +71,9 @@ class DescentProblem:
 class Reading:
     """One metastep as it was measured, before its update: `values` holds the objective and the scores.
 
-    weights, kept: None for metasteps that an earlier, resumed run measured.
+    Attributes:
+        weights: None for metasteps that an earlier, resumed run measured.
+        kept: see `weights`.
     """
 
     metastep: int

@@ -111,7 +111,10 @@ class ScheduleSearch(Loop):
     What makes it work: fresh seeds in every metastep (one fixed seed is overfitted), each seed's gradient normalised
     (it explodes towards the edge of stability), a trust region, few knots in log space, and averaged iterates.
 
-    start: the flat learning rate to begin with. update: the rule on x. space: what is searched.
+    Attributes:
+        start: the flat learning rate to begin with.
+        update: the rule on x.
+        space: what is searched.
     """
 
     start: float = 0.02

@@ -90,9 +90,12 @@ class _Selecting(Loop):
 class WeightSelection(_Selecting):
     """Descent on per-example loss weights w(x) that act at every step of training.
 
-    metasteps: updates of x. seeds_per_metastep: fresh inner seeds whose normalised gradients are averaged.
-    weights: the map x -> w (Raw or Sigmoid). update: the rule (Clipped, Sign, Adam).
-    replay_from: the fraction of the run before which the weights' effect is not differentiated (0: exact).
+    Attributes:
+        metasteps: updates of x.
+        seeds_per_metastep: fresh inner seeds whose normalised gradients are averaged.
+        weights: the map x -> w (Raw or Sigmoid).
+        update: the rule (Clipped, Sign, Adam).
+        replay_from: the fraction of the run before which the weights' effect is not differentiated (0: exact).
     """
 
     weights: WeightMap = Raw()
@@ -140,7 +143,9 @@ class CountSelection(_Selecting):
     budget stays fixed instead: on a random shard of the data the `swap` best counts rise by 1 and as many of the
     worst with c > 0 fall by 1.
 
-    surrogate: k as a fraction of the run. chunk: candidates per pass at step k.
+    Attributes:
+        surrogate: k as a fraction of the run.
+        chunk: candidates per pass at step k.
     """
 
     probability: float = 0.2

@@ -24,8 +24,17 @@ _NUMBERS = (
 
 @dataclass
 class DescentState:
-    """metastep: how many metasteps are done. memory: the update rule's. best_*: chosen so far on held-out data;
-    mean_x: of the `averaged` last accepted iterates; accepted_*: where a rejected metastep goes back to. identity: the descent's settings; only the same may go on."""
+    """The whole state of a descent between two metasteps.
+
+    Attributes:
+        x: what is moved.
+        metastep: how many metasteps are done.
+        memory: the update rule's.
+        best_x: chosen so far on held-out data; best_score and best_metastep likewise.
+        accepted_x: where a rejected metastep goes back to; accepted_memory likewise.
+        mean_x: the mean of the `averaged` last accepted iterates.
+        identity: the descent's settings; only the same may go on.
+    """
 
     x: Tensor
     metastep: int = 0

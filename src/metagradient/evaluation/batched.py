@@ -32,16 +32,22 @@ def train_batched(
 
     The runs differ in any of three ways; what is given once is shared by all:
 
-    batches: one `Batches` (the same order, the same augmentation), or R of them with equal numbers of steps and of
-             examples in each step.
-    weights: [R, n] loss weights of the examples, 0 for a removed one; None: all 1.
-    initial: a stacked state of R; one state for all; None: the learner's own parameters.
+    Args:
+        learner: lends its architecture, losses and update.
+        batches: one `Batches` (the same order, the same augmentation), or R of them with equal numbers of steps and
+            of examples in each step.
+        weights: [R, n] loss weights of the examples, 0 for a removed one; None: all 1.
+        initial: a stacked state of R; one state for all; None: the learner's own parameters.
+        at_once: runs moved together.
+        progress: called now and then.
 
     The runs move together, `at_once` at a time, through `step` on stacked states (`torch.func.vmap` of the losses).
     They agree with single runs to rounding, not to the bit. Convolutions, batch norms and dropout gain nothing from
     it, or have no batching rule: such models are trained one run after the other, to the same result.
 
-    Raises UserError where the three disagree about R, NonFiniteLoss.
+    Raises:
+        UserError: the three disagree about R.
+        NonFiniteLoss: a run diverged.
     """
     initial = initial_state(learner) if initial is None else initial
     runs = _count(batches, weights, initial)

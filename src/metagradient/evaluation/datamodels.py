@@ -47,7 +47,13 @@ def linear_datamodeling_score(
 ) -> Correlation:
     """LDS: for each query the Spearman correlation, over R retrainings, of predicted and true loss; then the mean.
 
-    scores: [n, q] in any units, positive = removing the example raises the loss. kept: [R, n] bool. losses: [R, q].
+    Args:
+        scores: [n, q] in any units, positive = removing the example raises the loss.
+        kept: [R, n] bool.
+        losses: [R, q].
+        resamples: bootstrap resamples; 0: no interval.
+        seed: of the resamples.
+
     The interval resamples retrainings and queries together. A query whose loss never changes counts 0.
     Source: Park et al. 2023 (TRAK), arXiv 2303.14186.
     """
@@ -60,7 +66,12 @@ def leave_one_out_correlation(
 ) -> tuple[Correlation, Correlation]:
     """For each query the correlation of scores of single examples with its losses when each alone is left out; the mean.
 
-    scores: [n, q]. kept: [m, n] bool, each row without one example (`leave_one_out`). losses: [m, q]. Intervals as above.
+    Args:
+        scores: [n, q].
+        kept: [m, n] bool, each row without one example (`leave_one_out`).
+        losses: [m, q]. Intervals as above.
+        resamples: bootstrap resamples; 0: no interval.
+        seed: of the resamples.
 
     Returns (Spearman's, Pearson's): of ranks, and of values, which a few strong examples decide.
     """

@@ -60,15 +60,18 @@ def leave_one_out(n: int, runs: int, seed: int) -> Tensor:
 class GroundTruth:
     """Retrains a run without some of its examples: same initialisation, same order, weight 0 for the removed.
 
-    learner, batches: the run, from the learner's own parameters.
-    queries: whose losses are measured under every retrained model.
-    folder:  where losses are kept, by a hash of everything that decides them; None: nowhere. What was done before an
-             interruption is found again.
-    owner:   who pays: `runs` counts the trainings that were really done for it, before an interruption as well.
-    at_once: trainings moved together, where they can be stacked (`train_batched`). 1: none; where a single step keeps a
-             core busy already, as a transformer's does, stacking gains nothing and processes do.
-    workers: processes of one thread each, among which the others are spread: convolutional networks, and at_once=1. The
-             losses are bitwise those of one process with one thread. Every process holds the data.
+    Attributes:
+        learner: the run, from the learner's own parameters.
+        batches: see `learner`.
+        queries: whose losses are measured under every retrained model.
+        folder: where losses are kept, by a hash of everything that decides them; None: nowhere. What was done
+            before an interruption is found again.
+        owner: who pays: `runs` counts the trainings that were really done for it, before an interruption as well.
+        at_once: trainings moved together, where they can be stacked (`train_batched`). 1: none; where a single step
+            keeps a core busy already, as a transformer's does, stacking gains nothing and processes do.
+        workers: processes of one thread each, among which the others are spread: convolutional networks, and
+            at_once=1. The losses are bitwise those of one process with one thread. Every process holds the data.
+
     `found` counts those that lay on the disk.
     """
 

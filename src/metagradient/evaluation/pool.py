@@ -35,13 +35,19 @@ def spread(
 ) -> Generator[tuple[int, Any]]:
     """`job(argument, tick)` for every argument in `workers` processes of one thread each: (index, result) as they finish.
 
-    job: sent to each process once, then only arguments and results travel (arrays, not tensors: torch would share their
-         memory by file descriptors). tick(index, steps) hears of the jobs at work.
+    Args:
+        job: sent to each process once, then only arguments and results travel (arrays, not tensors: torch would
+            share their memory by file descriptors). tick(index, steps) hears of the jobs at work.
+        arguments: one tuple for each call.
+        workers: processes.
+        tick: called after each result.
 
     Closing the iterator ends the processes at once; they also end when this process does, however it ends.
 
     Raises:
-        Unsendable: a process cannot read the job. UserError: a process was killed, or a job raised one. RuntimeError: the
+        Unsendable: a process cannot read the job.
+        UserError: a process was killed, or a job raised one.
+        RuntimeError: the.
         traceback of what else a job raised.
     """
     try:

@@ -33,7 +33,11 @@ def inspection_curve(suspicion: Tensor, wrong: Tensor) -> Tensor:
 def source_precision(scores: Tensor, sources: Tensor, planted: Tensor, k: int) -> float:
     """Source identification: of the k top-scored training examples of each query, the share from its own source.
 
-    scores: [n, q]; sources: [n] the source of each training example; planted: [q] the source of each query.
+    Args:
+        scores: [n, q].
+        sources: [n] the source of each training example.
+        planted: [q] the source of each query.
+        k: examples at the top that are looked at.
     """
     if not 1 <= k <= len(scores):
         raise UserError(f"k must lie in [1, {len(scores)}], not {k}")
@@ -61,8 +65,11 @@ def with_every_label(queries: Fields, classes: int) -> dict[str, Tensor]:
 def brittleness(truth: GroundTruth, scores: Tensor, y: Tensor, sizes: Sequence[int]) -> Brittleness:
     """Remove the most helpful examples of each query and retrain: does the prediction flip, how far does the loss rise?
 
-    scores: [n, m] of m queries with labels y [m]; truth: its queries are these, `with_every_label`.
-    sizes:  numbers of examples to remove, ascending.
+    Args:
+        scores: [n, m] of m queries with labels y [m].
+        truth: its queries are these, `with_every_label`.
+        sizes: numbers of examples to remove, ascending.
+        y: the queries' labels [q].
     """
     order = scores.argsort(dim=0, descending=True)
     n, m = scores.shape

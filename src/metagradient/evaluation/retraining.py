@@ -32,9 +32,10 @@ def join(a: Fields, b: Fields) -> dict[str, Tensor]:
 class Retraining:
     """Trains a routine from scratch on weighted examples, once for each fresh seed, and measures accuracies.
 
-    seeds: of initialisation and order; none of them was used while the weights were sought.
-    unit:  steps of a training on all data; `runs` counts the trainings so far in this unit.
-    progress: told about every training's steps.
+    Attributes:
+        seeds: of initialisation and order; none of them was used while the weights were sought.
+        unit: steps of a training on all data; `runs` counts the trainings so far in this unit.
+        progress: told about every training's steps.
     """
 
     routine: Routine

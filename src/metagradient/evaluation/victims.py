@@ -19,8 +19,10 @@ from metagradient.training.state import TrainState
 class Victims:
     """Test accuracies of models trained with fresh seeds, in the seeds' order.
 
-    final: at the end of training. peak: the highest of those at the ends of epochs, as if the victim had stopped at
-    the best moment for the test set: the attacker's claim should survive it.
+    Attributes:
+        final: at the end of training.
+        peak: the highest of those at the ends of epochs, as if the victim had stopped at the best moment for the test
+            set: the attacker's claim should survive it.
     """
 
     final: tuple[float, ...]

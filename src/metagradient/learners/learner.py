@@ -38,11 +38,12 @@ class Learner(lightning.LightningModule):
 
     Subclasses build their modules in `__init__` and define `losses(batch) -> [B]`, one loss for each example.
 
-    optimizer:     an `Optimizer` (SGD by default).
-    learning_rate: a number or a schedule, a function of the step.
-    normalize:     the weighted mean loss divides by the batch size ("batch") or by the weight sum ("kept").
-    decay:         which parameters the weight decay touches: a function of name and shape (None: all).
-    compiled:      steps and their adjoints run as machine code (`Graphs`), which takes some seconds to make.
+    Args:
+        optimizer: an `Optimizer` (SGD by default).
+        learning_rate: a number or a schedule, a function of the step.
+        normalize: the weighted mean loss divides by the batch size ("batch") or by the weight sum ("kept").
+        decay: which parameters the weight decay touches: a function of name and shape (None: all).
+        compiled: steps and their adjoints run as machine code (`Graphs`), which takes some seconds to make.
 
     Train with `Trainer(max_epochs=1).fit(learner, batches)` (one pass over a `Batches` is the whole run), or with
     `train(learner, batches)` where no Trainer is wanted; both end in the same bits.

@@ -25,10 +25,11 @@ from metagradient.training.updates.schedules import Constant, Schedule
 class Routine:
     """How a model is trained, for the many times that it is trained.
 
-    make_learner: schedule -> a fresh `Learner`; called with torch's global generator seeded and forked.
-    schedule:   number of steps T -> learning-rate schedule of the run.
-    batch_size: None for the full batch.
-    epochs:     passes over the data; or `steps`, their number directly (epochs are then repeated as needed).
+    Attributes:
+        make_learner: schedule -> a fresh `Learner`; called with torch's global generator seeded and forked.
+        schedule: number of steps T -> learning-rate schedule of the run.
+        batch_size: None for the full batch.
+        epochs: passes over the data; or `steps`, their number directly (epochs are then repeated as needed).
     """
 
     make_learner: Callable[[Schedule], Learner]

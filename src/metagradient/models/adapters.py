@@ -14,7 +14,11 @@ class LoRALinear(nn.Module):
     """A frozen linear layer plus a trainable low-rank term: `y = W x + b + (alpha / rank) B A x`.
 
     A is [rank, in], Kaiming-uniform; B is [out, rank], zero, so a fresh adapter changes nothing.
-    Raises ValueError for a rank below 1. Source: LoRA, arXiv 2106.09685.
+
+    Raises:
+        ValueError: a rank below 1.
+
+    Source: LoRA, arXiv 2106.09685.
     """
 
     def __init__(self, base: nn.Linear, rank: int, alpha: float) -> None:
@@ -37,7 +41,9 @@ def lora(module: M, rank: int, alpha: float, targets: Sequence[str]) -> M:
 
     A target is the end of a layer's dotted name: "qkv" or "attention.qkv" match "blocks.0.attention.qkv". The
     module is changed in place and returned; afterwards its only trainable parameters are the adapters.
-    Raises ValueError, naming the layers there are, for a target that matches none.
+
+    Raises:
+        ValueError: a target matches no linear layer; those that exist are named.
     """
     layers = {name: m for name, m in module.named_modules() if isinstance(m, nn.Linear)}
     chosen: dict[str, nn.Linear] = {}

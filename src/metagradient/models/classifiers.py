@@ -34,7 +34,9 @@ def mlp(
 
     Maps [n, *input_shape] to [n, classes]; the logits are multiplied by `logit_scale`. Activations: gelu,
     relu, sigmoid, tanh; ReLU's kinks make training less smooth in the data, so GELU is the default.
-    Raises ValueError for an unknown activation.
+
+    Raises:
+        ValueError: an unknown activation.
     """
     act = pick("activation", activation, ACTIVATIONS)
     widths = [math.prod(input_shape), *hidden]

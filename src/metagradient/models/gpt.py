@@ -52,7 +52,9 @@ class GPT(nn.Module):
     Maps tokens [n, t] (int64, t <= block) to next-token logits [n, t, vocab]; logits at position i depend on
     tokens 0..i only. `tied` shares the token embedding with the output map. Initialised as GPT-2: N(0, 0.02),
     the maps that write into the residual stream divided by sqrt(2 layers).
-    Raises ValueError when `heads` does not divide `width` and for a sequence longer than `block`.
+
+    Raises:
+        ValueError: `heads` does not divide `width`, or a sequence is longer than `block`.
     """
 
     def __init__(

@@ -37,7 +37,8 @@ class Scale(nn.Module):
 def pick(option: str, value: str, allowed: Mapping[str, T]) -> T:
     """The entry of `allowed` that `model.<option>=value` names.
 
-    Raises ValueError naming the value, the allowed ones and an override that works.
+    Raises:
+        ValueError: not one of the allowed values, which are named.
     """
     if value not in allowed:
         names = ", ".join(allowed)

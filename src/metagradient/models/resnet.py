@@ -27,15 +27,20 @@ class ResNet9(nn.Module):
 
     Maps images [n, in_channels, H, W] to logits [n, classes], for H, W >= 8; eight convolutions without bias,
     each with a batch normalisation, and one linear map, also without bias. The defaults are the smooth
-    variant of the metagradient paper; each switch stands alone:
+    variant of the metagradient paper; each switch stands alone.
 
-    pooling      "avg" or "max": a maximum jumps from one pixel to another
-    activation   "gelu" or "relu"
-    norm         "before" or "after" the activation
-    logit_scale  multiplies the logits: 0.1 is "logits / 10"
-    width        channels of the first stage: 64 is the original, 8 or 16 do on a CPU
+    Args:
+        in_channels: channels of the images.
+        classes: number of logits.
+        width: channels of the first stage: 64 is the original, 8 or 16 do on a CPU.
+        pooling: "avg" or "max": a maximum jumps from one pixel to another.
+        activation: "gelu" or "relu".
+        norm: "before" or "after" the activation.
+        logit_scale: multiplies the logits: 0.1 is "logits / 10".
 
-    Raises ValueError for an unknown name and for an image that is too small.
+    Raises:
+        ValueError: an unknown name, or an image that is too small.
+
     Source: D. Page, "How to train your ResNet" (2018); the smooth variant: arXiv 2503.13751.
     """
 

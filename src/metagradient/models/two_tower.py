@@ -13,7 +13,11 @@ class TwoTower(nn.Module):
     `left` and `right` map their own inputs to [n, width] with one common width. Similarities are
     `exp(log_scale) <left_i, right_j>`; exp(log_scale) starts at 1 / temperature, and the logarithm keeps it
     positive.
-    Raises ValueError for a temperature that is not positive. Source: CLIP, arXiv 2103.00020.
+
+    Raises:
+        ValueError: a temperature that is not positive.
+
+    Source: CLIP, arXiv 2103.00020.
     """
 
     def __init__(self, left: nn.Module, right: nn.Module, temperature: float = 0.07) -> None:

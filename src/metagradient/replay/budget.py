@@ -54,7 +54,7 @@ def parse_bytes(size: str | int | float) -> int:
 
 
 def format_bytes(size: float) -> str:
-    """Bytes for a person."""
+    """Bytes in B, KiB, MiB or GiB."""
     for unit in ("B", "KiB", "MiB"):
         if size < 1024:
             return f"{size:.0f} {unit}"

@@ -29,11 +29,12 @@ log = logging.getLogger(__name__)
 class Metagradients:
     """The outcome of a replayed run.
 
-    gradients: d objective / d value by metaparameter name, in the value's shape ([Q, *shape] for Q objectives).
-    objective: its value at the end of training, [] or [Q].
-    state:     the final training state.
-    plan:      the checkpoint plan that ran.
-    cost:      training-run equivalents: a step counts 1, a taped step with its pull 3.
+    Attributes:
+        gradients: d objective / d value by metaparameter name, in the value's shape ([Q, *shape] for Q objectives).
+        objective: its value at the end of training, [] or [Q].
+        state: the final training state.
+        plan: the checkpoint plan that ran.
+        cost: training-run equivalents: a step counts 1, a taped step with its pull 3.
     """
 
     gradients: dict[str, Tensor]
@@ -113,12 +114,21 @@ def metagradient(
     Trains `learner` on `batches` from the module's own parameters (which stay as they are) and replays the run
     backwards. With T steps, d phi(theta_T) / dz = sum_t d(A_{t+1} . h_t(s_t, z)) / dz (REPLAY, arXiv 2503.13751).
 
-    objective:   learner -> scalar, or [Q] for Q objectives in one replay; called in evaluation mode.
-    checkpoints: auto, tape, all, sqrt, every(segment), tree(k), binomial(slots).
-    memory:      what checkpoints and tape may take, for instance "2GiB" (default: a quarter of the free memory).
-    storage:     memory, pinned or disk.
+    Args:
+        learner: its parameters are the run's start, and stay as they are.
+        batches: the run's batches.
+        metaparameters: one or more, with distinct names.
+        objective: learner -> scalar, or [Q] for Q objectives in one replay; called in evaluation mode.
+        checkpoints: auto, tape, all, sqrt, every(segment), tree(k), binomial(slots).
+        memory: what checkpoints and tape may take, for instance "2GiB" (default: a quarter of the free memory).
+        storage: memory, pinned or disk.
+        progress: called now and then.
 
-    Raises UserError for bad input, NonFiniteLoss, NonFiniteCotangent, ReplayMismatch.
+    Raises:
+        UserError: what was given does not fit, or no plan fits the memory.
+        NonFiniteLoss: training diverged; the step is named.
+        NonFiniteCotangent: a derivative is not finite; the step and the tensor are named.
+        ReplayMismatch: a recomputed state differs from the recorded one.
     """
     z = [metaparameters] if isinstance(metaparameters, Metaparameter) else list(metaparameters)
     with run_mode(learner, batches):

@@ -57,9 +57,11 @@ def metasmoothness(start: Tensor, near: Tensor, far: Tensor) -> float:
 class Smoothness:
     """Metasmoothness over directions.
 
-    readings: S of each direction, each with a run of its own seed; nan where training was not finite or did not move.
-    movement: median of |theta_2h - theta_0| / |theta_0|; without movement there is nothing to be smooth.
-    cost:     training-run equivalents spent.
+    Attributes:
+        readings: S of each direction, each with a run of its own seed; nan where training was not finite or did not
+            move.
+        movement: median of |theta_2h - theta_0| / |theta_0|; without movement there is nothing to be smooth.
+        cost: training-run equivalents spent.
     """
 
     readings: tuple[float, ...]
@@ -118,9 +120,14 @@ def measure_smoothness(
 ) -> Smoothness:
     """The metasmoothness of a routine in z: for each direction v ~ N(0, I) three trainings with a seed of their own.
 
-    make_run:   seed -> a fresh learner and its batches; called once for each direction.
-    h:          half the way, in units of z's value (for weights around 1, .05 to .1).
-    on_trained: told of the run at z itself, (learner, final state), once for each direction.
+    Args:
+        make_run: seed -> a fresh learner and its batches; called once for each direction.
+        h: half the way, in units of z's value (for weights around 1, .05 to .1).
+        on_trained: told of the run at z itself, (learner, final state), once for each direction.
+        z: the metaparameter, at its value.
+        directions: random directions, each with a run of its own.
+        seed: of runs and directions.
+        progress: called now and then.
     """
     if directions < 1 or not h > 0:
         raise UserError(

@@ -17,9 +17,15 @@ def examples_figure(
     columns: int = 6,
     title: str | None = None,
 ) -> Figure:
-    """Examples x [m, ...] with a caption each: a grid of images, or texts and rows of tables below one another.
+    """A grid of images, or texts and rows of tables below one another.
 
-    wrong: [m], captions that are to be red. columns: of the grid.
+    Args:
+        splits: the data set, which knows the kind of its examples.
+        x: the examples [m, ...].
+        captions: one for each.
+        wrong: [m], captions that are to be red.
+        columns: of the grid.
+        title: above all of them.
     """
     if splits.kind == "image":
         return image_grid(x, captions, wrong, columns=columns, title=title)

@@ -55,10 +55,11 @@ def _cast(x: Tensor, device: torch.device | None, dtype: torch.dtype | None) -> 
 class Batches:
     """A training run's data: examples, an index plan and a seed. `batches(t)` is step t's batch.
 
-    examples: fields of equal length n, for example {"x": [n, 28, 28], "y": [n]}.
-    plan:     int64 [T, B], rows padded with -1 (see `training.plans`).
-    seed:     of everything random inside a step: augmentation, dropout. Both are functions of (seed, t).
-    augment:  (fields of a batch, generator of that step) -> fields.
+    Attributes:
+        examples: fields of equal length n, for example {"x": [n, 28, 28], "y": [n]}.
+        plan: int64 [T, B], rows padded with -1 (see `training.plans`).
+        seed: of everything random inside a step: augmentation, dropout. Both are functions of (seed, t).
+        augment: (fields of a batch, generator of that step) -> fields.
 
     Iterating yields batch 0 .. T - 1 once, so the object itself is the loader for
     `Trainer(max_epochs=1).fit(learner, batches)`, and it resumes in the middle exactly.

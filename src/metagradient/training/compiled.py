@@ -53,8 +53,9 @@ class Graphs:
     `torch._functorch.config.donated_buffer = False` for the process: an adjoint that writes into what was saved for it
     could not be called once for each of several objectives.
 
-    Raises UserError where the losses draw random numbers, read the step or assign integer buffers, where they cannot
-    be traced, where there is no C++ compiler, and where a check fails.
+    Raises:
+        UserError: the losses draw random numbers, read the step or assign integer buffers, where they cannot be
+            traced, where there is no C++ compiler, and where a check fails.
     """
 
     def __init__(self) -> None:

@@ -31,9 +31,10 @@ def default_dtype(dtype: torch.dtype) -> Iterator[None]:
 class TrainState:
     """All that one training step hands to the next.
 
-    params:  [P] trainable parameters, one vector.
-    slots:   optimizer vectors, [P] each (momentum, second moments).
-    buffers: [N] floating-point buffers (normalisation statistics), one vector; they carry gradient as well.
+    Attributes:
+        params: [P] trainable parameters, one vector.
+        slots: optimizer vectors, [P] each (momentum, second moments).
+        buffers: [N] floating-point buffers (normalisation statistics), one vector; they carry gradient as well.
 
     States are values: nothing writes into their tensors, so a checkpoint in memory is a reference, not a copy.
     """

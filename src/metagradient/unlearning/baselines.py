@@ -56,9 +56,10 @@ class Newton:
     beta the L2 coefficient. Exact to first order where the run has converged; elsewhere it removes what the examples
     would have done to a converged one. Solved by conjugate gradients, each with one Hessian product over all data.
 
-    damping: None for 1 / (2 s), s the sum of the learning rates / (1 - momentum). Along a curvature lambda gradient
-             descent has gone the share 1 - exp(-lambda s) of its way, and lambda / (lambda + 1 / (2 s)) is close to
-             that: what a run of this length has not learned of the examples need not be taken out.
+    Attributes:
+        damping: None for 1 / (2 s), s the sum of the learning rates / (1 - momentum). Along a curvature lambda
+            gradient descent has gone the share 1 - exp(-lambda s) of its way, and lambda / (lambda + 1 / (2 s)) is
+            close to that: what a run of this length has not learned of the examples need not be taken out.
 
     Source: Guo et al., Certified data removal, arXiv 1911.03030 (at a minimiser the two agree).
     """
@@ -133,8 +134,9 @@ class FirstOrder:
 class Finetune:
     """More training on the new training set: it forgets only as far as training washes out.
 
-    epochs: passes over the new training set, in batches of the run's size.
-    learning_rate: None for the run's last one.
+    Attributes:
+        epochs: passes over the new training set, in batches of the run's size.
+        learning_rate: None for the run's last one.
     """
 
     epochs: int = 2
@@ -156,7 +158,8 @@ class Finetune:
 class GradientAscent:
     """Steps up the loss of the deleted examples (down that of added ones), which nothing holds back.
 
-    learning_rate: None for the run's last one.
+    Attributes:
+        learning_rate: None for the run's last one.
     """
 
     steps: int = 1

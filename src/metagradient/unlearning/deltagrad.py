@@ -36,12 +36,14 @@ class DeltaGrad:
     matrix of the last pairs (v, y) of exact steps, y = (mean gradient over the old batch at w) - g_t. An approximate
     step differentiates the c examples only. A batch that loses all its examples is a skipped step: the clock goes on.
 
-    period:   T0, one exact step in `period`; 1 is retraining, to the bit.
-    burn_in:  j0, the steps 0 .. burn_in are exact. So is every step until there are `pairs` pairs.
-    pairs:    m, of L-BFGS.
-    guard:    turns approximate steps that look wrong into exact ones: a safety net for losses that are not convex.
-    adaptive: sets the period from the measured error of B instead: far better than a fixed one on a network, level with
-              it in softmax regression, worse on mini-batches, whose noise it takes for error (so it is off by default).
+    Attributes:
+        period: T0, one exact step in `period`; 1 is retraining, to the bit.
+        burn_in: j0, the steps 0 .. burn_in are exact. So is every step until there are `pairs` pairs.
+        pairs: m, of L-BFGS.
+        guard: turns approximate steps that look wrong into exact ones: a safety net for losses that are not convex.
+        adaptive: sets the period from the measured error of B instead: far better than a fixed one on a network,
+            level with it in softmax regression, worse on mini-batches, whose noise it takes for error (so it is off
+            by default).
     """
 
     period: int = 5

@@ -21,9 +21,10 @@ class History:
     They lie in a `Storage` as windows of consecutive steps. Iterating yields (w_t, g_t) in order; windows that are not
     in memory are read one ahead of use, by a thread, so a history may be larger than memory.
 
-    steps:   T.         size: P.
-    dtype:   of the numbers kept; what is read comes back in the dtype of what was recorded.
-    window:  steps in a window (default: 64 MiB of them).
+    Attributes:
+        steps: T.         size: P.
+        dtype: of the numbers kept; what is read comes back in the dtype of what was recorded.
+        window: steps in a window (default: 64 MiB of them).
     """
 
     def __init__(

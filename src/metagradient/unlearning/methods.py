@@ -22,10 +22,11 @@ from metagradient.unlearning.run import RecordedRun
 class Unlearned:
     """The answer to a request.
 
-    state:     the model after it.
-    gradients: the gradients of single examples that it took (a Hessian product counts 3).
-    run:       the run as it would have been, ready for the next request; None where it was not kept.
-    details:   numbers for a person: exact steps, refused pairs, ...
+    Attributes:
+        state: the model after it.
+        gradients: the gradients of single examples that it took (a Hessian product counts 3).
+        run: the run as it would have been, ready for the next request; None where it was not kept.
+        details: further numbers: exact steps, refused pairs, ...
     """
 
     state: TrainState
@@ -37,7 +38,8 @@ class Unlearned:
 class Method(Protocol):
     """A way to meet a request. With `keep`, a storage, the run as it would have been is written there and returned.
 
-    Raises UserError for a request that the run cannot meet; the run is never changed.
+    Raises:
+        UserError: a request that the run cannot meet; the run is never changed.
     """
 
     def __call__(

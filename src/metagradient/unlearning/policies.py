@@ -14,8 +14,9 @@ from metagradient.unlearning.lbfgs import SecantPairs
 class Guard:
     """Refuses an approximate step that looks wrong; the step is then exact, and its pair renews B.
 
-    curvature: |B v| may be at most this many times the largest curvature |y| / |s| of the pairs, times |v|.
-    growth:    |v| may be at most this many times its length at the last exact step.
+    Attributes:
+        curvature: |B v| may be at most this many times the largest curvature |y| / |s| of the pairs, times |v|.
+        growth: |v| may be at most this many times its length at the last exact step.
     """
 
     curvature: float = 1.5

@@ -16,7 +16,8 @@ from metagradient.training.batches import Fields
 class Request:
     """Delete rows from the training set, or add rows that the plan knows but the run left out.
 
-    rows: int64 [k], distinct rows of the run's examples.
+    Attributes:
+        rows: int64 [k], distinct rows of the run's examples.
     """
 
     kind: Literal["delete", "add"]

@@ -35,10 +35,12 @@ DTYPES = {"float32": torch.float32, "float64": torch.float64}
 class RecordedRun:
     """A training run and its history.
 
-    batches: over all rows, absent ones included: examples and index plan [T, B].
-    present: [n] bool, the rows that the run was trained on.
-    history: w_t and g_t of every step.
-    initial, final: the states before the first and after the last step.
+    Attributes:
+        batches: over all rows, absent ones included: examples and index plan [T, B].
+        present: [n] bool, the rows that the run was trained on.
+        history: w_t and g_t of every step.
+        initial: the states before the first and after the last step.
+        final: see `initial`.
     """
 
     learner: Learner
@@ -105,11 +107,18 @@ def record(
 ) -> RecordedRun:
     """Train without a Trainer and keep every step.
 
-    present: [n] bool, the rows to train on (default: all); the plan of `batches` may hold rows that are added later.
-    storage: of the history: "memory", "disk" or a `Storage`.
-    dtype:   of the history (default: the model's). float32 of a float64 model halves it.
+    Args:
+        learner: its parameters are the run's start.
+        batches: the run's batches, over all rows.
+        present: [n] bool, the rows to train on (default: all); the plan of `batches` may hold rows that are added
+            later.
+        storage: of the history: "memory", "disk" or a `Storage`.
+        dtype: of the history (default: the model's). float32 of a float64 model halves it.
+        initial: a first state in place of the learner's own.
+        progress: called now and then.
 
-    Raises UserError where the run cannot be unlearned from (see `check`), or its history does not fit into memory.
+    Raises:
+        UserError: the run cannot be unlearned from (see `check`), or its history does not fit into memory.
     """
     recorder = _Recorder(learner, batches, present, storage, dtype)
     initial = initial_state(learner) if initial is None else initial

@@ -67,10 +67,17 @@ def load(
     *,
     initial: TrainState | None = None,
 ) -> tuple[RecordedRun, dict[str, Any], dict[str, Tensor]]:
-    """(run, notes, tensors) from `folder`; the history is read into `storage` (default: memory).
+    """A stored run, its notes and its extra tensors.
 
-    learner: initialised as it was for the run, or with its first state given as `initial`; batches: those of the run, all
-    rows. UserError where the run was made from anything else, or is damaged.
+    Args:
+        folder: where `save` kept it.
+        learner: initialised as it was for the run, or with its first state given as `initial`.
+        batches: those of the run, over all rows.
+        storage: where its history is read into; None: memory.
+        initial: the run's first state, where the learner does not hold it.
+
+    Raises:
+        UserError: the run was made from anything else, or is damaged.
     """
     folder = Path(folder)
     try:

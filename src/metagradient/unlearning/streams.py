@@ -24,7 +24,9 @@ from metagradient.unlearning.run import RecordedRun
 class Served:
     """The stream after `done` requests.
 
-    original: the model before the first of them. seconds, gradients: spent on all of them so far, savings apart.
+    Attributes:
+        original: the model before the first of them. seconds, gradients: spent on all of them so far, savings
+            apart.
     """
 
     run: RecordedRun

@@ -64,7 +64,8 @@ class ExampleGradients:
     the gradient of its output; for any other module that owns parameters from a vmap over examples of that module
     alone, which is slower and said once. The first batch is checked against single backward passes.
 
-    Raises UserError for losses in which one example sees another, and for parameters used outside their own module.
+    Raises:
+        UserError: losses in which one example sees another, and for parameters used outside their own module.
     """
 
     def __init__(self, learner: Learner, state: TrainState) -> None:

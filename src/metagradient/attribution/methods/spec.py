@@ -49,8 +49,8 @@ class MethodSpec:
 
     Attributes:
         word: as it was given.
-        name: of the method: exact, a compressor, none, gradient_dot, cosine, tracin, trak, another package, file, or
-            own, for a compressor given as an object.
+        name: of the method: exact, a compressor, none, gradient_dot, cosine, tracin, trak, another package, file,
+            or own, for a compressor given as an object.
         count: coordinates kept, checkpoints of TracIn, or models of TRAK; None where there is no such number.
         where: the state that it looks at.
     """

@@ -24,12 +24,16 @@ log = logging.getLogger(__name__)
 class ExactScores:
     """score[i, q] = - d loss_q(theta_T) / d w_i, in nats: what removing example i does, to first order around w = at.
 
-    learner, batches: the run, from the learner's own parameters.
-    at:          the weight of every example in the replayed run. At 1, the trained model itself is differentiated; at
-                 the share of examples that will be kept, the middle between keeping and removing, at the same cost,
-                 which is far more accurate for large removals.
-    checkpoints, memory, storage: as for `metagradient`; a third of the memory is for the queries' cotangents.
-    at_once:     queries in one replay; None: as many as fit.
+    Attributes:
+        learner: the run, from the learner's own parameters.
+        batches: see `learner`.
+        at: the weight of every example in the replayed run. At 1, the trained model itself is differentiated; at
+            the share of examples that will be kept, the middle between keeping and removing, at the same cost,
+            which is far more accurate for large removals.
+        checkpoints: as for `metagradient`; a third of the memory is for the queries' cotangents.
+        memory: see `checkpoints`.
+        storage: see `checkpoints`.
+        at_once: queries in one replay; None: as many as fit.
 
     Every chunk of queries trains and replays once: `cost` counts trainings, a taped step with its pull as 3.
     """

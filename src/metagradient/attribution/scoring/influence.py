@@ -62,13 +62,14 @@ def curvature_target(name: CurvatureName, labels: int | None, seed: int, own: Ta
 class Influence:
     """The influence function in compressed coordinates.
 
-    compressor: how gradients are compressed (`Dropout(4096)`).
-    curvature:  gauss_newton, fisher (empirical) or identity (plain gradient products).
-    labels:     of the Gauss-Newton matrix: draws from the model for each example; None: every class, exactly.
-    batch_size: examples at a time.
-    cache:      bytes that the training examples' compressed gradients may take in memory; beyond, they are recomputed
-                for each set of queries.
-    target:     whose gradients are compared (and make up the empirical Fisher): the losses.
+    Attributes:
+        compressor: how gradients are compressed (`Dropout(4096)`).
+        curvature: gauss_newton, fisher (empirical) or identity (plain gradient products).
+        labels: of the Gauss-Newton matrix: draws from the model for each example; None: every class, exactly.
+        batch_size: examples at a time.
+        cache: bytes that the training examples' compressed gradients may take in memory; beyond, they are
+            recomputed for each set of queries.
+        target: whose gradients are compared (and make up the empirical Fisher): the losses.
     """
 
     compressor: Compressor

@@ -19,8 +19,10 @@ from metagradient.training.state import TrainState
 class Scorer(Protocol):
     """Scores of training examples, chunk by chunk.
 
-    passes: over the training examples that fitting and scoring take, a gradient of each (forward and backward) being 1.
-    scale: the mean eigenvalue of the curvature, the unit of dampings; None where they have no such unit.
+    Attributes:
+        passes: over the training examples that fitting and scoring take, a gradient of each (forward and backward)
+            being 1.
+        scale: the mean eigenvalue of the curvature, the unit of dampings; None where they have no such unit.
     """
 
     @property

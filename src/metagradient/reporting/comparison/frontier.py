@@ -20,7 +20,9 @@ NAMES = {"period": "fixed period", "target": "adaptive"}
 def frontier(panels: Mapping[str, Mapping[str, Sequence[Curve]]]) -> Figure:
     """A panel for each data set; in it, of each rule, the curve of every run, pale, and their geometric mean, in full.
 
-    panels: data set -> rule -> curves, each a list of (gradients saved, error ratio), as many points in every run.
+    Args:
+        panels: data set -> rule -> curves, each a list of (gradients saved, error ratio), as many points in every
+            run.
     """
     figure = Figure(figsize=(1.2 + 3.4 * len(panels), 3.4))
     for axes, (title, rules) in zip(figure.subplots(1, len(panels), squeeze=False)[0], panels.items(), strict=True):

@@ -30,9 +30,11 @@ class Line:
 class Comparison(Callback):
     """A Hydra callback: after a sweep, `comparison.csv` and `comparison.png` in its folder, and the table on the terminal.
 
-    results: keys of metrics.json below `result/`, in the table's order; one that no run has is left out. Each cell is
-        the mean over seeds, beside it the half width of its 95 % interval (Student's t).
-    x, y: the two of them that the figure shows.
+    Attributes:
+        results: keys of metrics.json below `result/`, in the table's order; one that no run has is left out. Each
+            cell is the mean over seeds, beside it the half width of its 95 % interval (Student's t).
+        x: the two of them that the figure shows.
+        y: see `x`.
     """
 
     def __init__(self, results: Sequence[str], x: str, y: str) -> None:

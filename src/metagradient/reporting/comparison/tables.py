@@ -31,8 +31,10 @@ COSTS = ("cost/training_runs", "cost/seconds")
 class Test:
     """One metric of one row against the baseline's.
 
-    difference: of the means. p: two-sided, after Holm's correction over the rows; None where it cannot be computed.
-    paired: a paired t-test on equal seeds, else Welch's t-test.
+    Attributes:
+        difference: of the means.
+        p: two-sided, after Holm's correction over the rows; None where it cannot be computed.
+        paired: a paired t-test on equal seeds, else Welch's t-test.
     """
 
     difference: float
@@ -51,7 +53,9 @@ class Test:
 class Row:
     """The runs of one setting, which differ in their seed only.
 
-    label: setting -> value, for the settings in which the rows differ. tests: metric -> test against the baseline.
+    Attributes:
+        label: setting -> value, for the settings in which the rows differ.
+        tests: metric -> test against the baseline.
     """
 
     label: dict[str, str]
@@ -71,7 +75,9 @@ class Row:
 class Comparison:
     """The runs of one experiment, a row for each setting; the baseline's row has no tests.
 
-    lost: runs without results. repeated: how many runs are left out because a newer one has their setting and seed.
+    Attributes:
+        lost: runs without results.
+        repeated: how many runs are left out because a newer one has their setting and seed.
     """
 
     experiment: str
@@ -88,8 +94,10 @@ def compare(
 ) -> list[Comparison]:
     """One comparison for each experiment among the runs.
 
-    metrics: names without `result/`; empty: the experiment's headline. baseline: settings that one row has; None: the
-    first row.
+    Args:
+        runs: finished and unfinished runs, of any experiments.
+        metrics: names without `result/`; empty: the experiment's headline.
+        baseline: settings that one row has; None: the first row.
 
     Raises:
         UserError: no run has a metric that is asked for; no row, or more than one, fits the baseline.

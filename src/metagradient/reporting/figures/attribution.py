@@ -90,8 +90,10 @@ def top_examples_figure(
     """A row for each query: the query, its most helpful training examples, and its most harmful ones.
 
     Args:
-        queries: images `[q, C, H, W]`; captions: their labels.
-        examples: images `[q, m, C, H, W]`, the first half helpful, the second harmful; labels: theirs.
+        queries: images `[q, C, H, W]`.
+        captions: their labels.
+        examples: images `[q, m, C, H, W]`, the first half helpful, the second harmful.
+        labels: theirs.
         wrong: `[q, m]` booleans, examples whose caption is to be red.
     """
     pictures, shown = np.asarray(queries, dtype=float), np.asarray(examples, dtype=float)

@@ -132,6 +132,9 @@ def metastep_curves(
     """Objective (left) and accuracy (right) against the metastep.
 
     Args:
+        steps: the metasteps.
+        objective: curves of losses, by name.
+        accuracy: curves of accuracies, by name.
         references: labelled levels in the accuracy panel, such as all data or oracle.
         chosen: the metastep that was kept, marked in both panels.
     """
@@ -196,8 +199,8 @@ def cost_figure(rows: Sequence[Mapping[str, Any]]) -> Figure:
     """Time (in plain trainings) and peak memory against the number of steps, one line per checkpoint plan.
 
     Args:
-        rows: mappings with model, steps, plan, time_ratio, memory_mib; a value that was not measured is None or nan.
-            Each model gets its own pair of panels.
+        rows: mappings with model, steps, plan, time_ratio, memory_mib; a value that was not measured is None or
+            nan. Each model gets its own pair of panels.
     """
     models = list(dict.fromkeys(row["model"] for row in rows))
     plans = list(dict.fromkeys(row["plan"] for row in rows))

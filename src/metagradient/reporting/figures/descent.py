@@ -18,8 +18,8 @@ def smoothness_figure(rows: Sequence[Mapping[str, Any]]) -> Figure:
     """Metasmoothness (with its interval) against test accuracy, one labelled point for each variant.
 
     Args:
-        rows: mappings with variant, of, metasmoothness, low, high, test accuracy; one panel for each `of`.
-            The first variant is the one that the others edit.
+        rows: mappings with variant, of, metasmoothness, low, high, test accuracy; one panel for each `of`. The
+            first variant is the one that the others edit.
     """
     kinds = list(dict.fromkeys(row["of"] for row in rows))
     variants = list(dict.fromkeys(row["variant"] for row in rows))

@@ -43,7 +43,9 @@ def path_distances(
 def error_against_speed(points: Mapping[str, Sequence[tuple[float, float]]], group: str = "") -> Figure:
     """Error ratio against speed-up of every method: its runs pale, their median in full.
 
-    points: method -> (speed-up, error ratio) of each run.
+    Args:
+        points: method -> (speed-up, error ratio) of each run.
+        group: what the colours stand for.
     """
     figure = Figure(figsize=(6.8, 4.0))
     axes = figure.subplots()

@@ -26,8 +26,11 @@ _Loader: Any = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
 class Run:
     """One run directory.
 
-    config: the resolved settings, flat, without the incidental ones. choices: the option chosen in each config group.
-    overrides: the keys that were set on the command line. metrics: metrics.json; {} while there is none.
+    Attributes:
+        config: the resolved settings, flat, without the incidental ones.
+        choices: the option chosen in each config group.
+        overrides: the keys that were set on the command line.
+        metrics: metrics.json; {} while there is none.
     """
 
     directory: Path

@@ -30,8 +30,10 @@ log = logging.getLogger(__name__)
 class Outcome:
     """A method's scores [n, q] by drop fraction (the same ones unless it expands at alpha), and what they cost.
 
-    seconds: of everything but the tuning; compression: of one pass of the compressor over the training examples;
-    damping: the one used for each drop fraction.
+    Attributes:
+        seconds: of everything but the tuning.
+        compression: of one pass of the compressor over the training examples;.
+        damping: the one used for each drop fraction.
     """
 
     name: str
@@ -98,7 +100,8 @@ def check(cfg: DictConfig) -> list[at.MethodSpec]:
     """The methods that a configuration names; what is wrong with them is refused at once, not after a training.
 
     Raises:
-        UserError: what does not exist, cannot be had together, or lies out of range. FileNotFoundError: no such scores.
+        UserError: what does not exist, cannot be had together, or lies out of range.
+        FileNotFoundError: no such scores.
     """
     if not cfg.methods or not (cfg.drop or cfg.damping is not None):
         raise UserError("attribution needs methods, and drop or damping: for example methods=[exact] drop=[0.5]")

@@ -24,7 +24,8 @@ from metagradient.training.random import fold_in
 class Task(TrainedRun):
     """A trained run and what is asked about it: `queries` are scored and judged, `held_out` only choose the damping.
 
-    seconds: that one plain training took.
+    Attributes:
+        seconds: that one plain training took.
     """
 
     routine: mg.Routine

@@ -51,7 +51,7 @@ def ask(method: Method, run: RecordedRun, request: Request, turn: int, cfg: Dict
 
 
 def handed_out(cfg: DictConfig, state: mg.TrainState, turn: int) -> mg.TrainState:
-    """The model as it leaves the house: with the noise of `output_noise`, drawn for this `turn`."""
+    """The state that is handed out: with the noise of `output_noise`, drawn for this `turn`."""
     return perturbed(state, cfg.output_noise, fold_in(cfg.seed, Unlearning.NOISE, turn)) if cfg.output_noise else state
 
 
