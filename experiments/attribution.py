@@ -51,7 +51,7 @@ def run(cfg: DictConfig, record: Record) -> float | None:
         )
         start = perf_counter()
         kept, held_out, judged = removals(cfg, task.n), dict[float, Tensor](), dict[float, Tensor]()
-        for drop in progress.track(list(kept), "retraining without some examples"):
+        for drop in progress.track(list(kept), "retraining without some examples", stage="retrainings"):
             losses = truth.losses(kept[drop])
             held_out[drop], judged[drop] = losses[:, : cfg.held_out], losses[:, cfg.held_out :]
 
@@ -67,7 +67,7 @@ def run(cfg: DictConfig, record: Record) -> float | None:
         # 2. The methods, and 3. their judgement.
         methods = Methods(cfg, task, quality, folder / "artifacts", progress.callback())
         outcomes, rows = [], []
-        for spec in progress.track(specs, "methods"):
+        for spec in progress.track(specs, "methods", stage="methods"):
             outcome = methods(spec)
             outcomes.append(outcome)
             for drop in cfg.drop:

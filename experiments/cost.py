@@ -7,6 +7,7 @@ repeats are shown. Peak memory is the peak resident size of a process of its own
 
 import logging
 import statistics
+from functools import partial
 from typing import Any
 
 import torch
@@ -34,10 +35,12 @@ def run(cfg: DictConfig, record: Record) -> float:
             log.info("%s: a state is %s, a taped step %s; tight memory is %s", model, *sizes)
             for steps in cfg.steps:
                 names = ["plain", *(name for name in cfg.plans if measuring.possible(name, steps, size))]
-                seconds, results = measuring.times(model, steps, names, tight, cfg.seed, cfg.repeats, progress.track)
+                seconds, results = measuring.times(
+                    model, steps, names, tight, cfg.seed, cfg.repeats, partial(progress.track, stage="timing")
+                )
                 peaks = {
                     name: measuring.peak(model, steps, name, tight, cfg.seed, cfg.trainer.threads)
-                    for name in progress.track(names, f"memory: {model}, {steps} steps")
+                    for name in progress.track(names, f"memory: {model}, {steps} steps", stage="memory")
                 }
                 truth = next((result for result in results.values() if result is not None), None)
                 for name in names:

@@ -46,7 +46,7 @@ def run(cfg: DictConfig, record: Record) -> float:
         smoothness.at_the_start(cfg, record, progress, routine, train, "pixels", rows[cfg.shares[0]])
         attacks: dict[tuple[float, str], Poisons] = {}
         curves: dict[float, list[dict[str, float]]] = {share: [] for share in cfg.shares}
-        for share in progress.track(cfg.shares, "attacks"):
+        for share in progress.track(cfg.shares, "attacks", stage="attacks"):
             (folder := record.artifact_path(f"descent_{share:g}")).mkdir(exist_ok=True)
             problem = DescentProblem(
                 train,
@@ -74,9 +74,12 @@ def run(cfg: DictConfig, record: Record) -> float:
             poisoning.save(record, splits, attacks[share, OURS], share, share == cfg.shares[0])
 
         # 2. Judge: fresh victims, the same routine and others, on clean and on poisoned data.
-        clean = {name: train_victims(r, train, splits.test, seeds, progress.callback()) for name, r in routines.items()}
+        clean = {
+            name: train_victims(r, train, splits.test, seeds, progress.callback("clean victims"))
+            for name, r in routines.items()
+        }
         judged: dict[tuple[float, str, str], Victims] = {}
-        for (share, attack), poisons in progress.track(attacks.items(), "victims of each attack"):
+        for (share, attack), poisons in progress.track(attacks.items(), "victims of each attack", stage="victims"):
             for name, other in routines.items():
                 examples = poisons.apply(train)
                 judged[share, attack, name] = train_victims(other, examples, splits.test, seeds, progress.callback())

@@ -77,7 +77,7 @@ def run(cfg: DictConfig, record: Record) -> float:
             ways[OURS].tests.append(values["test_loss"])
             ways[OURS].spent.append(per_metastep * (metastep + 1))
 
-        found = method.run(problem, on_metastep=on_metastep, progress=progress.callback())
+        found = method.run(problem, on_metastep=on_metastep, progress=progress.callback("descent"))
 
         # 2. Tune: the baselines, each with one training a trial; random search and TPE with our number of runs.
         tests: list[float] = []
@@ -103,13 +103,13 @@ def run(cfg: DictConfig, record: Record) -> float:
         # 3. Choose each searcher's best on validation rows, then test once.
         ours = [method.space.recipe(x, steps) for x in found.finalists][: cfg.finalists]
         chosen: dict[str, Trainable] = {FLAT: flat}
-        for name, way in progress.track(ways.items(), "finalists"):
+        for name, way in progress.track(ways.items(), "finalists", stage="finalists"):
             finalists: list[Trainable] = (
                 [*ours] if name == OURS else [trial.recipe for trial in way.best(cfg.finalists)]
             )
             chosen[name] = judge.choose(finalists, cfg.finalist_seeds)
         losses, accuracies = {}, {}
-        for name, recipe in progress.track(chosen.items(), "test with fresh seeds"):
+        for name, recipe in progress.track(chosen.items(), "test with fresh seeds", stage="test"):
             losses[name], accuracies[name] = judge.test(recipe, cfg.retrainings)
         kinds = (OURS, GRID) if cfg.stretch > 1 else ()
         longer = {name: judge.test(chosen[name], cfg.retrainings, cfg.stretch)[0] for name in kinds}

@@ -59,12 +59,12 @@ def run(cfg: DictConfig, record: Record) -> float:
             resume=setup.folder(cfg.resume),
         )
         smoothness.at_the_start(cfg, record, progress, routine, train, "weights")
-        chosen = method.run(problem, on_metastep=on_metastep, progress=progress.callback())
+        chosen = method.run(problem, on_metastep=on_metastep, progress=progress.callback("descent"))
         search_cost = chosen.cost
         if cfg.refit and chosen.metastep > 0:  # the same way again, steered by all validation rows
             (folder := record.directory / "refit").mkdir(exist_ok=True)
             everything = dataclasses.replace(problem, steer=validation, folder=folder, resume=problem.resume and folder)
-            chosen = method.run(everything, progress=progress.callback(), stop=chosen.metastep)
+            chosen = method.run(everything, progress=progress.callback("refit"), stop=chosen.metastep)
             search_cost += chosen.cost
 
         rows = zip(range(problem.n), chosen.weights.tolist(), chosen.kept.tolist(), strict=True)
@@ -79,7 +79,12 @@ def run(cfg: DictConfig, record: Record) -> float:
         judge = Retraining(routine, fresh, unit, progress.callback())
         tuner = Retraining(routine, others, unit, progress.callback())
         by_loss, dropped = filter_by_loss(
-            tuner, train, validation, cfg.filter_fractions, fold_in(cfg.seed, Selection.FILTER), progress.callback()
+            tuner,
+            train,
+            validation,
+            cfg.filter_fractions,
+            fold_in(cfg.seed, Selection.FILTER),
+            progress.callback("filter"),
         )
         data, weights = chosen.apply(train)
         ones = None if weights is None else torch.cat([weights, torch.ones(len(validation["y"]))])
@@ -100,7 +105,7 @@ def run(cfg: DictConfig, record: Record) -> float:
         tests = {"test": splits.test, **splits.extra_tests}
         accuracies = {
             key: judge.accuracies(examples, w, tests)
-            for key, (_, examples, w) in progress.track(choices.items(), "retraining on each choice")
+            for key, (_, examples, w) in progress.track(choices.items(), "retraining on each choice", stage="choices")
         }
 
     # 3. Tell.

@@ -22,6 +22,7 @@ from metagradient.data import Splits
 from metagradient.evaluation import accuracy
 from metagradient.replay.smoothness import ROUGH, GradientHealth, Smoothness
 from metagradient.reporting import Progress, Record
+from metagradient.reporting.estimate import Stage
 from metagradient.reporting.figures import descent as descent_figures
 from metagradient.streams import Metasmoothness
 from metagradient.studies import setup, smoothness
@@ -39,8 +40,8 @@ def run(cfg: DictConfig, record: Record) -> float:
     }
     rows, first_readings = [], dict[str, Smoothness]()
     cases = [(name, kind) for name in variants for kind in cfg.metaparameters]
-    with Progress([("smoothness", len(cases))]) as progress:
-        for name, kind in progress.track(cases, "smoothness"):
+    with Progress([Stage("cases", len(cases))]) as progress:
+        for name, kind in progress.track(cases, "smoothness", stage="cases"):
             reading, tests, health, cost = _read(variants[name], splits, kind, progress)
             record.cost(training_runs=cost)
             rows.append(_row(name, kind, reading, first_readings.setdefault(kind, reading), tests, health))

@@ -57,7 +57,7 @@ def run(cfg: DictConfig, record: Record) -> float:
                 log.warning("DeltaGrad would be %.2fx as fast as retraining: too little, retrain instead", saving)
         method(trained, requests[0])
         judged = Judged(record.directory / "judged.json", resume=bool(cfg.resume))
-        for i, request in enumerate(progress.track(requests, f"requests to {kind}")):
+        for i, request in enumerate(progress.track(requests, f"requests to {kind}", stage="requests")):
             if i == len(judged.rows):  # else an interrupted run has been here
                 answer = ask(method, trained, request, i, cfg, progress)
                 if i == 0:

@@ -105,16 +105,16 @@ def test_what_is_typed_beside_a_grid_beats_it() -> None:
 def test_every_grid_runs_to_its_end(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, experiment: str, path: Path
 ) -> None:
-    """Its first and its last job, with what makes runs short; the outermost bars are those that were planned."""
+    """Its first and its last job, with what makes runs short; the stages are those that were planned."""
     monkeypatch.setenv("METAGRADIENT_CACHE", str(tmp_path / "cache"))
     entered: list[str] = []
     planned: list[str] = []
     enter = Estimate.enter
 
-    def spy(self: Estimate, description: str, share: float, now: float) -> None:
-        planned[:] = [name for name, work in self.stages if work]
-        entered.append(description)
-        enter(self, description, share, now)
+    def spy(self: Estimate, key: str, share: float, now: float) -> None:
+        planned[:] = [stage.key for stage in self.stages if stage.work]
+        entered.append(key)
+        enter(self, key, share, now)
 
     monkeypatch.setattr(Estimate, "enter", spy)
     varied = [[value for value in axis if "mnist" not in value] for axis in axes(path)]  # what needs no download

@@ -8,10 +8,11 @@ import pytest
 from rich.console import Console
 
 from metagradient.reporting import progress as module
-from metagradient.reporting.estimate import Estimate
+from metagradient.reporting.estimate import Estimate, Stage
 from metagradient.reporting.progress import Progress
 
 Clock = Callable[[float], None]
+METASTEP = {"training": (0.0, 1 / 3), "replay": (1 / 3, 1.0)}
 
 
 @pytest.fixture
@@ -110,15 +111,15 @@ def test_an_endless_iterable_needs_a_total() -> None:
 
 def test_the_whole_experiment_has_a_bar_and_begins_each_line(wait: Clock, caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level(logging.INFO, "metagradient.progress")
-    stages = [("descent", 30.0), ("tuning", 5.0), ("judging", 10.0)]
+    stages = [Stage("descent", 30.0, METASTEP), Stage("tuning", 5.0), Stage("judge", 10.0)]
     with Progress(stages, heartbeat=9.9) as progress:
         report = progress.callback()
-        for _ in progress.track(range(10), "descent"):
+        for _ in progress.track(range(10), "descent", stage="descent"):
             for name, seconds in (("training", 0.1), ("replay", 0.2)):  # a metastep takes 3 s
                 for done in range(1, 11):
                     wait(seconds)
                     report(name, done, 10)
-        for _ in progress.track(range(5), "judging"):  # nothing was to be tuned
+        for _ in progress.track(range(5), "judging", stage="judge"):  # nothing was to be tuned
             wait(4.0)
     lines = [line for line in caplog.messages if line.startswith("whole experiment")]
     # after 9.9 s of 30 + 0 + 20, thought to be 30 + 5 + 10; then what is left of the judging, at its own pace
@@ -127,9 +128,9 @@ def test_the_whole_experiment_has_a_bar_and_begins_each_line(wait: Clock, caplog
 
 
 def test_a_metastep_counts_its_training_as_a_third_and_never_goes_back(wait: Clock) -> None:
-    with Progress([("descent", 1.0)]) as progress:
+    with Progress([Stage("search", 1.0, METASTEP)]) as progress:
         report, shares = progress.callback(), []
-        for _ in progress.track(range(2), "descent"):
+        for _ in progress.track(range(2), "steps", stage="search"):
             for name in ("training", "replay"):
                 for done in range(0, 5):
                     wait(1.0)
@@ -142,10 +143,34 @@ def test_a_metastep_counts_its_training_as_a_third_and_never_goes_back(wait: Clo
 
 
 def test_a_resumed_descent_is_estimated_by_what_it_does_itself() -> None:
-    estimate = Estimate([("descent", 30.0), ("judging", 10.0)], now=0.0)
+    estimate = Estimate([Stage("descent", 30.0), Stage("judging", 10.0)], now=0.0)
     estimate.enter("descent", 0.8, now=2.0)
     assert estimate.share == pytest.approx(0.6)
     assert estimate.seconds_left(2.0) is None
     estimate.move("descent", 0.9, now=8.0)  # 3 units in 8 s since the start, 6 of them in the descent
     assert estimate.seconds_left(8.0) == pytest.approx(6.0 + 10 * 8 / 3)
     assert estimate.seconds_left(9.0) == pytest.approx(5.0 + 10 * 8 / 3)
+
+
+def test_a_stage_is_told_by_its_key_whatever_its_bar_says() -> None:
+    stages = [Stage("train", 1.0), Stage("judge", 2.0), Stage("judge", 1.0)]
+    with Progress(stages) as progress:
+        first = progress.callback("train")
+        for text in ("one text", "judge"):  # only the first outermost bar is the stage, and no text makes a bar one
+            first(text, 1, 2)
+            first(text, 2, 2)
+            assert progress._estimate.share == pytest.approx(1 / 4)
+        for done, name in ((3 / 4, "a"), (1.0, "b")):
+            for _ in progress.track(["only"], name, stage="judge"):
+                first("retraining", 1, 2)  # an inner bar, whatever the stage of its callback
+            assert progress._estimate.share == pytest.approx(done)
+
+
+def test_a_stage_that_was_not_planned_is_refused_by_name() -> None:
+    with (
+        Progress([Stage("train", 1.0)]) as progress,
+        pytest.raises(ValueError, match="no stage 'judge' is planned, only train"),
+    ):
+        progress.bar("judging", 3, stage="judge")
+    with Progress() as progress:
+        progress.bar("judging", 3, stage="judge")  # nothing is planned, nothing is estimated

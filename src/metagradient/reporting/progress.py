@@ -2,7 +2,7 @@
 
 import logging
 import sys
-from collections.abc import Callable, Iterable, Iterator, Sized
+from collections.abc import Callable, Iterable, Iterator, Sequence, Sized
 from datetime import timedelta
 from time import monotonic
 from types import TracebackType
@@ -13,7 +13,7 @@ from rich.progress_bar import ProgressBar
 from rich.table import Column
 from rich.text import Text
 
-from metagradient.reporting.estimate import Estimate, Stages
+from metagradient.reporting.estimate import Estimate, Stage
 from metagradient.reporting.terminal import FILE_ONLY, console
 
 log = logging.getLogger("metagradient.progress")
@@ -21,7 +21,6 @@ T = TypeVar("T")
 
 _REDRAW = 0.1  # seconds between two updates of one bar: a training step takes a few hundred microseconds
 _PATIENCE = 0.5  # seconds before an inner bar appears: shorter ones would only flicker
-_COVERS = {"training": (0.0, 1 / 3), "replay": (1 / 3, 1.0)}  # of a metastep
 
 
 class Progress:
@@ -29,14 +28,15 @@ class Progress:
 
     On a terminal they are drawn on stderr. In any case a plain line with all open bars goes to the log every
     `heartbeat` seconds, so that a log file or a pipe shows how far the run is. With `stages`, the plan of the whole
-    experiment, a first bar and the beginning of each line say how much time is left for all of it.
+    experiment, a first bar and the beginning of each line say how much time is left for all of it; an outermost bar
+    names the stage it is of by its key. A `stage` is ignored where no stages are planned.
 
-        with Progress([("metagradient descent", 60), ("retraining", 15)]) as progress:
-            for step in progress.track(range(20), "metagradient descent"):
+        with Progress([Stage("descent", 60), Stage("retraining", 15)]) as progress:
+            for step in progress.track(range(20), "metagradient descent", stage="descent"):
                 fit(..., progress=progress.callback())
     """
 
-    def __init__(self, stages: Stages = (), heartbeat: float = 10.0) -> None:
+    def __init__(self, stages: Sequence[Stage] = (), heartbeat: float = 10.0) -> None:
         self._heartbeat = heartbeat
         self._estimate = Estimate(stages, monotonic())
         self._last_line = monotonic()
@@ -67,13 +67,15 @@ class Progress:
             self._live.remove_task(task)
         self._live.stop()
 
-    def track(self, steps: Iterable[T], description: str, total: int | None = None) -> Iterator[T]:
+    def track(
+        self, steps: Iterable[T], description: str, total: int | None = None, stage: str | None = None
+    ) -> Iterator[T]:
         """Yield from `steps` under a bar; a step counts as done when the next one is asked for."""
         if total is None:
             if not isinstance(steps, Sized):
                 raise TypeError(f"the steps of {description!r} have no length; give total=...")
             total = len(steps)
-        bar = self.bar(description, total, patience=0.0)
+        bar = self.bar(description, total, patience=0.0, stage=stage)
         try:
             for step in steps:
                 yield step
@@ -84,19 +86,34 @@ class Progress:
             bar.close()
 
     def bar(
-        self, description: str, total: int, reverse: bool = False, done: int = 0, patience: float = _PATIENCE
+        self,
+        description: str,
+        total: int,
+        reverse: bool = False,
+        done: int = 0,
+        patience: float = _PATIENCE,
+        stage: str | None = None,
     ) -> "Bar":
-        """A new bar below the open ones, at `done`. A `reverse` bar starts full and empties: it counts what is left."""
-        bar = Bar(self, description, total, reverse, done, patience, depth=len(self._bars))
+        """A new bar below the open ones, at `done`. A `reverse` bar starts full and empties: it counts what is left.
+
+        Where it is the outermost, it is the planned stage of the key `stage`.
+
+        Raises:
+            ValueError: no such stage is planned.
+        """
+        if self._bars:
+            stage = None
+        if stage is not None:
+            self._estimate.enter(stage, done / max(total, 1), monotonic())
+        bar = Bar(self, description, total, reverse, done, patience, depth=len(self._bars), stage=stage)
         self._bars.append(bar)
-        if len(self._bars) == 1:
-            self._estimate.enter(description, done / max(total, 1), monotonic())
         return bar
 
-    def callback(self, reverse: str = "replay") -> Callable[[str, int, int], None]:
+    def callback(self, stage: str | None = None) -> Callable[[str, int, int], None]:
         """A function `(description, done, total)` for code that knows no bars: it opens and moves them.
 
-        Bars are told apart by their description; those whose description starts with `reverse` run backwards.
+        Bars are told apart by their description; a `replay` runs backwards. An outermost one is the planned stage of
+        the key `stage`.
         """
         bars: dict[str, Bar] = {}
 
@@ -107,7 +124,9 @@ class Progress:
             if bar is None or bar.closed:
                 if done >= total:
                     return
-                bar = bars[description] = self.bar(description, total, description.startswith(reverse), done)
+                bar = bars[description] = self.bar(
+                    description, total, description.startswith("replay"), done, stage=stage
+                )
             bar.update(done)
 
         return report
@@ -117,7 +136,7 @@ class Progress:
         share = within = 0.0
         for outer, bar in zip(reversed([None, *self._bars[:-1]]), reversed(self._bars), strict=True):
             share = min(1.0, (bar.done + within) / max(bar.total, 1))
-            low, high = _COVERS.get(bar.description, (0.0, 1.0)) if outer and "descent" in outer.description else (0, 1)
+            low, high = self._estimate.phases.get(bar.description, (0.0, 1.0)) if outer else (0.0, 1.0)
             within = low + (high - low) * share
         return share
 
@@ -136,8 +155,17 @@ class Bar:
     """One bar; made by `Progress.bar`."""
 
     def __init__(
-        self, progress: Progress, description: str, total: int, reverse: bool, done: int, patience: float, depth: int
+        self,
+        progress: Progress,
+        description: str,
+        total: int,
+        reverse: bool,
+        done: int,
+        patience: float,
+        depth: int,
+        stage: str | None,
     ) -> None:
+        self.stage = stage
         self.description, self.total, self.reverse = description, total, reverse
         self.done, self.closed = done, False
         self._first = done
@@ -158,7 +186,8 @@ class Bar:
             self.close()
         elif now - self._drawn > _REDRAW:
             self._drawn = now
-            self._progress._estimate.move(self._progress._bars[0].description, self._progress._share(), now)
+            if (stage := self._progress._bars[0].stage) is not None:
+                self._progress._estimate.move(stage, self._progress._share(), now)
             self._progress._live.update(self._task, completed=completed, visible=now - self._begun >= self._patience)
             self._progress._touched(now)
 
@@ -167,8 +196,8 @@ class Bar:
         if self.closed:
             return
         self.closed = True
-        if self._progress._bars[0] is self:
-            self._progress._estimate.leave(monotonic(), self.description)
+        if self.stage is not None:
+            self._progress._estimate.leave(monotonic(), self.stage)
         self._progress._bars.remove(self)
         self._progress._live.remove_task(self._task)
         seconds = monotonic() - self._begun

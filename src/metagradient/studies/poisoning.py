@@ -69,7 +69,7 @@ def defend(
         fit=TrainerFit(cfg, progress),
         seed=fold_in(cfg.seed, Poisoning.DEFENDER),
     )
-    chosen = defender.run(trusted, progress=progress.callback())
+    chosen = defender.run(trusted, progress=progress.callback("defender"))
     extra += chosen.cost
     suspicions["metagradient weights, lowest dropped"] = -chosen.weights
 
@@ -77,7 +77,7 @@ def defend(
         return by.accuracies(examples, weights, {"test": splits.test})["test"]
 
     rows: list[list[object]] = [["none", test(poisoned), 0.0, 0.0, None]]
-    for name, suspicion in progress.track(suspicions.items(), "defences"):
+    for name, suspicion in progress.track(suspicions.items(), "defences", stage="defences"):
         kept, dropped = filter_by_suspicion(
             tuner, poisoned, splits.validation, suspicion, cfg.filter_fractions, name, progress.callback()
         )

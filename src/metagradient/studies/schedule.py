@@ -67,7 +67,7 @@ class Judge:
     ) -> Searcher:
         """Let a searcher run, one training for each trial."""
         way = Searcher()
-        for trial in progress.track(trials, name, total):
+        for trial in progress.track(trials, name, total, stage=name):
             way.trials.append(trial)
             way.spent.append(float(len(way.trials)))
         way.tests = tests[-len(way.trials) :] if way.trials else []

@@ -61,7 +61,7 @@ def at_the_start(
         directions=cfg.smoothness.directions,
         h=cfg.smoothness.h,
         seed=fold_in(cfg.seed, Metasmoothness.READING),
-        progress=progress.callback(),
+        progress=progress.callback("metasmoothness"),
     )
     warning = reading.verdict()
     if warning is not None:

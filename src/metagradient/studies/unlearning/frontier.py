@@ -35,7 +35,7 @@ def compare(
     }
     found: dict[tuple[str, float], list[Point]] = {key: [] for key in variants}
     spent = 0.0
-    for request in progress.track(requests, "frontier: requests"):
+    for request in progress.track(requests, "frontier: requests", stage="frontier"):
         truth = Retrain()(run, request, progress=progress.callback())
         moved = distance(run.final, truth.state)
         for key, variant in variants.items():

@@ -49,7 +49,7 @@ def klom_table(
     seeds = [[fold_in(cfg.seed, stream, i) for i in range(cfg.klom.models)] for stream in streams]
     truth, found = seen(*retrained(routine, splits, after, seeds[2], progress)), dict[str, Tensor]()
     untouched, answers = [], []
-    for seed in progress.track(seeds[0], "KLOM: the method on runs of other seeds"):
+    for seed in progress.track(seeds[0], "KLOM: the method on runs of other seeds", stage="klom"):
         batches = routine.batches(splits.train, seed)
         dtype = DTYPES[cfg.history.dtype]
         learner, bar = routine.learner(seed, len(batches)), progress.callback()

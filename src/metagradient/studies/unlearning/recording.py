@@ -44,7 +44,7 @@ def recorded(cfg: DictConfig, routine: mg.Routine, splits: Splits, present: Tens
         log.info("the run was found in %s", folder)
         return run
     callback = RecordRun(
-        batches, present, storage=storage(cfg), dtype=DTYPES[cfg.history.dtype], progress=progress.callback()
+        batches, present, storage=storage(cfg), dtype=DTYPES[cfg.history.dtype], progress=progress.callback("training")
     )
     make_trainer(cfg, callback).fit(learner, callback.batches)
     learner.to(device(cfg))

@@ -53,7 +53,7 @@ def serve(
     judged, learner = Judged(folder / f"judged{noise}.json"), start.learner
     method(start, requests[0])  # warm-up
     served = stream(method, start, requests, folder, storage=lambda: storage(cfg), progress=progress.callback())
-    bar = progress.bar("requests", len(requests), patience=0)
+    bar = progress.bar("requests", len(requests), patience=0, stage="requests")
     told = 0
     for state in served:
         bar.update(state.done)
