@@ -9,7 +9,7 @@ from torch import Tensor
 import metagradient as mg
 from metagradient import models
 from metagradient.errors import UserError
-from metagradient.evaluation import GroundTruth, example_losses_of, recipe, subsets
+from metagradient.evaluation import GroundTruth, example_losses_of, run_digest, subsets
 
 N = 20
 G = torch.Generator().manual_seed(0)
@@ -65,7 +65,7 @@ def test_settings_that_a_model_does_not_print_are_part_of_the_recipe() -> None:
     def hashed(heads: int, alpha: float) -> str:
         torch.manual_seed(0)
         model = models.lora(models.GPT(5, 3, layers=1, heads=heads, width=4), 2, alpha, ["qkv"])
-        return recipe(mg.LanguageModel(model, mg.SGD(), 0.1), batches, tokens)
+        return run_digest(mg.LanguageModel(model, mg.SGD(), 0.1), batches, tokens)
 
     asked = [(1, 1.0), (2, 1.0), (4, 1.0), (1, 8.0)]
     assert len({hashed(*settings) for settings in asked}) == len(asked)
@@ -74,7 +74,7 @@ def test_settings_that_a_model_does_not_print_are_part_of_the_recipe() -> None:
     def activated(function: object) -> str:
         learner = truth().learner
         learner.model.activation = function
-        return recipe(learner, batches, tokens)
+        return run_digest(learner, batches, tokens)
 
     assert activated(torch.relu) == activated(torch.relu) != activated(torch.tanh)
 
@@ -95,9 +95,9 @@ def test_what_a_run_reads_and_does_not_change_is_part_of_the_recipe() -> None:
 
         return mg.Batches(DATA, mg.epoch_plan(N, 6, 2, seed=0), 0, augment)  # type: ignore[arg-type]
 
-    first = recipe(Based(), batches(), QUERIES)
-    assert recipe(Based(), batches(), QUERIES) == first
-    others = {recipe(Based(**{name: 2.0}), batches(), QUERIES) for name in ("base", "table", "setting")}
+    first = run_digest(Based(), batches(), QUERIES)
+    assert run_digest(Based(), batches(), QUERIES) == first
+    others = {run_digest(Based(**{name: 2.0}), batches(), QUERIES) for name in ("base", "table", "setting")}
     assert len(others | {first}) == 4
 
 

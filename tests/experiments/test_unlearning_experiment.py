@@ -344,7 +344,7 @@ def test_a_stored_run_of_another_recipe_is_refused(tmp_path: Path) -> None:
     files = {file: file.read_bytes() for file in (tmp_path / "kept").rglob("*") if file.is_file()}
     done = run(tmp_path, *SMALL, "run_folder=kept", "learner.learning_rate=0.05")
     assert done.status == 2
-    assert "made by another recipe (learning rates 0.1" in done.err
+    assert "made with other settings (learning rates 0.1" in done.err
     assert files == {file: file.read_bytes() for file in (tmp_path / "kept").rglob("*") if file.is_file()}
     assert run(tmp_path, *SMALL, "run_folder=kept", "method=newton").status == 0
 

@@ -9,7 +9,7 @@ from metagradient.evaluation.datamodels import (
     linear_datamodeling_score,
 )
 from metagradient.evaluation.filtering import filter_by_loss, filter_by_suspicion, neighbour_distances
-from metagradient.evaluation.groundtruth import GroundTruth, leave_one_out, recipe, subsets
+from metagradient.evaluation.groundtruth import GroundTruth, leave_one_out, run_digest, subsets
 from metagradient.evaluation.ranking import (
     brittleness,
     inspection_curve,
@@ -46,7 +46,7 @@ __all__ = [
     "membership_auc",
     "mislabel_auc",
     "neighbour_distances",
-    "recipe",
+    "run_digest",
     "source_precision",
     "subsets",
     "take",

@@ -95,7 +95,7 @@ class GroundTruth:
         file = (
             None
             if self.folder is None
-            else self.folder / f"{recipe(self.learner, self.batches, self.queries, weights)}.safetensors"
+            else self.folder / f"{run_digest(self.learner, self.batches, self.queries, weights)}.safetensors"
         )
         losses = torch.empty(len(weights), len(next(iter(self.queries.values()))))
         found, owners = _load(file)
@@ -205,7 +205,7 @@ def _one_thread() -> Iterator[None]:
         torch.set_num_threads(threads)
 
 
-def recipe(learner: Learner, batches: Batches, queries: Fields, weights: Tensor | None = None) -> str:
+def run_digest(learner: Learner, batches: Batches, queries: Fields, weights: Tensor | None = None) -> str:
     """A hash of what decides a run and is asked of it: model, frozen weights too, optimizer, schedule, data, order, queries.
 
     Of code only names are part of it: an edited `losses` wants another METAGRADIENT_CACHE, or an emptied one.

@@ -20,7 +20,7 @@ from metagradient.training.run import Progress, train
 
 
 @dataclass(frozen=True)
-class Comparison:
+class CheckedCoordinate:
     """One coordinate: the replay in the run's own precision, in float64, and the central difference in float64."""
 
     name: str
@@ -46,7 +46,7 @@ def finite_differences(
     h: float = 1e-4,
     seed: int = 0,
     progress: Progress | None = None,
-) -> list[Comparison]:
+) -> list[CheckedCoordinate]:
     """Compare metagradients with (phi(z + h e_i) - phi(z - h e_i)) / 2h, each phi a training of its own in float64.
 
     Of each metaparameter the two coordinates with the largest gradient are taken and the rest at random. Costs one
@@ -73,7 +73,7 @@ def finite_differences(
             shift = torch.zeros_like(gradient)
             shift[k] = h
             slope = (phi(i, shift) - phi(i, -shift)) / (2 * h)
-            rows.append(Comparison(m.name, k, float(result[m.name].flatten()[k]), float(gradient[k]), slope))
+            rows.append(CheckedCoordinate(m.name, k, float(result[m.name].flatten()[k]), float(gradient[k]), slope))
             if progress is not None:
                 progress(f"finite differences of {m.name}", done + 1, len(chosen))
     return rows

@@ -56,10 +56,6 @@ class SecantPairs:
             self._s, self._y = self._s[1:], self._y[1:]
         return True
 
-    def clear(self) -> None:
-        """Forget all pairs."""
-        self._s, self._y = [], []
-
     def product(self, v: Tensor) -> Tensor:
         """B v, [P]."""
         assert self._factors is not None

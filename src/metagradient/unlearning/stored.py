@@ -1,4 +1,4 @@
-"""A recorded run in a folder: found again only by the recipe that made it, replaced whole or not at all."""
+"""A recorded run in a folder: found again only by the settings that made it, replaced whole or not at all."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ def save(run: RecordedRun, folder: str | Path, notes: Mapping[str, Any] | None =
         "generation": generation,
         "window": history.window,
         "dtype": str(history.dtype).removeprefix("torch."),
-        "recipe": recipe(run.learner, run.batches, run.initial),
+        "made_by": made_by(run.learner, run.batches, run.initial),
         "notes": dict(notes or {}),
     }
     write_text(folder / _FILE, json.dumps(page, indent=1) + "\n")
@@ -84,7 +84,7 @@ def load(
         page = json.loads((folder / _FILE).read_text(encoding="utf-8"))
         place = folder / f"generation-{page['generation']}"
         ends = load_file(place / _ENDS)
-        format_, kept = page["format"], page["recipe"]
+        format_, kept = page["format"], page["made_by"]
     except (OSError, ValueError, KeyError, SafetensorError) as error:
         raise UserError(
             f"the run stored in {folder} cannot be read ({error}): record it anew in another run_folder"
@@ -94,13 +94,13 @@ def load(
             f"the run stored in {folder} has format {format_}, not {_FORMAT}: record it anew in another run_folder"
         )
     start = initial_state(learner) if initial is None else initial
-    asked = recipe(learner, batches, start)
+    asked = made_by(learner, batches, start)
     differ = [
         f"{name} {kept.get(name)} there, {value} here" for name, value in asked.items() if kept.get(name) != value
     ]
     if differ:
         raise UserError(
-            f"the run stored in {folder} was made by another recipe ({'; '.join(differ)}): give the settings of that run, "
+            f"the run stored in {folder} was made with other settings ({'; '.join(differ)}): give the settings of that run, "
             "or another run_folder"
         )
     dtype, like = getattr(torch, page["dtype"]), start.params
@@ -116,7 +116,7 @@ def load(
     return run, page["notes"], extra
 
 
-def recipe(learner: Learner, batches: Batches, initial: TrainState) -> dict[str, str | int]:
+def made_by(learner: Learner, batches: Batches, initial: TrainState) -> dict[str, str | int]:
     """All that decides a run, each in a few words or as a checksum."""
     plan = batches.plan[:1] if batches.plan.stride(0) == 0 else batches.plan
     rates = [float(learner.schedule(t)) for t in range(len(batches))]

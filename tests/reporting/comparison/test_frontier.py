@@ -18,7 +18,7 @@ def test_a_sweep_is_read_and_drawn(tmp_path: Path, monkeypatch) -> None:  # type
         OmegaConf.save(OmegaConf.create(choices), tmp_path / str(job) / ".hydra" / "hydra.yaml")
     seen, draw = [], frontier.frontier
     monkeypatch.setattr(frontier, "frontier", lambda panels: (seen.append(panels), draw(panels))[1])
-    frontier.Frontier().on_multirun_end(OmegaConf.create({"hydra": {"sweep": {"dir": str(tmp_path)}}}))
+    frontier.SweepFrontier().on_multirun_end(OmegaConf.create({"hydra": {"sweep": {"dir": str(tmp_path)}}}))
     fixed, adaptive = [(2.0, 100.0), (4.0, 20.0)], [(3.0, 50.0), (5.0, 9.0)]
     assert seen[0]["digits"] == {
         "fixed period": [fixed, [(2.0, 101.0), (4.0, 20.0)]],
@@ -29,5 +29,5 @@ def test_a_sweep_is_read_and_drawn(tmp_path: Path, monkeypatch) -> None:  # type
 
 
 def test_a_sweep_without_frontiers_draws_nothing(tmp_path: Path) -> None:
-    frontier.Frontier().on_multirun_end(OmegaConf.create({"hydra": {"sweep": {"dir": str(tmp_path)}}}))
+    frontier.SweepFrontier().on_multirun_end(OmegaConf.create({"hydra": {"sweep": {"dir": str(tmp_path)}}}))
     assert not list(tmp_path.iterdir())

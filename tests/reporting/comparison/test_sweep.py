@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from omegaconf import OmegaConf
 
-from metagradient.reporting.comparison.sweep import Comparison, mean_and_half_width, read_sweep
+from metagradient.reporting.comparison.sweep import SweepComparison, mean_and_half_width, read_sweep
 
 
 def _job(folder: Path, number: int, overrides: list[str], **results: float | str | None) -> None:
@@ -39,7 +39,7 @@ def test_runs_that_differ_in_the_seed_are_one_line(sweep: Path) -> None:
 
 def test_the_callback_writes_table_and_figure(sweep: Path, capsys: pytest.CaptureFixture[str]) -> None:
     config = OmegaConf.create({"hydra": {"sweep": {"dir": str(sweep)}}})
-    Comparison(["ratio", "speed", "other"], x="speed", y="ratio").on_multirun_end(config)
+    SweepComparison(["ratio", "speed", "other"], x="speed", y="ratio").on_multirun_end(config)
     rows = list(csv.reader((sweep / "comparison.csv").open()))
     assert rows[0] == ["run", "seeds", "ratio", "ratio ±", "speed", "speed ±"]
     assert rows[1][:3] == ["one", "2", "2.0"]
@@ -58,6 +58,6 @@ def test_the_interval_is_students() -> None:
 
 
 def test_an_empty_sweep_is_no_error(tmp_path: Path) -> None:
-    Comparison(["ratio"], x="speed", y="ratio").on_multirun_end(
+    SweepComparison(["ratio"], x="speed", y="ratio").on_multirun_end(
         OmegaConf.create({"hydra": {"sweep": {"dir": str(tmp_path)}}})
     )

@@ -33,16 +33,16 @@ class ScoreFile:
 
     The file is complete in form from the first moment; which blocks of rows (or columns) are there is noted beside it, in
     `<file>.progress`, with a checksum and the cost of each, after the block is on disk. So a run that was killed goes on
-    where it was, and from before the first block that is damaged. `recipe` says what the scores are of: a file of another
-    recipe or shape is refused rather than continued. `unit` is written into its header.
+    where it was, and from before the first block that is damaged. `about` says what the scores are of: a file of another
+    run or shape is refused rather than continued. `unit` is written into its header.
     """
 
-    def __init__(self, path: Path, n_train: int, n_query: int, recipe: str = "", unit: str = "nats") -> None:
-        self.path, self.shape, self.recipe = Path(path), (n_train, n_query), recipe
+    def __init__(self, path: Path, n_train: int, n_query: int, about: str = "", unit: str = "nats") -> None:
+        self.path, self.shape, self.about = Path(path), (n_train, n_query), about
         self._note = self.path.with_name(self.path.name + ".progress")
         header = {
             "__metadata__": {
-                "recipe": recipe,
+                "run": about,
                 "unit": unit,
                 "sign": "positive: removing the example raises the loss",
             },

@@ -42,7 +42,7 @@ def frontier(panels: Mapping[str, Mapping[str, Sequence[Curve]]]) -> Figure:
     return figure
 
 
-class Frontier(Callback):
+class SweepFrontier(Callback):
     """A Hydra callback: after a sweep whose runs left a frontier.csv, `frontier.png` in its folder, a panel for each
     preset and a curve for each seed."""
 

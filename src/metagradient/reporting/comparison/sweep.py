@@ -27,7 +27,7 @@ class Line:
     values: Mapping[str, Sequence[float]]
 
 
-class Comparison(Callback):
+class SweepComparison(Callback):
     """A Hydra callback: after a sweep, `comparison.csv` and `comparison.png` in its folder, and the table on the terminal.
 
     Attributes:

@@ -108,20 +108,6 @@ def weight_histogram(weights: ArrayLike, wrong: ArrayLike | None = None, thresho
 
 
 @styled
-def curves(
-    steps: ArrayLike,
-    series: Mapping[str, ArrayLike],
-    ylabel: str,
-    references: Mapping[str, float] | None = None,
-    xlabel: str = "metastep",
-) -> Figure:
-    """Named curves against `steps`, with labelled horizontal reference lines."""
-    figure = Figure(figsize=(6.4, 3.2))
-    _curves(figure.subplots(), steps, series, ylabel, references or {}, xlabel)
-    return figure
-
-
-@styled
 def metastep_curves(
     steps: ArrayLike,
     objective: Mapping[str, ArrayLike],

@@ -20,7 +20,7 @@ from metagradient.attribution.methods.named import path
 from metagradient.attribution.methods.packages import PackageScorer
 from metagradient.attribution.methods.spec import COMPRESSORS, slug
 from metagradient.errors import UserError
-from metagradient.evaluation import check_scores, recipe
+from metagradient.evaluation import check_scores, run_digest
 from metagradient.studies.attribution.task import Task
 
 log = logging.getLogger(__name__)
@@ -274,6 +274,6 @@ class Methods:
         stem = "scores" if self._first else f"scores_{slug(name)}"
         self._first = False
         t = self.task
-        about = f"{recipe(t.learner, t.batches, t.queries)} {name} {what}"
+        about = f"{run_digest(t.learner, t.batches, t.queries)} {name} {what}"
         queries = len(next(iter(t.queries.values())))
         return at.ScoreFile(self.folder / f"{stem}.safetensors", t.n, queries, about, spec.unit(self.cfg.curvature))
