@@ -53,6 +53,7 @@ def test_a_run_leaves_what_it_promises(finished: Path) -> None:
         "artifacts",
         "config.yaml",
         "curves.csv",
+        "environment.json",
         "figures",
         "metrics.json",
         "run.log",

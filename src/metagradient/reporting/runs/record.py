@@ -22,6 +22,7 @@ from metagradient.errors import UserError
 from metagradient.files import write_csv, write_text
 from metagradient.memory import peak_mib, reset_peak
 from metagradient.reporting.runs.context import RunContext, identify
+from metagradient.reporting.runs.environment import device, environment
 from metagradient.reporting.runs.tracking import Tracker, track
 from metagradient.reporting.table import print_end, print_table
 from metagradient.reporting.terminal import FILE_ONLY, logging_to
@@ -38,8 +39,8 @@ class Record:
     """What a run leaves in its directory, and the same in W&B.
 
     config.yaml, run.log (with any traceback), metrics.json (flat: `result/...`, `cost/...`, `meta/...`, `seed`,
-    `experiment`, `objective`, `status`, of a failed run `error`), curves.csv, figures/*.png, artifacts/. All of it is
-    written on failure and Ctrl-C too, as far as it got.
+    `experiment`, `objective`, `status`, of a failed run `error`), environment.json (versions, commit, machine),
+    curves.csv, figures/*.png, artifacts/. All of it is written on failure and Ctrl-C too, as far as it got.
 
         with Record.open(cfg, experiment="selection") as record:
             record.curve(step, {"objective": loss})
@@ -91,6 +92,8 @@ class Record:
             stack.enter_context(_only_writer(self.directory))
             (self.directory / "metrics.json").unlink(missing_ok=True)  # what an earlier run here came to is not ours
             write_text(self.directory / "config.yaml", OmegaConf.to_yaml(OmegaConf.create(self.config)))
+            self._environment = environment()
+            self._save_environment()  # a run that is killed leaves it too
             stack.enter_context(logging_to(self.directory / "run.log"))
             self._tracker = track(identity, str(logger.get("mode", "auto")), self.config, self._context.outputs)
             self._exit = stack.pop_all()
@@ -122,6 +125,7 @@ class Record:
             mode, place = self._tracker.mode, self._tracker.place
             try:
                 self._save_curves()
+                self._save_environment()
                 write_text(self.directory / "metrics.json", json.dumps(self._metrics, indent=2) + "\n")
             finally:
                 self._tracker.finish(self._metrics, failed=error is not None)
@@ -185,6 +189,10 @@ class Record:
         figure.savefig(path)
         self._tracker.image(f"figures/{name}", path)
         return path
+
+    def _save_environment(self) -> None:
+        values = {**self._environment, **device()}
+        write_text(self.directory / "environment.json", json.dumps(values, indent=2) + "\n")
 
     def _save_curves(self) -> None:
         if not self._curve:
