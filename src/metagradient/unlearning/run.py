@@ -28,8 +28,6 @@ from metagradient.unlearning.requests import Request
 
 log = logging.getLogger(__name__)
 
-DTYPES = {"float32": torch.float32, "float64": torch.float64}
-
 
 @dataclass(frozen=True, eq=False)
 class RecordedRun:

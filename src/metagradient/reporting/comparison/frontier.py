@@ -10,7 +10,7 @@ from hydra.experimental.callback import Callback
 from matplotlib.figure import Figure
 from omegaconf import DictConfig, OmegaConf
 
-from metagradient.reporting.figures.common import COLOURS, MARKERS, styled
+from metagradient.reporting.figures.style import COLOURS, MARKERS, styled
 
 Curve = Sequence[tuple[float, float]]
 NAMES = {"period": "fixed period", "target": "adaptive"}

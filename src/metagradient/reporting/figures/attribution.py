@@ -7,7 +7,8 @@ import numpy as np
 from matplotlib.figure import Figure
 from numpy.typing import ArrayLike
 
-from metagradient.reporting.figures.common import BLACK, COLOURS, CRIMSON, DASHED, GREY, MARKERS, displayable, styled
+from metagradient.reporting.figures.images import displayable
+from metagradient.reporting.figures.style import BLACK, COLOURS, CRIMSON, DASHED, GREY, MARKERS, styled
 
 
 @styled

@@ -10,7 +10,7 @@ from matplotlib.colors import Normalize
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
-from metagradient.reporting.figures.common import BLACK, COLOURS, GREY, MARKERS, styled
+from metagradient.reporting.figures.style import BLACK, COLOURS, GREY, MARKERS, styled
 
 
 @styled

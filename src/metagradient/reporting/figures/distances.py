@@ -6,7 +6,7 @@ import numpy as np
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
-from metagradient.reporting.figures.common import BLUE, COLOURS, GREY, MARKERS, RED, styled
+from metagradient.reporting.figures.style import BLUE, COLOURS, GREY, MARKERS, RED, styled
 
 
 @styled

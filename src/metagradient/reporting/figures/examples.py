@@ -7,7 +7,7 @@ from typing import Any
 
 from matplotlib.figure import Figure
 
-from metagradient.reporting.figures.common import BLACK, CRIMSON, styled
+from metagradient.reporting.figures.style import BLACK, CRIMSON, styled
 
 _WIDTH, _LINES = 96, 3  # characters of a line, lines of an example
 

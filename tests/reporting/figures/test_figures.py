@@ -8,7 +8,7 @@ import torch
 from matplotlib.colors import to_hex
 
 from metagradient.reporting import figures
-from metagradient.reporting.figures.common import CRIMSON
+from metagradient.reporting.figures.style import CRIMSON
 
 
 def test_histogram_counts_kept_examples_and_is_saved_readable(tmp_path: Path) -> None:
