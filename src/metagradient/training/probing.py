@@ -3,33 +3,64 @@
 from __future__ import annotations
 
 import logging
+import random
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
+from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from metagradient.errors import UserError
-from metagradient.training.batches import Batches
+from metagradient.training.batches import Batch, Batches
 from metagradient.training.model import Model, Needs
 from metagradient.training.random import fold_in
 
 log = logging.getLogger(__name__)
 
 
-class _SeesFusedAttention(TorchDispatchMode):
+class _SeesOperations(TorchDispatchMode):
+    """Sees fused attention, and results in half precision."""
+
     def __init__(self) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
-        self.seen = False
+        self.fused_attention = False
+        self.low: tuple[str, torch.dtype] | None = None
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        self.seen = self.seen or "scaled_dot_product" in func.name()
+        self.fused_attention = self.fused_attention or "scaled_dot_product" in func.name()
+        result = func(*args, **(kwargs or {}))
+        first = result[0] if isinstance(result, tuple | list) and result else result
+        low = isinstance(first, Tensor) and first.is_floating_point() and torch.finfo(first.dtype).bits < 32
+        if low and self.low is None:
+            self.low = func.name(), first.dtype
+        return result
+
+
+class _SeesNumbers(TorchFunctionMode):
+    """Refuses to read a number off a tensor that depends on the parameters: the number's derivative would be missing."""
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if func in _TO_NUMBERS and isinstance(args[0], Tensor) and args[0].requires_grad:
+            raise UserError(
+                f"losses() take a number off a tensor that depends on the parameters (.{func.__name__}()), so its derivative "
+                "would be missing: compute with the tensor itself, or write .detach() before it where no derivative is meant"
+            )
         return func(*args, **(kwargs or {}))
 
 
+_TO_NUMBERS = (Tensor.item, Tensor.tolist, Tensor.__float__, Tensor.__int__)
+
+
 def probe(learner: Model, batches: Batches) -> Needs:
-    """Run the losses of the first batch that is not empty, on the side, and see what they touch."""
+    """Run the losses of the first batch that is not empty, on the side and twice, and see what they touch.
+
+    Raises:
+        UserError: they cannot be replayed or differentiated: hidden randomness or state, numbers taken off tensors, low
+            precision, buffers written in place, functions without a second derivative, parameters kept elsewhere.
+    """
     t = next((t for t in range(len(batches)) if len(batches(t))), None)
     if t is None:
         return Needs()
@@ -37,21 +68,58 @@ def probe(learner: Model, batches: Batches) -> Needs:
     batch = batches(t).to(params.device, params.dtype)
     with torch.random.fork_rng(devices=[params.device] if params.is_cuda else []):
         torch.manual_seed(fold_in(batch.seed))
-        before = _global_state(params)
+        before, hidden = _global_state(params), _hidden_state()
         buffers = learner.layout.buffers(like=params).detach().clone()
         start = buffers.clone()
-        with torch.enable_grad(), _SeesFusedAttention() as attention, learner.running(params, buffers, batch.seed, t):
+        seen = _SeesOperations()
+        with torch.enable_grad(), seen, _SeesNumbers(), learner.running(params, buffers, batch.seed, batch.t):
             losses = learner.losses(batch)
             _refuse_in_place(learner, start, buffers)
+        _refuse_low_precision(seen)
         _refuse_once_differentiable(losses)
         _refuse_kept_parameters(learner, losses)
         foreign = not torch.equal(before, _global_state(params))
+        _refuse_hidden(learner, params, buffers, batch, losses, hidden)
     if foreign:
         log.warning(
             "losses() draws from torch's global generator: it is forked and seeded at every step so that the run can be "
             "replayed (about 140 us a step). metagradient's SeededDropout and step_generator avoid that."
         )
-    return Needs(foreign, attention.seen)
+    return Needs(foreign, seen.fused_attention)
+
+
+def _refuse_low_precision(seen: _SeesOperations) -> None:
+    if seen.low is not None:
+        name, dtype = seen.low
+        raise UserError(
+            f"losses() compute in {str(dtype).removeprefix('torch.')} ({name}; autocast?), where metagradients are wrong without "
+            "warning: leave out torch.autocast and casts to lower precision"
+        )
+
+
+def _hidden_state() -> tuple[Any, ...]:
+    """The states of the generators that torch does not own."""
+    generator = np.random.get_state()  # noqa: NPY002 (the one that others draw from)
+    return random.getstate(), *(x.tobytes() if isinstance(x, np.ndarray) else x for x in generator)
+
+
+def _refuse_hidden(
+    learner: Model, params: Tensor, buffers: Tensor, batch: Batch, losses: Tensor, hidden: tuple[Any, ...]
+) -> None:
+    """The same losses a second time must be the same, and must not have drawn from Python's or NumPy's generators."""
+    drawn = _hidden_state() != hidden
+    torch.manual_seed(fold_in(batch.seed))
+    with torch.no_grad(), learner.running(params.detach(), buffers, batch.seed, batch.t):
+        again = learner.losses(batch)
+    same = torch.equal(torch.nan_to_num(again), torch.nan_to_num(losses.detach()))
+    if drawn or not same:
+        what = (
+            "draw from Python's or NumPy's global generator" if drawn else "differ when they are computed a second time"
+        )
+        raise UserError(
+            f"losses() {what}, so the run cannot be replayed: draw from metagradient.training.random.step_generator(device) "
+            "or torch's generators, and keep no counter or cache between calls"
+        )
 
 
 def _refuse_in_place(learner: Model, before: Tensor, after: Tensor) -> None:
