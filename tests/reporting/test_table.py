@@ -1,8 +1,12 @@
 """Tables for people."""
 
-import pytest
+import io
+from collections import Counter
 
-from metagradient.reporting.table import format_column, print_end, print_table
+import pytest
+from rich.console import Console
+
+from metagradient.reporting.table import format_column, print_end, print_table, tables
 
 
 def test_a_column_shares_its_decimals() -> None:
@@ -32,3 +36,37 @@ def test_lines_at_the_end_are_not_folded(capsys: pytest.CaptureFixture[str]) -> 
 def test_a_ragged_row_is_refused() -> None:
     with pytest.raises(ValueError, match="row 1 has 1 values for the 2 columns"):
         print_table("t", ["a", "b"], [(1, 2), (3,)])
+
+
+def test_no_word_is_broken_at_80_columns() -> None:
+    columns = [
+        "trained on",
+        "training runs",
+        "against the grid's best",
+        "standard error",
+        "test accuracy",
+        "f1 not redrawn",
+    ]
+    columns += ["distance_original_to_retrained", "retraining_seconds", "gradient saving"]
+    rows = [
+        ["metagradient: counts + validation rows", 12345.678, 0.00123, 0.25, None, 0.9, 5.4e-4, 1e9, -0.5],
+        ["[bold]oracle[/bold]: correct labels only", 3.5, -0.00456, 0.5, 0.75, float("nan"), 76.1, 1e-9, 1.5],
+    ]
+    for width in (60, 80, 200):
+        out = Console(width=width, file=io.StringIO())
+        for block in tables(columns, rows, width):
+            out.print(block)
+        text = out.file.getvalue()  # type: ignore[attr-defined]
+        assert all(len(line) <= width for line in text.splitlines())
+        found = Counter(text.replace("─", " ").split())
+        cells = [name.split() for name in columns]
+        cells += [cell.split() for i in range(9) for cell in format_column([row[i] for row in rows])]
+        wanted = Counter(word for cell in cells for word in cell)
+        assert not wanted - found, width  # every word is there, whole
+        first = Counter(["trained", "on", "metagradient:", "counts", "+", "validation", "rows"])
+        assert set(found - wanted) <= {*first, "[bold]oracle[/bold]:", "correct", "labels", "only"}, width
+
+
+def test_a_table_that_fits_is_one() -> None:
+    assert len(tables(["a", "b"], [("x y", 1)], 80)) == 1
+    assert len(tables(["a", "b" * 90], [("x y", 1)], 80)) == 1  # nothing helps

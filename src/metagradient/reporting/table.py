@@ -1,11 +1,12 @@
-"""Tables for people: numbers of a column share their decimals and are aligned."""
+"""Tables for people: numbers of a column share their decimals and are aligned, and no word is broken to fit."""
 
 import math
 import sys
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, Literal
 
 from rich import box
+from rich.cells import cell_len
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
@@ -14,10 +15,15 @@ Row = Sequence[Any]
 
 
 def print_table(title: str, columns: Sequence[str], rows: Sequence[Row]) -> None:
-    """Print rows of results on stdout, one column per name; text is aligned left, numbers right."""
+    """Print rows of results on stdout, one column per name; text is aligned left, numbers right.
+
+    What is too wide for the terminal is folded between words, then printed in blocks of columns below each other, each
+    of which begins with the first column.
+    """
     out = Console(width=None if sys.stdout.isatty() else 200)  # a pipe has no width to fold tables to
     out.print(Text(title, style="bold"), soft_wrap=True)
-    out.print(table(columns, rows))
+    for block in tables(columns, rows, out.width):
+        out.print(block)
 
 
 def print_end(title: str, lines: Sequence[str]) -> None:
@@ -35,17 +41,51 @@ def print_lines(lines: Sequence[str]) -> None:
         out.print(Text(line, style="dim"), soft_wrap=True)
 
 
-def table(columns: Sequence[str], rows: Sequence[Row]) -> Table:
-    """The rich table of `print_table`."""
+def tables(columns: Sequence[str], rows: Sequence[Row], width: int) -> list[Table]:
+    """The rich tables of `print_table` on `width` characters."""
     _check(columns, rows)
-    made = Table(box=box.SIMPLE_HEAD)
-    cells = [format_column([row[i] for row in rows]) for i in range(len(columns))]
-    for i, name in enumerate(columns):
-        numeric = any(_is_number(row[i]) for row in rows)
-        made.add_column(name, justify="right" if numeric else "left")
-    for row in zip(*cells, strict=True):
-        made.add_row(*row)
+    cells = [[name, *format_column([row[i] for row in rows])] for i, name in enumerate(columns)]
+    least = [max((cell_len(word) for cell in column for word in cell.split()), default=1) for column in cells]
+    numeric = [any(_is_number(row[i]) for row in rows) for i in range(len(columns))]
+    made = []
+    for block in _blocks(least, width):
+        table = Table(box=box.SIMPLE_HEAD)
+        widths = _widths([max(map(cell_len, cells[i])) for i in block], [least[i] for i in block], width)
+        for i, characters in zip(block, widths, strict=True):
+            justify: Literal["left", "right"] = "right" if numeric[i] else "left"
+            table.add_column(Text(columns[i]), justify=justify, width=characters)
+        for row in zip(*(cells[i][1:] for i in block), strict=True):
+            table.add_row(*map(Text, row))
+        made.append(table)
     return made
+
+
+def _room(width: int, columns: int) -> int:
+    """Characters for the text of so many columns, without their padding and the lines between them."""
+    return width - 3 * columns - 1
+
+
+def _blocks(least: Sequence[int], width: int) -> list[list[int]]:
+    """The columns of each block: as many as fit at their least widths, beside the first one."""
+    blocks = [[0]] if least else []
+    for i in range(1, len(least)):
+        block = [*blocks[-1], i]
+        if len(block) > 2 and sum(least[j] for j in block) > _room(width, len(block)):
+            blocks.append([0, i])
+        else:
+            blocks[-1] = block
+    return blocks
+
+
+def _widths(most: Sequence[int], least: Sequence[int], width: int) -> list[int]:
+    """Widths of a block's columns: what their cells take, the widest ones narrowed until all fit or none can be."""
+    widths = list(most)
+    while sum(widths) > _room(width, len(widths)):
+        wide = [i for i in range(len(widths)) if widths[i] > least[i]]
+        if not wide:
+            break
+        widths[max(wide, key=widths.__getitem__)] -= 1
+    return [max(1, characters) for characters in widths]
 
 
 def format_column(values: Sequence[Any]) -> list[str]:
