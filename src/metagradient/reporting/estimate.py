@@ -1,4 +1,4 @@
-"""How far a whole experiment is, and how long the rest will take: from its planned stages, at the pace so far."""
+"""The share of an experiment that is done and the time left, estimated from its planned stages and the pace so far."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -73,14 +73,14 @@ class Estimate:
 
     @property
     def share(self) -> float:
-        """Of the whole work, in [0, 1]."""
+        """The share of the planned work that is done, in [0, 1]."""
         total = sum(self._work)
         if not total or self._at < 0:
             return 0.0
         return (sum(self._work[: self._at]) + self._share * self._work[self._at]) / total
 
     def seconds_left(self, now: float) -> float | None:
-        """None while there is nothing to judge by."""
+        """Estimated seconds until the last stage ends; None before any work is measured."""
         if self._at < 0:
             return None
         work, new = self._work[self._at], (self._share - self._first) if self._open else 0.0

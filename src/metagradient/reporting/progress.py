@@ -132,7 +132,7 @@ class Progress:
         return report
 
     def _share(self) -> float:
-        """Of the outermost bar that is done, the bars within its steps counted in."""
+        """The share of the outermost bar that is done; the bars within its current step count as parts of that step."""
         share = within = 0.0
         for outer, bar in zip(reversed([None, *self._bars[:-1]]), reversed(self._bars), strict=True):
             share = min(1.0, (bar.done + within) / max(bar.total, 1))
@@ -215,7 +215,7 @@ class Bar:
 
 
 class _WholeBar:
-    """Shows an estimate as a bar."""
+    """An estimate in the shape of a `Bar`, for the columns that draw bars."""
 
     total, reverse = 1.0, False
 

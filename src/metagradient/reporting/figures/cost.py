@@ -1,4 +1,4 @@
-"""What a metagradient costs."""
+"""Figures of the time and memory of metagradients."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any

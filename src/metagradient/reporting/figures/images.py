@@ -1,4 +1,4 @@
-"""Pictures with captions."""
+"""Figures of images with captions."""
 
 from collections.abc import Sequence
 

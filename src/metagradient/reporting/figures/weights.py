@@ -1,4 +1,4 @@
-"""What a descent on data finds: the weights, and how it came to them."""
+"""Figures of a metagradient descent on data: the learned weights, and objective and accuracy by metastep."""
 
 from collections.abc import Mapping
 from typing import Any

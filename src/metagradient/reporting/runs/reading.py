@@ -51,7 +51,7 @@ class Run:
 
     @property
     def why(self) -> str:
-        """One line: why it has no result."""
+        """The error of a run without results, in one line; empty for a finished run."""
         return "" if self.status == "finished" else str(self.metrics.get("error") or _last_error(self.directory))
 
     @property
@@ -149,7 +149,7 @@ def _flat(node: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]
 
 
 def _last_error(directory: Path) -> str:
-    """The last line of a traceback in run.log, or where to look."""
+    """The last line of the last traceback in run.log, else what its absence means."""
     log = directory / "run.log"
     if not log.exists():
         return "it was never started"

@@ -36,7 +36,7 @@ Value = float | int | str | bool | None
 
 
 class Record:
-    """What a run leaves in its directory, and the same in W&B.
+    """Writes the files of a run into its directory, and logs the same to W&B.
 
     config.yaml, run.log (with any traceback), metrics.json (flat: `result/...`, `cost/...`, `meta/...`, `seed`,
     `experiment`, `objective`, `status`, of a failed run `error`), environment.json (versions, commit, machine),
@@ -90,14 +90,14 @@ class Record:
         identity = self._context.identity(self.experiment, logger, self.config.get("seed"))
         with ExitStack() as stack:  # undone if what follows fails, else kept until __exit__
             stack.enter_context(_only_writer(self.directory))
-            (self.directory / "metrics.json").unlink(missing_ok=True)  # what an earlier run here came to is not ours
+            (self.directory / "metrics.json").unlink(missing_ok=True)  # left by an earlier run in this directory
             write_text(self.directory / "config.yaml", OmegaConf.to_yaml(OmegaConf.create(self.config)))
             self._environment = environment()
             self._save_environment()  # a run that is killed leaves it too
             stack.enter_context(logging_to(self.directory / "run.log"))
             self._tracker = track(identity, str(logger.get("mode", "auto")), self.config, self._context.outputs)
             self._exit = stack.pop_all()
-        if self.config.get("resume") == str(self.directory):  # a resumed loop does not know all it once told
+        if self.config.get("resume") == str(self.directory):  # a resumed loop does not log all earlier steps again
             self._earlier = _read_curves(self.directory / "curves.csv")
         reset_peak()
         self._begun = monotonic()
@@ -246,7 +246,7 @@ def plain(value: Any) -> Value:
 
 
 def leave_failure(directory: Path, cfg: DictConfig, experiment: str, error: BaseException) -> None:
-    """What a record would have left of a run that failed before the record could begin."""
+    """Write config.yaml, run.log and metrics.json of a run that failed before its record was opened."""
     import traceback
 
     directory.mkdir(parents=True, exist_ok=True)
