@@ -27,7 +27,7 @@ log = logging.getLogger(__name__)
 
 
 def run(cfg: DictConfig, record: Record) -> float | None:
-    setup.prepare(cfg, queries=1, held_out=1, retrainings=3, batch=1, at_once=1)
+    setup.prepare(cfg, "attribution")
     workers = setup.workers(cfg)
     specs = check(cfg)
     task, splits = make_task(cfg)

@@ -23,7 +23,7 @@ log = logging.getLogger(__name__)
 
 
 def run(cfg: DictConfig, record: Record) -> float:
-    setup.prepare(cfg, repeats=1)
+    setup.prepare(cfg, "cost")
     if cfg.trainer.accelerator != "cpu" or cfg.trainer.precision != "32-true":
         raise UserError("cost measures on the CPU in float32 so far: leave trainer=cpu and trainer.precision=32-true")
     rows: list[dict[str, Any]] = []

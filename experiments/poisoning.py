@@ -25,7 +25,7 @@ OURS = "metagradient"
 
 
 def run(cfg: DictConfig, record: Record) -> float:
-    setup.prepare(cfg, victims=1)
+    setup.prepare(cfg, "poisoning")
     splits = setup.classification(cfg, inputs=True)
     routine = setup.classifier_routine(cfg, splits)
     method = setup.build(cfg.method, _convert_="all")

@@ -31,7 +31,7 @@ from metagradient.training.random import fold_in, generator
 
 
 def run(cfg: DictConfig, record: Record) -> float:
-    setup.prepare(cfg, retrainings=1, finalists=1, finalist_seeds=1, stretch=1)
+    setup.prepare(cfg, "schedule")
     splits = setup.classification(cfg)
     routine = setup.classifier_routine(cfg, splits)
     order = torch.randperm(len(splits.validation["y"]), generator=generator(cfg.seed, Schedules.HELD_OUT))

@@ -22,7 +22,7 @@ from metagradient.training.random import fold_in, generator
 
 
 def run(cfg: DictConfig, record: Record) -> float:
-    setup.prepare(cfg, retrainings=1)
+    setup.prepare(cfg, "selection")
     splits = setup.classification(cfg)
     routine = setup.classifier_routine(cfg, splits)
     method = setup.build(cfg.method, _convert_="all")

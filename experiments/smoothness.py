@@ -33,7 +33,7 @@ log = logging.getLogger(__name__)
 
 
 def run(cfg: DictConfig, record: Record) -> float:
-    setup.prepare(cfg, directions=1)
+    setup.prepare(cfg, "smoothness")
     splits = setup.classification(cfg, inputs="pixels" in cfg.metaparameters)
     variants = {"as configured": cfg} | {
         str(name): setup.variant(cfg, edits) for name, edits in (cfg.variants or {}).items()

@@ -28,7 +28,7 @@ log = logging.getLogger(__name__)
 
 
 def run(cfg: DictConfig, record: Record) -> float:
-    setup.prepare(cfg, sets=1)
+    setup.prepare(cfg, "unlearning")
     check(cfg)
     splits = setup.classification(cfg)
     routine = setup.classifier_routine(cfg, splits)

@@ -18,7 +18,8 @@ GROUND = {"errors", "files", "intervals", "memory", "streams"}
 """Small modules that everybody may use; they know nobody."""
 BELOW_WINGS = {*GROUND, "training", "learners", "replay"}
 MAY_IMPORT = {
-    **{name: set() for name in (*GROUND, "schema")},
+    **{name: set() for name in GROUND},
+    "schema": GROUND,
     "models": GROUND,
     "data": GROUND,
     "training": GROUND,

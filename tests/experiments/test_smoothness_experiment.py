@@ -54,7 +54,7 @@ def test_a_run_leaves_its_table(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("override", "says"),
     [
-        ("h=0", "h > 0"),
+        ("h=0", "h must be a number > 0"),
         ("+variants.wide={modle.width:3}", "modle"),
         ("+variants.fast={learner.lerning_rate:3}", "learning_rate"),
         ("+variants.more={data.train:3}", "data.train"),

@@ -21,18 +21,16 @@ from omegaconf import DictConfig, OmegaConf
 import metagradient as mg
 from metagradient.data import Splits, TextSplits
 from metagradient.errors import UserError
-from metagradient.schema import Decay
+from metagradient.schema import EXPERIMENTS, Decay, check
 from metagradient.studies import trainer
 
 log = logging.getLogger(__name__)
 
 
-def prepare(cfg: DictConfig, **least: int) -> None:
-    """Check the root settings (`least`: integers and their smallest values); then threads, Lightning's chatter, and
-    a garbage collector that need not walk through every import again."""
-    for name, smallest in {"seed": 0, **least}.items():
-        if not isinstance(cfg[name], int) or cfg[name] < smallest:
-            raise UserError(f"{name} must be an integer >= {smallest}, not '{cfg[name]}': set {name}={smallest}")
+def prepare(cfg: DictConfig, experiment: str) -> None:
+    """Check the experiment's settings (`schema.experiments`); then threads, Lightning's log lines, and a garbage
+    collector that need not walk through every import again."""
+    check(cfg, EXPERIMENTS[experiment])
     trainer.check(cfg)
     gc.freeze()
     threads = cfg.trainer.threads or threads_of_a_job(_launcher(), os.cpu_count() or 1)

@@ -1,7 +1,4 @@
-"""Types of the core configuration groups: a wrong key or type is refused when the configuration is composed.
-
-Light on purpose: the command line imports it before anything else.
-"""
+"""Types of the core configuration groups: a wrong key or type is refused when the configuration is composed."""
 
 from dataclasses import dataclass, field
 from enum import Enum
