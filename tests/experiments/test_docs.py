@@ -1,5 +1,6 @@
 """What README and the documentation show works as it stands: their Python runs, their commands compose."""
 
+import importlib
 import re
 import shlex
 from pathlib import Path
@@ -61,3 +62,23 @@ def test_every_link_leads_somewhere() -> None:
     for page in PAGES:
         for target in re.findall(r"\]\((?!http)([^)#]+)(?:#[^)]*)?\)", page.read_text(encoding="utf-8")):
             assert (page.parent / target).exists(), f"{named(page)}: {target}"
+
+
+def test_the_reference_names_what_exists() -> None:
+    for page in sorted((ROOT / "docs" / "reference").glob("*.md")):
+        for name in re.findall(r"^::: ([\w.]+)$", page.read_text(encoding="utf-8"), re.MULTILINE):
+            module, _, own = name.rpartition(".")
+            assert hasattr(importlib.import_module(module), own), f"{named(page)}: {name}"
+
+
+@pytest.mark.parametrize(
+    "package", ["training", "learners", "replay", "attribution", "descent", "unlearning", "evaluation"]
+)
+def test_the_reference_is_complete(package: str) -> None:
+    """Every class and function that a package hands on stands on its page."""
+    text = (ROOT / "docs" / "reference" / f"{package}.md").read_text(encoding="utf-8")
+    module = importlib.import_module(f"metagradient.{package}")
+    handed_on = {name for name in module.__all__ if callable(getattr(module, name)) and name[0] != "_"}
+    told = set(re.findall(r"^::: [\w.]+\.(\w+)$", text, re.MULTILINE))
+    types_only = {"Schedule", "Optimizer", "NonFiniteLoss", "Objective"}
+    assert handed_on - types_only <= told, sorted(handed_on - types_only - told)
