@@ -90,7 +90,7 @@ def moments(experiment: str, run: Whole) -> list[Kill]:
 def left_by(directory: Path) -> dict[str, Any]:
     """metrics.json, curves.csv and the artifacts, without what a clock says."""
     metrics = json.loads((directory / "metrics.json").read_text())
-    left: dict[str, Any] = {k: v for k, v in metrics.items() if not WALL_CLOCK.search(k)}
+    left: dict[str, Any] = {k: v for k, v in metrics.items() if not WALL_CLOCK.search(k) and k != "answer"}
     for path in sorted([*(directory / "artifacts").rglob("*"), directory / "curves.csv"]):
         if path.is_file():
             left[str(path.relative_to(directory))] = _content(path)

@@ -4,6 +4,7 @@ The resumed run must say how much it took over, as much as a look at what was sa
 give the same bits.
 """
 
+import csv
 import json
 from pathlib import Path
 
@@ -42,9 +43,14 @@ def uninterrupted(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Whole]:
 
 
 def judged(directory: Path) -> list[dict[str, float]]:
-    """The requests of an unlearning run that were answered and timed."""
-    file = directory / "judged.json"
-    return json.loads(file.read_text()) if file.exists() else []
+    """The requests of an unlearning run that were answered and timed: saved, or in the table of a finished run."""
+    saved, table = directory / "judged.json", directory / "artifacts" / "requests.csv"
+    if saved.exists():
+        return json.loads(saved.read_text())
+    if not table.exists():
+        return []
+    with table.open(newline="") as file:
+        return [{key: float(value) for key, value in row.items()} for row in csv.DictReader(file)]
 
 
 def taken_over(experiment: str, directory: Path) -> list[str]:
