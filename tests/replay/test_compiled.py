@@ -255,15 +255,18 @@ def test_a_module_swapped_in_the_middle_of_a_run() -> None:
 
 
 class Counts(mg.Classifier):
-    """An integer buffer that grows with every step."""
+    """An integer buffer that is another one after the calls of the probe."""
 
     def __init__(self) -> None:
         super().__init__(mlp(), mg.SGD(), 0.3, compiled=True)
-        self.register_buffer("count", torch.tensor(0))
+        self.register_buffer("count", torch.tensor([0, 0]))
+        self.calls = 0
 
     def losses(self, batch: mg.Batch) -> Tensor:
-        self.count = self.count + 1
-        return super().losses(batch) + 0 * self.count
+        self.calls += 1
+        if self.calls > 2:
+            self.count = self.count + 1
+        return super().losses(batch) + 0 * self.count.sum()
 
 
 def test_an_integer_buffer_that_changes_is_refused() -> None:

@@ -24,6 +24,7 @@ from metagradient.training.recomputation import recomputing_within
 from metagradient.training.run import cast, check_loss, initial_state
 from metagradient.training.state import Layout, TrainState, default_dtype
 from metagradient.training.steps import step
+from metagradient.training.substitutes import Substitutes, uncompiled
 from metagradient.training.updates import SGD, Constant, Optimizer, Schedule, Update
 
 # The optimizer is part of the step, so Lightning's warning that there is none, in every fit, says nothing.
@@ -128,6 +129,8 @@ class Learner(lightning.LightningModule):
         with (
             default_dtype(params.dtype),
             sdpa_kernel(SDPBackend.MATH) if self.needs.math_attention else nullcontext(),
+            uncompiled() if self.needs.eager else nullcontext(),
+            Substitutes() if self.needs.substitutes else nullcontext(),
             self.layout.bind(params, buffers),
             recomputing_within(self, lambda: self._computing_with(params, buffers)),
         ):

@@ -24,10 +24,15 @@ class Needs:
     Attributes:
         foreign_randomness: they draw from torch's global generators, which must be forked and seeded at each step.
         math_attention: they reach a fused attention kernel, which has no second derivative.
+        substitutes: they call functions that are computed by other formulas (`substitutes.SUBSTITUTES`), or may; as long as
+            nothing is known, yes.
+        eager: modules were handed to `torch.compile`, whose graphs cannot be differentiated twice.
     """
 
     foreign_randomness: bool = False
     math_attention: bool = False
+    substitutes: bool = True
+    eager: bool = False
 
 
 class Differentiate(Protocol):

@@ -43,14 +43,14 @@ class DifferentiableBatchNorm(nn.modules.batchnorm._BatchNorm):
             input, self.weight, self.bias, None, None, True, 0.0, self.eps
         )
         if self.running_mean is not None and self.running_var is not None:
-            mean, var = _BatchStatistics.apply(input, mean, inverse_std, self.eps)  # type: ignore[no-untyped-call]
+            mean, var = BatchStatistics.apply(input, mean, inverse_std, self.eps)  # type: ignore[no-untyped-call]
             momentum = 0.1 if self.momentum is None else self.momentum
             self.running_mean = (1 - momentum) * self.running_mean + momentum * mean
             self.running_var = (1 - momentum) * self.running_var + momentum * var
         return output
 
 
-class _BatchStatistics(torch.autograd.Function):
+class BatchStatistics(torch.autograd.Function):
     """Mean and unbiased variance of each channel [C], from what the normalisation kernel has computed already.
 
     The kernel's own outputs carry no gradient; a second pass over the activations (`torch.var_mean`) costs three times
@@ -116,15 +116,11 @@ _BATCH_NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)
 def make_replayable(module: nn.Module) -> None:
     """Turn torch's batch normalisation and dropout inside `module` into the classes above, in place.
 
-    Only the class changes: parameters, buffers, settings and `state_dict` keys stay.
+    Only the class changes: parameters, buffers, settings and `state_dict` keys stay. This is the fast way for the
+    common case; what other modules call is replaced by `substitutes.Substitutes`.
     """
-    for name, child in module.named_modules():
-        if type(child) in _BATCH_NORMS:
-            if child.momentum is None:
-                raise UserError(
-                    f"'{name}' is a batch norm with momentum=None (cumulative average), which cannot be replayed: "
-                    "give it a number, for example momentum=0.1"
-                )
+    for child in module.modules():
+        if type(child) in _BATCH_NORMS and child.momentum is not None:
             child.__class__ = DifferentiableBatchNorm
         elif type(child) is nn.Dropout:
             child.__class__ = SeededDropout

@@ -16,7 +16,9 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from metagradient.errors import UserError
 from metagradient.training.batches import Batch, Batches
 from metagradient.training.model import Model, Needs
+from metagradient.training.modules import DifferentiableBatchNorm
 from metagradient.training.random import fold_in
+from metagradient.training.substitutes import compiled, replaced
 
 log = logging.getLogger(__name__)
 
@@ -39,10 +41,16 @@ class _SeesOperations(TorchDispatchMode):
         return result
 
 
-class _SeesNumbers(TorchFunctionMode):
-    """Refuses to read a number off a tensor that depends on the parameters: the number's derivative would be missing."""
+class _SeesFunctions(TorchFunctionMode):
+    """Sees functions that need a substitute, and refuses to read a number off a tensor that depends on the parameters: the
+    number's derivative would be missing."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.replaced = False
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        self.replaced = self.replaced or replaced(func)
         if func in _TO_NUMBERS and isinstance(args[0], Tensor) and args[0].requires_grad:
             raise UserError(
                 f"losses() take a number off a tensor that depends on the parameters (.{func.__name__}()), so its derivative "
@@ -59,7 +67,7 @@ def probe(learner: Model, batches: Batches) -> Needs:
 
     Raises:
         UserError: they cannot be replayed or differentiated: hidden randomness or state, numbers taken off tensors, low
-            precision, buffers written in place, functions without a second derivative, parameters kept elsewhere.
+            precision, integer buffers that change, functions without a second derivative, parameters kept elsewhere.
     """
     t = next((t for t in range(len(batches)) if len(batches(t))), None)
     if t is None:
@@ -70,11 +78,11 @@ def probe(learner: Model, batches: Batches) -> Needs:
         torch.manual_seed(fold_in(batch.seed))
         before, hidden = _global_state(params), _hidden_state()
         buffers = learner.layout.buffers(like=params).detach().clone()
-        start = buffers.clone()
-        seen = _SeesOperations()
-        with torch.enable_grad(), seen, _SeesNumbers(), learner.running(params, buffers, batch.seed, batch.t):
+        start = [(x, x._version) for _, x in learner.layout.named_constants()]
+        seen, functions = _SeesOperations(), _SeesFunctions()
+        with torch.enable_grad(), seen, learner.running(params, buffers, batch.seed, batch.t), functions:
             losses = learner.losses(batch)
-            _refuse_in_place(learner, start, buffers)
+        _refuse_changed(learner, start)
         _refuse_low_precision(seen)
         _refuse_once_differentiable(losses)
         _refuse_kept_parameters(learner, losses)
@@ -85,7 +93,16 @@ def probe(learner: Model, batches: Batches) -> Needs:
             "losses() draws from torch's global generator: it is forked and seeded at every step so that the run can be "
             "replayed (about 140 us a step). metagradient's SeededDropout and step_generator avoid that."
         )
-    return Needs(foreign, seen.fused_attention)
+    substitutes = functions.replaced or _tracks_statistics(learner)
+    return Needs(foreign, seen.fused_attention, substitutes, any(compiled(m) for m in learner.modules()))
+
+
+def _tracks_statistics(learner: Model) -> bool:
+    """Whether some module may keep running statistics that `DifferentiableBatchNorm` does not keep for it."""
+    return any(
+        getattr(m, "running_mean", None) is not None and not isinstance(m, DifferentiableBatchNorm)
+        for m in learner.modules()
+    )
 
 
 def _refuse_low_precision(seen: _SeesOperations) -> None:
@@ -122,14 +139,13 @@ def _refuse_hidden(
         )
 
 
-def _refuse_in_place(learner: Model, before: Tensor, after: Tensor) -> None:
-    layout = learner.layout
-    parts = zip(layout.buffer_names, before.split(layout.buffer_sizes), after.split(layout.buffer_sizes), strict=True)
-    for name, was, is_ in parts if layout.buffer_names else ():
-        if not torch.equal(was, is_):
+def _refuse_changed(learner: Model, before: list[tuple[Tensor, int]]) -> None:
+    """Buffers of integers are no part of the state, but for counters."""
+    for (was, version), (name, is_) in zip(before, learner.layout.named_constants(), strict=True):
+        if was is not is_ or was._version != version:
             raise UserError(
-                f"buffer '{name}' is updated in place, which loses its gradient and corrupts checkpoints: "
-                f"assign a new tensor instead (self.{name.rsplit('.', 1)[-1]} = ...)"
+                f"losses() change '{name}', which is neither a buffer of floats nor a counter, so the change would be lost when "
+                "the run is replayed: make it a buffer of floats"
             )
 
 

@@ -9,8 +9,10 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.parameter import UninitializedParameter
 
 from metagradient.errors import UserError
+from metagradient.training.modules import DifferentiableBatchNorm
 
 
 @contextmanager
@@ -34,7 +36,8 @@ class TrainState:
     Attributes:
         params: [P] trainable parameters, one vector.
         slots: optimizer vectors, [P] each (momentum, second moments).
-        buffers: [N] floating-point buffers (normalisation statistics), one vector; they carry gradient as well.
+        buffers: [N] floating-point buffers (normalisation statistics), one vector; they carry gradient as well. Counters
+            (integer buffers of one number) are among them, as floats.
 
     States are values: nothing writes into their tensors, so a checkpoint in memory is a reference, not a copy.
     """
@@ -85,16 +88,20 @@ class Layout:
         self._param_owners: list[list[tuple[nn.Module, str]]] = []
         self._buffer_owners: list[tuple[nn.Module, str]] = []
         self._constants: list[tuple[dict[str, Any], str]] = []
+        self._constant_names: list[str] = []
         self.names: list[str] = []
         self.shapes: list[torch.Size] = []
         self.buffer_names: list[str] = []
         self.buffer_shapes: list[torch.Size] = []
+        self._buffer_dtypes: list[torch.dtype | None] = []  # None: that of the vector
         seen: dict[int, int] = {}
+        _refuse_unusable(module)
         for prefix, owner in module.named_modules():
             for key, parameter in owner._parameters.items():
                 if parameter is None or not parameter.requires_grad:
                     if parameter is not None:
                         self._constants.append((owner._parameters, key))
+                        self._constant_names.append(f"{prefix}.{key}" if prefix else key)
                     continue
                 if id(parameter) in seen:
                     self._param_owners[seen[id(parameter)]].append((owner, key))
@@ -104,12 +111,14 @@ class Layout:
                 self.names.append(f"{prefix}.{key}" if prefix else key)
                 self.shapes.append(parameter.shape)
             for key, buffer in owner._buffers.items():
-                if buffer is not None and buffer.is_floating_point():
+                if buffer is not None and (buffer.is_floating_point() or _counts(owner, buffer)):
                     self._buffer_owners.append((owner, key))
                     self.buffer_names.append(f"{prefix}.{key}" if prefix else key)
                     self.buffer_shapes.append(buffer.shape)
+                    self._buffer_dtypes.append(None if buffer.is_floating_point() else buffer.dtype)
                 elif buffer is not None:
                     self._constants.append((owner._buffers, key))
+                    self._constant_names.append(f"{prefix}.{key}" if prefix else key)
         if not self.names:
             raise UserError("the learner has no trainable parameters: every requires_grad is False")
         self.sizes = [shape.numel() for shape in self.shapes]
@@ -129,7 +138,8 @@ class Layout:
         """The buffers that the module holds now, [N]; inside `bind` this is what the forward pass left there."""
         if not self._buffer_owners:
             return like.new_zeros(0)
-        return torch.cat([owner._buffers[key].reshape(-1) for owner, key in self._buffer_owners])  # type: ignore[union-attr]
+        # `to` is for counters, and for what a module leaves in another precision.
+        return torch.cat([owner._buffers[key].reshape(-1).to(like.dtype) for owner, key in self._buffer_owners])  # type: ignore[union-attr]
 
     def views(self, params: Tensor) -> list[Tensor]:
         """The vector [P] as tensors of the parameters' shapes."""
@@ -141,21 +151,20 @@ class Layout:
         """The module computes with these vectors inside the block and with its own tensors afterwards."""
         own_params = [o[0][0]._parameters[o[0][1]] for o in self._param_owners]
         own_buffers = [owner._buffers[key] for owner, key in self._buffer_owners]
-        bound: list[Tensor] = []
-        versions: list[int] = []
         try:
             for owners, view in zip(self._param_owners, self.views(params), strict=True):
                 for owner, key in owners:
                     owner._parameters[key] = view  # type: ignore[assignment]
             if self._buffer_owners:
-                for (owner, key), part, shape in zip(
-                    self._buffer_owners, buffers.split(self.buffer_sizes), self.buffer_shapes, strict=True
+                for (owner, key), part, shape, dtype in zip(
+                    self._buffer_owners,
+                    buffers.split(self.buffer_sizes),
+                    self.buffer_shapes,
+                    self._buffer_dtypes,
+                    strict=True,
                 ):
-                    owner._buffers[key] = part.view(shape)
-                    bound.append(owner._buffers[key])  # type: ignore[arg-type]
-                versions = [b._version for b in bound]
+                    owner._buffers[key] = _bound(owner, part.view(shape), dtype)
             yield
-            self._refuse_in_place(bound, versions)
         finally:
             for owners, own in zip(self._param_owners, own_params, strict=True):
                 for owner, key in owners:
@@ -166,6 +175,11 @@ class Layout:
     def constants(self) -> list[Tensor]:
         """What is no part of the training state: frozen parameters and buffers of integers."""
         return [tensors[key].detach() for tensors, key in self._constants]
+
+    def named_constants(self) -> list[tuple[str, Tensor]]:
+        """The constants themselves, with their names in the modules that hold them."""
+        own = (tensors[key] for tensors, key in self._constants)
+        return list(zip(self._constant_names, own, strict=True))
 
     @contextmanager
     def holding(self, constants: Sequence[Tensor]) -> Iterator[None]:
@@ -185,20 +199,6 @@ class Layout:
             for (tensors, key), before in zip(self._constants, own, strict=True):
                 tensors[key] = before
 
-    def _refuse_in_place(self, bound: list[Tensor], versions: list[int]) -> None:
-        if all(buffer._version == version for buffer, version in zip(bound, versions, strict=True)):
-            return
-        # Views of one vector share a version, so it was one of those that were not assigned anew.
-        names = [
-            name
-            for name, (owner, key), buffer in zip(self.buffer_names, self._buffer_owners, bound, strict=True)
-            if owner._buffers[key] is buffer
-        ]
-        raise UserError(
-            f"a buffer is updated in place (one of {', '.join(names)}), which loses its gradient and corrupts "
-            f"checkpoints: assign a new tensor instead (self.{names[0].rsplit('.', 1)[-1]} = ...)"
-        )
-
     def store(self, state: TrainState) -> None:
         """Copy a state into the module's own parameters and buffers."""
         with torch.no_grad():
@@ -208,3 +208,37 @@ class Layout:
             parts = state.buffers.split(self.buffer_sizes) if self._buffer_owners else ()
             for (owner, key), part, shape in zip(self._buffer_owners, parts, self.buffer_shapes, strict=True):
                 owner._buffers[key].copy_(part.view(shape))  # type: ignore[union-attr]
+
+
+def _refuse_unusable(module: nn.Module) -> None:
+    """One clear line for parameters that one vector cannot hold."""
+    trainable = [(name, p) for name, p in module.named_parameters() if p.requires_grad]
+    for name, parameter in trainable:
+        if isinstance(parameter, UninitializedParameter):
+            raise UserError(
+                f"parameter '{name}' belongs to a lazy module that has not seen an input yet: run one batch through the model "
+                "before it is trained here"
+            )
+    kinds = {p.dtype: name for name, p in reversed(trainable)}
+    if len(kinds) > 1:
+        which = ", ".join(f"'{name}' is {str(dtype).removeprefix('torch.')}" for dtype, name in kinds.items())
+        raise UserError(f"trainable parameters must have one dtype ({which}): convert the model, for instance .float()")
+    for dtype, name in kinds.items():
+        if dtype not in (torch.float32, torch.float64):
+            raise UserError(
+                f"trainable parameters must be float32 or float64 ('{name}' is {str(dtype).removeprefix('torch.')}): "
+                "metagradients in low precision are wrong without warning; convert the model, for instance .float()"
+            )
+
+
+def _counts(owner: nn.Module, buffer: Tensor) -> bool:
+    """Whether an integer buffer is part of the state: one number, and its owner is not known to leave it alone."""
+    integer = buffer.dtype in (torch.int32, torch.int64)
+    return integer and buffer.numel() == 1 and not isinstance(owner, DifferentiableBatchNorm)
+
+
+def _bound(owner: nn.Module, part: Tensor, dtype: torch.dtype | None) -> Tensor:
+    """What a module holds in a step: a copy that it may write into, seen by autograd, where it is not known to assign."""
+    if dtype is not None:
+        return part.detach().round().to(dtype)
+    return part if isinstance(owner, DifferentiableBatchNorm) else part.clone()
