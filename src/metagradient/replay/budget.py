@@ -13,6 +13,7 @@ from torch import Tensor
 from metagradient.errors import UserError
 from metagradient.learners.learner import Learner
 from metagradient.replay import plans
+from metagradient.replay.differentiable import refuse_undifferentiable
 from metagradient.replay.plans import Plan
 from metagradient.training.batches import Batches
 from metagradient.training.metaparameters import Metaparameter
@@ -72,7 +73,8 @@ def available_bytes(device: torch.device) -> int:
 def measure(learner: Learner, batches: Batches, state: TrainState, z: Sequence[Metaparameter], first: int) -> Footprint:
     """Bytes that one more taped step keeps alive: the storages that two taped steps save, less those of one.
 
-    Both are the step with the largest batch, since others may be short or empty.
+    Both are the step with the largest batch, since others may be short or empty. They are also pulled through once, so
+    that what cannot be differentiated twice is refused here.
     """
     rows = batches.plan[first:]
     t = first if rows.stride(0) == 0 else first + int((rows >= 0).sum(dim=1).argmax())
@@ -86,11 +88,13 @@ def measure(learner: Learner, batches: Batches, state: TrainState, z: Sequence[M
         return sum(storage.nbytes() for storage in kept.values())
 
     leaves = tuple(m.leaf(state.params) for m in z)
-    current, sizes = state.leaf(), [0]
+    batch, start = cast(batches(t), state), state.leaf()
+    current, sizes = start, [0]
     with watching_saved_tensors(keep):
         for _ in range(2):
-            current, _, _ = step(learner, current, cast(batches(t), state), t, leaves, tape=True)
+            current, _, _ = step(learner, current, batch, t, leaves, tape=True)
             sizes.append(total())
+    refuse_undifferentiable(learner, batch, state, [*start.tensors(), *(m.value for m in leaves)], current.tensors())
     return Footprint(state.nbytes, max(sizes[2] - sizes[1], state.nbytes) + _GRAPH_BYTES)
 
 

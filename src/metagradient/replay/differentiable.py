@@ -1,0 +1,108 @@
+"""Whether a step's adjoint exists, tried before a run starts rather than met at its end."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.modules.module import register_module_forward_hook, register_module_forward_pre_hook
+from torch.overrides import TorchFunctionMode
+
+from metagradient.errors import UserError
+from metagradient.learners.learner import Learner
+from metagradient.training.batches import Batch
+from metagradient.training.state import TrainState
+
+_NO_DERIVATIVE = re.compile(r"derivative for '?(?:aten::)?(\w+?)'? is not implemented")
+
+
+def refuse_undifferentiable(
+    learner: Learner, batch: Batch, state: TrainState, first: Sequence[Tensor], last: Sequence[Tensor]
+) -> None:
+    """Pull a cotangent from `last` to `first`, the tensors after and before taped steps with `batch`, once.
+
+    Raises:
+        UserError: an operation has no second derivative; it is named with the module that calls it.
+    """
+    live = [x for x in last if x.requires_grad]
+    if not live:
+        return
+    try:
+        torch.autograd.grad(live, list(first), [torch.ones_like(x) for x in live], allow_unused=True)
+    except RuntimeError as error:
+        reason = _reason(str(error), learner, batch, state)
+        if reason is None:
+            raise
+        raise UserError(reason) from error
+
+
+def _reason(message: str, learner: Learner, batch: Batch, state: TrainState) -> str | None:
+    match = _NO_DERIVATIVE.search(message)
+    if match is not None:
+        name = match[1].removeprefix("_").removesuffix("_backward")
+        where = _callers(learner, batch, state).get(_bare(name), "losses()")
+        return (
+            f"{name}, called in {where}, has no second derivative in torch, which a replay needs: use another operation "
+            "there, or write it in operations that have one"
+        )
+    if "double backward" in message:
+        return (
+            "losses() go through a function compiled by torch.compile, which has no second derivative: leave it as it was "
+            "written, and set learner.compiled=true to compile the whole step with its adjoint"
+        )
+    if "modified by an inplace operation" in message:
+        return f"losses() overwrite a tensor that their derivative needs: write the operation out of place ({message.splitlines()[0]})"
+    return None
+
+
+def _bare(name: str) -> str:
+    """`HardsigmoidBackward0` and `hardsigmoid` alike."""
+    return re.sub(r"backward\d*$", "", name.replace("_", "").lower())
+
+
+def _callers(learner: Learner, batch: Batch, state: TrainState) -> dict[str, str]:
+    """For each operation of the losses, by its bare name, the module that calls it first."""
+    paths = {id(module): name for name, module in learner.named_modules()}
+    stack: list[nn.Module] = []
+    found: dict[str, str] = {}
+
+    class Seen(TorchFunctionMode):
+        def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+            result = func(*args, **(kwargs or {}))
+            node = result.grad_fn if isinstance(result, Tensor) else None
+            if node is not None:
+                where = "losses()"
+                if stack:
+                    where = f"'{paths.get(id(stack[-1]), '')}' ({type(stack[-1]).__name__})"
+                found.setdefault(_bare(node.name()), where)
+            return result
+
+    params = state.params.detach().requires_grad_()
+    with (
+        torch.enable_grad(),
+        _entering(stack),
+        learner.running(params, state.buffers.detach(), batch.seed, batch.t),
+        Seen(),
+    ):
+        learner.losses(batch)
+    return found
+
+
+@contextmanager
+def _entering(stack: list[nn.Module]) -> Iterator[None]:
+    """Inside, `stack` holds the modules whose forward runs, innermost last."""
+
+    def leave(*_: Any) -> None:
+        stack.pop()
+
+    before = register_module_forward_pre_hook(lambda module, _: stack.append(module))
+    after = register_module_forward_hook(leave, always_call=True)
+    try:
+        yield
+    finally:
+        before.remove()
+        after.remove()
