@@ -49,7 +49,7 @@ class ScheduleFree:
         batches = problem.routine.batches(problem.train, seed)
         learner = problem.routine.learner(seed, len(batches))
         self.check(learner)
-        decay = float(learner.optimizer.hyper()["weight_decay"])
+        decay = float(learner.update.hyper(0).get("weight_decay", 0.0))
         warmup = round(self.warmup * len(batches))
         optimizer = SGDScheduleFree(
             learner.parameters(), lr=self.rate, momentum=self.momentum, weight_decay=decay, warmup_steps=warmup

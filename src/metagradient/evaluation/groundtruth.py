@@ -214,7 +214,7 @@ def run_digest(learner: Learner, batches: Batches, queries: Fields, weights: Ten
     words = [
         _FORMAT,
         repr(learner),
-        repr(learner.optimizer),
+        learner.update.described(),
         learner.normalize,
         repr([float(learner.schedule(t)) for t in range(len(batches))]),
         _named((batches.seed, batches.augment)),

@@ -25,7 +25,7 @@ from metagradient.training.run import cast, check_loss, initial_state
 from metagradient.training.state import Layout, TrainState, default_dtype
 from metagradient.training.steps import step
 from metagradient.training.substitutes import Substitutes, uncompiled
-from metagradient.training.updates import SGD, Constant, Optimizer, Schedule, Update
+from metagradient.training.updates import SGD, Constant, Optimizer, Schedule, Update, placed
 
 # The optimizer is part of the step, so Lightning's warning that there is none, in every fit, says nothing.
 warnings.filterwarnings("ignore", message=".*`LightningModule.configure_optimizers` returned `None`.*")
@@ -44,6 +44,8 @@ class Learner(lightning.LightningModule):
         learning_rate: a number or a schedule, a function of the step.
         normalize: the weighted mean loss divides by the batch size ("batch") or by the weight sum ("kept").
         decay: which parameters the weight decay touches: a function of name and shape (None: all).
+        clip_norm, clip_value: bounds on the gradient's norm and on each coordinate before the optimizer gets it (`Update`).
+        average: the decay of an exponential average of the parameters, at which a finished run is read (`Update`).
         compiled: steps and their adjoints run as machine code (`Graphs`), which takes some seconds to make.
 
     Train with `Trainer(max_epochs=1).fit(learner, batches)` (one pass over a `Batches` is the whole run), or with
@@ -57,6 +59,9 @@ class Learner(lightning.LightningModule):
         *,
         normalize: Literal["batch", "kept"] = "batch",
         decay: Callable[[str, torch.Size], bool] | None = None,
+        clip_norm: float | None = None,
+        clip_value: float | None = None,
+        average: float | None = None,
         compiled: bool = False,
     ) -> None:
         super().__init__()
@@ -66,12 +71,19 @@ class Learner(lightning.LightningModule):
         self.optimizer: Optimizer = SGD() if optimizer is None else optimizer
         self.schedule: Schedule = learning_rate if callable(learning_rate) else Constant(float(learning_rate))
         self.normalize, self._decay = normalize, decay
+        for name, bound in {"clip_norm": clip_norm, "clip_value": clip_value}.items():
+            if bound is not None and not bound > 0:
+                raise UserError(f"{name} must be > 0, or None for no clipping, not {bound}: set learner.{name}=1.0")
+        if average is not None and not 0 <= average < 1:
+            raise UserError(f"average is a decay in [0, 1), not {average}: set learner.average=0.99")
+        self._clip_norm, self._clip_value, self._average = clip_norm, clip_value, average
         self.metaparameters: Sequence[Metaparameter] = ()
         self.train_state: TrainState | None = None
         self.step_count = 0
         self.tape = False
         self._layout: Layout | None = None
         self._decay_mask: Tensor | None = None
+        self._placed: tuple[Optimizer, Optimizer] | None = None
         self._needs: Needs | None = None
         self.graphs = Graphs() if compiled else None
         self._resume: tuple[TrainState, int] | None = None
@@ -92,8 +104,10 @@ class Learner(lightning.LightningModule):
 
     @property
     def update(self) -> Update:
-        """How a gradient moves the parameters: the optimizer, the schedule and the decay mask."""
-        return Update(self.optimizer, self.schedule, self.decay_mask)
+        """How a gradient moves the parameters: the optimizer, the schedule, the decay mask, clipping and averaging."""
+        if self._placed is None or self._placed[0] is not self.optimizer:
+            self._placed = self.optimizer, placed(self.optimizer, self.layout.names, self.layout.shapes)
+        return Update(self._placed[1], self.schedule, self.decay_mask, self._clip_value, self._clip_norm, self._average)
 
     @property
     def decay_mask(self) -> Tensor | None:
@@ -138,15 +152,19 @@ class Learner(lightning.LightningModule):
 
     @contextmanager
     def evaluating(self, state: TrainState) -> Iterator[Self]:
-        """The learner at `state`, in evaluation mode; what is computed inside is differentiable in the state."""
+        """The learner at `state`, in evaluation mode; what is computed inside is differentiable in the state.
+
+        Where parameters are averaged, at their average.
+        """
+        state = self.update.read(state)
         with in_modes(modes_of(self.modules())):
             self.eval()
             with self._computing_with(state.params, state.buffers):
                 yield self
 
     def adopt(self, state: TrainState) -> Self:
-        """Copy a state into the module's own parameters and buffers."""
-        self.layout.store(state)
+        """Copy a state into the module's own parameters and buffers; of averaged parameters the average."""
+        self.layout.store(self.update.read(state))
         return self
 
     def probe(self, batches: Batches) -> None:

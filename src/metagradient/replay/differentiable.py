@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
@@ -16,6 +17,7 @@ from metagradient.errors import UserError
 from metagradient.learners.learner import Learner
 from metagradient.training.batches import Batch
 from metagradient.training.state import TrainState
+from metagradient.training.updates import Lion, rules
 
 _NO_DERIVATIVE = re.compile(r"derivative for '?(?:aten::)?(\w+?)'? is not implemented")
 
@@ -25,9 +27,17 @@ def refuse_undifferentiable(
 ) -> None:
     """Pull a cotangent from `last` to `first`, the tensors after and before taped steps with `batch`, once.
 
+    Lion's sign is told to have no derivative.
+
     Raises:
         UserError: an operation has no second derivative; it is named with the module that calls it.
     """
+    if any(isinstance(rule, Lion) for rule in rules(learner.update.optimizer)):
+        warnings.warn(
+            "Lion steps by the sign of a vector, and a sign has no derivative: the metagradient of anything that acts through "
+            "the gradients (data weights, pixels) is 0; that of learning rates and weight decay is right",
+            stacklevel=2,
+        )
     live = [x for x in last if x.requires_grad]
     if not live:
         return

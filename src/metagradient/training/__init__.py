@@ -16,8 +16,24 @@ from metagradient.training.plans import count_plan, epoch_plan, full_batch_plan,
 from metagradient.training.run import NonFiniteLoss, initial_state, train
 from metagradient.training.state import TrainState
 from metagradient.training.steps import step
-from metagradient.training.updates.optimizers import SGD, Adam, AdamW, Optimizer
-from metagradient.training.updates.schedules import Constant, Cosine, Halved, Knots, OneCycle, Schedule, WarmupDecay
+from metagradient.training.updates import (
+    SGD,
+    Adam,
+    AdamW,
+    Constant,
+    Cosine,
+    Group,
+    Groups,
+    Halved,
+    Knots,
+    Lion,
+    Muon,
+    OneCycle,
+    Optimizer,
+    Schedule,
+    Scheduled,
+    WarmupDecay,
+)
 
 __all__ = [
     "SGD",
@@ -30,17 +46,22 @@ __all__ = [
     "Cosine",
     "DataWeights",
     "Graphs",
+    "Group",
+    "Groups",
     "Halved",
     "InitialParameters",
     "InputPerturbation",
     "Knots",
     "LearningRates",
+    "Lion",
     "Metaparameter",
     "Momentum",
+    "Muon",
     "NonFiniteLoss",
     "OneCycle",
     "Optimizer",
     "Schedule",
+    "Scheduled",
     "TrainState",
     "WarmupDecay",
     "WeightDecay",

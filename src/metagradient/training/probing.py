@@ -126,8 +126,9 @@ def _refuse_hidden(
     """The same losses a second time must be the same, and must not have drawn from Python's or NumPy's generators."""
     drawn = _hidden_state() != hidden
     torch.manual_seed(fold_in(batch.seed))
-    with torch.no_grad(), learner.running(params.detach(), buffers, batch.seed, batch.t):
-        again = learner.losses(batch)
+    leaf = params.detach().requires_grad_()  # as in a step: some kernels round otherwise where no gradient is asked for
+    with torch.enable_grad(), learner.running(leaf, buffers, batch.seed, batch.t):
+        again = learner.losses(batch).detach()
     same = torch.equal(torch.nan_to_num(again), torch.nan_to_num(losses.detach()))
     if drawn or not same:
         what = (

@@ -16,7 +16,6 @@ from metagradient.training.metaparameters import LearningRates
 from metagradient.training.plans import epoch_plan
 from metagradient.training.run import Progress, cast, run_mode, train
 from metagradient.training.state import TrainState
-from metagradient.training.updates.optimizers import SGD
 from metagradient.unlearning.gradients import gradient_and_product, mean_gradient
 from metagradient.unlearning.methods import Unlearned
 from metagradient.unlearning.requests import Request
@@ -105,9 +104,9 @@ class FirstOrder:
     ) -> Unlearned:
         _keeps_no_history(self, keep)
         learner, update = run.learner, run.learner.update
-        if not isinstance(update.optimizer, SGD):
+        if update.sgd is None:
             raise UserError(
-                f"first_order needs an update that is linear, SGD, not {type(update.optimizer).__name__}: set learner=sgd"
+                f"first_order needs an update that is linear, plain SGD, not {update.described()}: set learner=sgd"
             )
         change, spent = Change(run, request), 0
         before = run.batches_of(run.present)
@@ -230,16 +229,16 @@ def _rate(run: RecordedRun, given: float | None) -> float:
 
 def _decay(run: RecordedRun) -> Tensor | float:
     """The L2 coefficient, of each parameter where they differ."""
-    mask, value = run.learner.decay_mask, run.learner.optimizer.hyper().get("weight_decay", 0.0)
+    mask, value = run.learner.decay_mask, run.learner.update.hyper(0).get("weight_decay", 0.0)
     return value if mask is None else value * mask
 
 
 def _unconverged(run: RecordedRun) -> float:
     """The damping that stands for the length of the run."""
-    optimizer = run.learner.optimizer
-    if not isinstance(optimizer, SGD):
+    optimizer = run.learner.update.sgd
+    if optimizer is None:
         raise UserError(
-            f"newton knows its damping only for SGD, not for {type(optimizer).__name__}: set method.damping=0.01"
+            f"newton knows its damping only for plain SGD, not for {run.learner.update.described()}: set method.damping=0.01"
         )
     rates = sum(float(run.learner.schedule(t)) for t in range(len(run.batches)))
     return (1 - optimizer.momentum) / (2 * rates)

@@ -62,6 +62,11 @@ class DeltaGrad:
         self, run: RecordedRun, request: Request, *, keep: Storage | None = None, progress: Progress | None = None
     ) -> Unlearned:
         """The model after the request, for one gradient over the batch in `period` steps and c gradients in each."""
+        if self.adaptive is not None and run.learner.update.sgd is None:
+            raise UserError(
+                "an adaptive period knows how far a gradient moves the parameters under plain SGD, not "
+                f"{run.learner.update.described()}: set method=deltagrad, or learner=sgd"
+            )
         walk = Walk(self, run, Change(run, request), keep)
         with run_mode(run.learner, run.batches), keep_large_blocks():
             for t, (w, g) in enumerate(run.history):
@@ -151,7 +156,7 @@ class Walk:
 
     def _rate(self, t: int) -> float:
         """How far a gradient moves the parameters in all: the learning rate, over 1 - momentum."""
-        momentum = float(self.run.learner.optimizer.hyper().get("momentum", 0.0))
+        momentum = float(self.run.learner.update.hyper(t).get("momentum", 0.0))
         return self.run.learner.schedule(t) / (1 - momentum)
 
     def finish(self) -> Unlearned:

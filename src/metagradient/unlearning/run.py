@@ -220,6 +220,8 @@ def check(learner: Learner, batches: Batches) -> None:
         raise UserError(
             "a run with augmentation cannot be unlearned from: its draws change with the batch; leave it out"
         )
+    if learner.update.average is not None:
+        raise UserError("a run with averaged parameters cannot be unlearned from yet: set learner.average=null")
     t = next((t for t, size in enumerate(batch_sizes(batches.plan)) if size > 1), None)
     if t is None:
         return

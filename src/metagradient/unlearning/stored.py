@@ -123,7 +123,7 @@ def made_by(learner: Learner, batches: Batches, initial: TrainState) -> dict[str
     mask = learner.decay_mask
     return {
         "model": " ".join(repr(learner).split()),
-        "optimizer": repr(learner.optimizer),
+        "optimizer": learner.update.described(),
         "learning rates": f"{rates[0]:.6g} .. {rates[-1]:.6g} ({_sum(torch.tensor(rates))})",
         "weight decay": "on all parameters" if mask is None else f"masked ({_sum(mask)})",
         "steps": len(batches),

@@ -28,7 +28,7 @@ def ours(optimizer: mg.Optimizer, rates: list[float]) -> Tensor:
     params = torch.linspace(-1, 1, 20, dtype=torch.float64)
     slots, path = optimizer.init(params), []
     for t, gradient in enumerate(gradients()):
-        hyper = {"learning_rate": rates[t], **optimizer.hyper()}
+        hyper = {"learning_rate": rates[t], **optimizer.hyper(0)}
         params, slots = optimizer.update(params, gradient, slots, t, hyper)
         path.append(params)
     return torch.stack(path)
@@ -84,7 +84,7 @@ def test_eps_root_is_added_under_the_square_root() -> None:
     """After one step m^ = g and v^ = g^2, so the update has a closed form; torch knows no such epsilon."""
     g = torch.tensor([0.0, 1e-3, -2.0], dtype=torch.float64)
     optimizer, zero = mg.Adam(eps=1e-8, eps_root=1e-4), torch.zeros(3, dtype=torch.float64)
-    params, _ = optimizer.update(zero, g, optimizer.init(zero), 0, {"learning_rate": 0.5, **optimizer.hyper()})
+    params, _ = optimizer.update(zero, g, optimizer.init(zero), 0, {"learning_rate": 0.5, **optimizer.hyper(0)})
     torch.testing.assert_close(params, -0.5 * g / ((g**2 + 1e-4).sqrt() + 1e-8), rtol=1e-12, atol=0)
 
 
@@ -94,7 +94,7 @@ def test_eps_root_is_added_under_the_square_root() -> None:
 def test_the_decay_mask_says_which_coordinates_decay(optimizer: mg.Optimizer) -> None:
     params = torch.linspace(1, 2, 6, dtype=torch.float64)
     mask = torch.tensor([1, 0, 1, 0, 0, 1], dtype=torch.float64)
-    gradient, hyper = torch.full_like(params, 0.3), {"learning_rate": 0.1, **optimizer.hyper()}
+    gradient, hyper = torch.full_like(params, 0.3), {"learning_rate": 0.1, **optimizer.hyper(0)}
     slots = optimizer.init(params)
     masked, _ = optimizer.update(params, gradient, slots, 0, hyper, mask)
     everywhere, _ = optimizer.update(params, gradient, slots, 0, hyper)
@@ -112,7 +112,7 @@ def test_settings_given_as_tensors_are_those_given_as_numbers(optimizer: mg.Opti
     params, gradient = torch.linspace(-1, 1, 9, dtype=torch.float64), torch.linspace(3, -1, 9, dtype=torch.float64)
     mask = (params > 0).double()
     slots = tuple(x + 0.1 for x in optimizer.init(params))
-    hyper = {"learning_rate": 0.1, **optimizer.hyper()}
+    hyper = {"learning_rate": 0.1, **optimizer.hyper(0)}
     tensors = {name: torch.tensor(value, dtype=torch.float64) for name, value in hyper.items()}
     numbers = optimizer.update(params, gradient, slots, 3, hyper, mask)
     with warnings.catch_warnings():
@@ -127,7 +127,7 @@ def test_an_update_writes_into_nothing_it_was_given() -> None:
         slots = optimizer.init(params)
         given = (params, gradient, *slots)
         before = [x.clone() for x in given]
-        optimizer.update(params, gradient, slots, 0, {"learning_rate": 0.1, **optimizer.hyper()})
+        optimizer.update(params, gradient, slots, 0, {"learning_rate": 0.1, **optimizer.hyper(0)})
         assert all(torch.equal(x, y) for x, y in zip(given, before, strict=True))
 
 

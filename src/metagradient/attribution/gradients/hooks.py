@@ -69,7 +69,7 @@ class ExampleGradients:
     """
 
     def __init__(self, learner: Learner, state: TrainState) -> None:
-        self.learner, self.state = learner, state.detach()
+        self.learner, self.state = learner, learner.update.read(state.detach())
         layout = learner.layout
         self.parameters: list[Parameter] = []
         self._place: dict[tuple[int, str], int] = {}

@@ -11,7 +11,6 @@ from metagradient.learners.learner import Learner
 from metagradient.training.batches import Batches, Fields
 from metagradient.training.run import Progress, train
 from metagradient.training.state import TrainState
-from metagradient.training.updates import SGD
 
 
 def checkpoints(learner: Learner, batches: Batches, count: int) -> list[tuple[TrainState, float]]:
@@ -42,10 +41,10 @@ def tracin(
     Raises:
         UserError: the optimizer is not SGD, whose steps are no multiple of the gradient.
     """
-    optimizer = learner.update.optimizer
-    if not isinstance(optimizer, SGD):
+    optimizer = learner.update.sgd
+    if optimizer is None:
         raise UserError(
-            f"tracin knows how far a gradient moves the parameters under SGD, not {type(optimizer).__name__}: use "
+            f"tracin knows how far a gradient moves the parameters under plain SGD, not {learner.update.described()}: use "
             "gradient_dot, or train with learner=sgd"
         )
     scorers = [KernelInfluence("identity").fit(learner, state, examples, progress) for state, _ in trajectory]

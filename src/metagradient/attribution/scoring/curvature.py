@@ -11,7 +11,6 @@ from torch import Tensor
 from metagradient.errors import UserError
 from metagradient.learners.learner import Learner
 from metagradient.training.batches import Batches
-from metagradient.training.updates.optimizers import SGD
 
 _COLUMNS = 1024
 """Of a symmetric matrix are computed at a time: little more than half the work for a large one."""
@@ -99,9 +98,11 @@ def run_damping(learner: Learner, batches: Batches) -> float:
     Raises:
         UserError: the optimizer is not SGD; its momentum is 1 or more; its learning rates sum to 0.
     """
-    optimizer, mask = learner.optimizer, learner.decay_mask
-    if not isinstance(optimizer, SGD):
-        raise UserError(f"damping=run knows what SGD does, not {type(optimizer).__name__}: tune it, damping=null")
+    optimizer, mask = learner.update.sgd, learner.decay_mask
+    if optimizer is None:
+        raise UserError(
+            f"damping=run knows what plain SGD does, not {learner.update.described()}: tune it, damping=null"
+        )
     if optimizer.momentum >= 1:
         raise UserError(
             f"damping=run needs learner.optimizer.momentum < 1, not {optimizer.momentum}: a run with it diverges"

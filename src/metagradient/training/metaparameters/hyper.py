@@ -35,14 +35,16 @@ class LearningRates(Metaparameter):
 
 @dataclass(frozen=True, eq=False)
 class Momentum(Metaparameter):
-    """The momentum of SGD at every step: value [T], or [K] knots, linearly interpolated over the `steps` of the run."""
+    """The momentum of SGD or Muon at every step: value [T], or [K] knots, linearly interpolated over the `steps` of the run."""
 
     name: str = "momentum"
     steps: int | None = None
 
     def on_hyper(self, hyper: Mapping[str, Scalar], t: int) -> Mapping[str, Scalar]:
         if not hyper.get("momentum"):
-            raise UserError("Momentum needs SGD with a momentum to replace: set learner.optimizer.momentum=0.9")
+            raise UserError(
+                "Momentum needs an optimizer with a momentum to replace: set learner.optimizer.momentum=0.9"
+            )
         return {**hyper, "momentum": _value_at(self, t)}
 
 
@@ -64,4 +66,6 @@ class WeightDecay(Metaparameter):
     name: str = "weight_decay"
 
     def on_hyper(self, hyper: Mapping[str, Scalar], t: int) -> Mapping[str, Scalar]:
+        if "weight_decay" not in hyper:
+            raise UserError("WeightDecay needs an optimizer with one weight decay to replace; that of groups is fixed")
         return {**hyper, "weight_decay": self.value.reshape(())}

@@ -1,6 +1,8 @@
 """How a gradient moves the parameters: optimizers, learning-rate schedules, and both together as an `Update`."""
 
-from metagradient.training.updates.optimizers import SGD, Adam, AdamW, Optimizer
+from metagradient.training.updates.groups import Group, Groups, Scheduled, placed, rules
+from metagradient.training.updates.muon import Muon
+from metagradient.training.updates.optimizers import SGD, Adam, AdamW, Lion, Optimizer
 from metagradient.training.updates.rule import Update
 from metagradient.training.updates.schedules import Constant, Cosine, Halved, Knots, OneCycle, Schedule, WarmupDecay
 
@@ -10,11 +12,18 @@ __all__ = [
     "AdamW",
     "Constant",
     "Cosine",
+    "Group",
+    "Groups",
     "Halved",
     "Knots",
+    "Lion",
+    "Muon",
     "OneCycle",
     "Optimizer",
     "Schedule",
+    "Scheduled",
     "Update",
     "WarmupDecay",
+    "placed",
+    "rules",
 ]
