@@ -30,7 +30,7 @@ from toys import (
 import metagradient as mg
 from metagradient.models import GPT, TwoTower, lora
 from metagradient.replay.adjoint import Puller
-from metagradient.training.modules import SeededDropout
+from metagradient.training.modules.replayable import SeededDropout
 from metagradient.training.random import step_randomness
 
 EXACT = 1e-9

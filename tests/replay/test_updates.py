@@ -285,6 +285,16 @@ def test_wrong_settings_name_what_mends_them() -> None:
         )
 
 
+def test_smoothed_labels_are_torchs_in_training_and_plain_in_evaluation() -> None:
+    run = mg.Classifier(mlp(), label_smoothing=0.2)
+    batch = batches(DATA)(0)
+    with torch.no_grad():
+        logits_ = run.model(batch.x)
+        smoothed = F.cross_entropy(logits_, batch.y, reduction="none", label_smoothing=0.2)
+        torch.testing.assert_close(run.train().losses(batch), smoothed)
+        torch.testing.assert_close(run.eval().losses(batch), F.cross_entropy(logits_, batch.y, reduction="none"))
+
+
 def test_warnings_are_for_lion_alone() -> None:
     with warnings.catch_warnings():
         warnings.simplefilter("error")

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
+from functools import partial
 from typing import Any, Literal, Self
 
 import lightning
@@ -13,28 +13,23 @@ from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from metagradient.errors import UserError
+from metagradient.learners.adoption import adopted
+from metagradient.learners.hooks import TrainerHooks
+from metagradient.learners.translation import Run, translate
 from metagradient.training.batches import Batch, Batches
 from metagradient.training.compiled import Graphs
-from metagradient.training.metaparameters import Metaparameter
+from metagradient.training.microbatches import MicroBatches
 from metagradient.training.model import Needs
-from metagradient.training.modules import in_modes, make_replayable, modes_of
+from metagradient.training.modules.recomputation import recomputing_within
+from metagradient.training.modules.replayable import in_modes, make_replayable, modes_of
+from metagradient.training.modules.substitutes import Substitutes, uncompiled
 from metagradient.training.probing import probe
 from metagradient.training.random import step_randomness
-from metagradient.training.recomputation import recomputing_within
-from metagradient.training.run import cast, check_loss, initial_state
 from metagradient.training.state import Layout, TrainState, default_dtype
-from metagradient.training.steps import step
-from metagradient.training.substitutes import Substitutes, uncompiled
 from metagradient.training.updates import SGD, Constant, Optimizer, Schedule, Update, placed
 
-# The optimizer is part of the step, so Lightning's warning that there is none, in every fit, says nothing.
-warnings.filterwarnings("ignore", message=".*`LightningModule.configure_optimizers` returned `None`.*")
-warnings.filterwarnings("ignore", message=".*LeafSpec.*")
-# What ModelCheckpoint saves is the state after the step, as it should be.
-warnings.filterwarnings("ignore", message=".*no pre-optimization state was saved.*")
 
-
-class Learner(lightning.LightningModule):
+class Learner(TrainerHooks):
     """A Lightning module whose training is the project's one step.
 
     Subclasses build their modules in `__init__` and define `losses(batch) -> [B]`, one loss for each example.
@@ -46,6 +41,7 @@ class Learner(lightning.LightningModule):
         decay: which parameters the weight decay touches: a function of name and shape (None: all).
         clip_norm, clip_value: bounds on the gradient's norm and on each coordinate before the optimizer gets it (`Update`).
         average: the decay of an exponential average of the parameters, at which a finished run is read (`Update`).
+        micro_batch: rows that are run at a time, so that a batch need not fit into memory (`MicroBatches`); None: all.
         compiled: steps and their adjoints run as machine code (`Graphs`), which takes some seconds to make.
 
     Train with `Trainer(max_epochs=1).fit(learner, batches)` (one pass over a `Batches` is the whole run), or with
@@ -62,37 +58,98 @@ class Learner(lightning.LightningModule):
         clip_norm: float | None = None,
         clip_value: float | None = None,
         average: float | None = None,
+        micro_batch: int | None = None,
         compiled: bool = False,
     ) -> None:
         super().__init__()
+        self._configure: Callable[[], Any] | None
+        self._set_up(
+            optimizer,
+            learning_rate,
+            normalize=normalize,
+            decay=decay,
+            clip_norm=clip_norm,
+            clip_value=clip_value,
+            average=average,
+            micro_batch=micro_batch,
+            compiled=compiled,
+        )
+        if type(self).configure_optimizers is not TrainerHooks.configure_optimizers:
+            if optimizer is not None:
+                raise UserError(
+                    f"{type(self).__name__} has a configure_optimizers of its own and is given an optimizer: leave one out"
+                )
+            self._configure = partial(type(self).configure_optimizers, self)
+
+    def _set_up(
+        self,
+        optimizer: Optimizer | None = None,
+        learning_rate: float | Schedule = 0.1,
+        *,
+        normalize: Literal["batch", "kept"] = "batch",
+        decay: Callable[[str, torch.Size], bool] | None = None,
+        clip_norm: float | None = None,
+        clip_value: float | None = None,
+        average: float | None = None,
+        micro_batch: int | None = None,
+        compiled: bool = False,
+    ) -> None:
         if normalize not in ("batch", "kept"):
             raise UserError(f"normalize must be 'batch' or 'kept', not '{normalize}': set learner.normalize=batch")
-        self.automatic_optimization = False  # the optimizer is part of the step
-        self.optimizer: Optimizer = SGD() if optimizer is None else optimizer
-        self.schedule: Schedule = learning_rate if callable(learning_rate) else Constant(float(learning_rate))
-        self.normalize, self._decay = normalize, decay
         for name, bound in {"clip_norm": clip_norm, "clip_value": clip_value}.items():
             if bound is not None and not bound > 0:
                 raise UserError(f"{name} must be > 0, or None for no clipping, not {bound}: set learner.{name}=1.0")
         if average is not None and not 0 <= average < 1:
             raise UserError(f"average is a decay in [0, 1), not {average}: set learner.average=0.99")
+        if compiled and micro_batch is not None:
+            raise UserError("compiled steps run whole batches: set learner.compiled=false, or learner.micro_batch=null")
+        self.automatic_optimization = False  # the optimizer is part of the step
+        self.optimizer: Optimizer = SGD() if optimizer is None else optimizer
+        self.schedule: Schedule = learning_rate if callable(learning_rate) else Constant(float(learning_rate))
+        self.normalize, self._decay = normalize, decay
         self._clip_norm, self._clip_value, self._average = clip_norm, clip_value, average
-        self.metaparameters: Sequence[Metaparameter] = ()
-        self.train_state: TrainState | None = None
-        self.step_count = 0
-        self.tape = False
+        self.graphs = Graphs() if compiled else None
+        self.micro_batches = None if micro_batch is None else MicroBatches(micro_batch)
+        self.metaparameters, self.train_state, self.step_count, self.tape = (), None, 0, False
         self._layout: Layout | None = None
         self._decay_mask: Tensor | None = None
         self._placed: tuple[Optimizer, Optimizer] | None = None
         self._needs: Needs | None = None
-        self.graphs = Graphs() if compiled else None
-        self._resume: tuple[TrainState, int] | None = None
+        self._resume, self._computing, self._fitting = None, 0, False
+        self._configure = None
+        self._configured_for: Run | None = None
+        self._steps_per_epoch: int | None = None
+        self._eps_root = 1e-8
+
+    @staticmethod
+    def from_lightning(
+        module: lightning.LightningModule,
+        losses: Callable[[Any, Batch], Tensor] | None = None,
+        *,
+        steps_per_epoch: int | None = None,
+        eps_root: float = 1e-8,
+        **settings: Any,
+    ) -> Learner:
+        """An existing `LightningModule` as a learner: the same object, with its parameters, hooks and validation.
+
+        Its `configure_optimizers` is translated when a run's length is known, at the start of the run (`translate`); its
+        `training_step` is not used.
+
+        Args:
+            module: a module that Lightning trains today, with automatic optimization.
+            losses: (module, batch) -> the loss of each example, [B]; or None where the module has a method `losses(batch)`.
+            steps_per_epoch: for schedulers that step once an epoch; by default the rows of the data over those of a batch.
+            eps_root: inside Adam's square root, which has no derivative at 0; torch's values are those of 0.
+            settings: those of `Learner` but for the optimizer, the learning rate and `decay`.
+
+        Raises:
+            UserError: the module optimizes by itself, changes updates in hooks, or uses names of a learner's for other things.
+        """
+        return adopted(Learner, module, losses, steps_per_epoch, eps_root, settings)
 
     def losses(self, batch: Batch) -> Tensor:
         """The loss of each example, [B]."""
         raise NotImplementedError("write losses(self, batch) -> [B], the loss of each example of the batch")
-
-    # -- the learner as a function of flat vectors ------------------------------------------------------------------
 
     @property
     def layout(self) -> Layout:
@@ -105,6 +162,10 @@ class Learner(lightning.LightningModule):
     @property
     def update(self) -> Update:
         """How a gradient moves the parameters: the optimizer, the schedule, the decay mask, clipping and averaging."""
+        if self._configure is not None and self._configured_for is None:
+            raise UserError(
+                "configure_optimizers is translated when the length of the run is known: call learner.prepare(batches) first"
+            )
         if self._placed is None or self._placed[0] is not self.optimizer:
             self._placed = self.optimizer, placed(self.optimizer, self.layout.names, self.layout.shapes)
         return Update(self._placed[1], self.schedule, self.decay_mask, self._clip_value, self._clip_norm, self._average)
@@ -140,15 +201,19 @@ class Learner(lightning.LightningModule):
     @contextmanager
     def _computing_with(self, params: Tensor, buffers: Tensor) -> Iterator[None]:
         """Inside, the modules hold these vectors, and blocks checkpointed there hold them again when they run again."""
-        with (
-            default_dtype(params.dtype),
-            sdpa_kernel(SDPBackend.MATH) if self.needs.math_attention else nullcontext(),
-            uncompiled() if self.needs.eager else nullcontext(),
-            Substitutes() if self.needs.substitutes else nullcontext(),
-            self.layout.bind(params, buffers),
-            recomputing_within(self, lambda: self._computing_with(params, buffers)),
-        ):
-            yield
+        self._computing += 1
+        try:
+            with (
+                default_dtype(params.dtype),
+                sdpa_kernel(SDPBackend.MATH) if self.needs.math_attention else nullcontext(),
+                uncompiled() if self.needs.eager else nullcontext(),
+                Substitutes() if self.needs.substitutes else nullcontext(),
+                self.layout.bind(params, buffers),
+                recomputing_within(self, lambda: self._computing_with(params, buffers)),
+            ):
+                yield
+        finally:
+            self._computing -= 1
 
     @contextmanager
     def evaluating(self, state: TrainState) -> Iterator[Self]:
@@ -167,8 +232,24 @@ class Learner(lightning.LightningModule):
         self.layout.store(self.update.read(state))
         return self
 
+    def prepare(self, batches: Batches) -> None:
+        """Translate a `configure_optimizers` for a run over these batches; nothing where the learner has none."""
+        if self._configure is None:
+            return
+        epoch = self._steps_per_epoch or -(-batches.n_examples // batches.plan.shape[1])
+        run = Run(len(batches), epoch if self._steps_per_epoch or len(batches) % epoch == 0 else None)
+        if run != self._configured_for:
+            self.optimizer, self.schedule = translate(self, self._configure, run, self._eps_root)
+            self._configured_for = run
+
     def probe(self, batches: Batches) -> None:
         """Before a run: in the first, one forward pass to see what the losses need in order to be replayable."""
+        if type(self).training_step is not TrainerHooks.training_step:
+            raise UserError(
+                f"{type(self).__name__} has a training_step of its own, which no replay would see: write losses(batch) -> [B] in its "
+                "place (validation_step and the like stay)"
+            )
+        self.prepare(batches)
         if self._needs is None:
             self._needs = probe(self, batches)
         if self.graphs is not None:
@@ -178,72 +259,6 @@ class Learner(lightning.LightningModule):
     def needs(self) -> Needs:
         """What `probe` saw."""
         return self._needs or Needs()
-
-    # -- Lightning ----------------------------------------------------------------------------------------------------
-
-    def configure_optimizers(self) -> None:
-        """None: the optimizer is part of the step."""
-
-    def on_train_start(self) -> None:
-        batches = self.trainer.train_dataloader
-        if not isinstance(batches, Batches):
-            raise UserError(
-                f"training data must be a metagradient Batches, not {type(batches).__name__}: a run can be replayed only "
-                "where its batches are a function of the step. Wrap your tensors: Batches({'x': x, 'y': y}, epoch_plan(...))"
-            )
-        if self.trainer.precision not in ("32-true", "64-true"):
-            raise UserError(
-                f"trainer.precision={self.trainer.precision} is refused: metagradients in low precision are wrong without "
-                "warning; use trainer.precision=32-true or 64-true"
-            )
-        if self.trainer.world_size != 1:
-            raise UserError("replay runs on one device so far: set trainer.devices=1")
-        self.train()
-        self.probe(batches)
-        if self._resume is not None:
-            (self.train_state, self.step_count), self._resume = self._resume, None
-            self.train_state = TrainState.of([x.to(self.device) for x in self.train_state.tensors()])
-        else:
-            self.train_state, self.step_count = initial_state(self, self.metaparameters), 0
-        batches.from_step(self.step_count)
-
-    def training_step(self, batch: Batch, batch_idx: int) -> None:
-        assert self.train_state is not None
-        t = self.step_count
-        if batch.t != t:
-            raise UserError(
-                f"the loader gave the batch of step {batch.t} at step {t}: a run is one pass over its Batches, so set "
-                "trainer.max_epochs=1 (the plan holds the epochs: epoch_plan(..., epochs=...))"
-            )
-        batch = cast(batch, self.train_state)
-        state, loss, _ = step(self, self.train_state, batch, t, self.metaparameters, tape=self.tape)
-        check_loss(loss, batch, t, self)
-        self.train_state, self.step_count = state, t + 1
-        # Lightning counts a manual optimizer's steps here; ModelCheckpoint, max_steps and loggers go by that count.
-        progress = self.trainer.fit_loop.epoch_loop.manual_optimization.optim_step_progress
-        progress.increment_ready()
-        progress.increment_completed()
-
-    def on_train_end(self) -> None:
-        self._sync()
-
-    def on_validation_start(self) -> None:
-        self._sync()
-
-    def _sync(self) -> None:
-        if self.train_state is not None:
-            self.adopt(self.train_state.detach())
-
-    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        if self.train_state is not None:
-            self._sync()
-            checkpoint["state_dict"] = self.state_dict()
-            checkpoint["train_state"] = [x.detach().clone() for x in self.train_state.tensors()]
-            checkpoint["step_count"] = self.step_count
-
-    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        if "train_state" in checkpoint:
-            self._resume = TrainState.of(checkpoint["train_state"]), int(checkpoint["step_count"])
 
 
 class ModelLearner(Learner):

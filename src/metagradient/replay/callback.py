@@ -72,6 +72,7 @@ class Metagradient(lightning.Callback):
                 )
             batches = trainer.train_dataloader
             assert isinstance(batches, Batches)
+            _refuse_short(trainer, len(batches))
             self._recording, module.train_state = start_recording(
                 module, batches, self.metaparameters, self.checkpoints, self.memory, self.storage
             )
@@ -110,3 +111,14 @@ class Metagradient(lightning.Callback):
             with ReplayBar(enabled=trainer.progress_bar_callback is not None) as bar:
                 self.result = finish_recording(recording, self.objective, bar)
         module.train_state = self.result.state
+
+
+def _refuse_short(trainer: lightning.Trainer, steps: int) -> None:
+    """A replay starts at the end of the plan, so the Trainer must get there."""
+    limits = {"max_steps": trainer.max_steps, "limit_train_batches": trainer.num_training_batches}
+    for name, limit in limits.items():
+        if limit not in (None, -1) and limit < steps:
+            raise UserError(
+                f"{name} ends the fit after {int(limit)} of {steps} steps, but a metagradient needs the whole run: shorten the plan, "
+                f"Batches(examples, plan[:{int(limit)}])"
+            )

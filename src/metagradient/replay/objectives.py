@@ -5,21 +5,49 @@ from __future__ import annotations
 from collections.abc import Callable
 
 import torch
+import torch.utils.checkpoint as checkpointing
 from torch import Tensor
 
 from metagradient.learners.learner import Learner
 from metagradient.training.batches import Batch, Fields
 
 
-def _batch(learner: Learner, examples: Fields) -> Batch:
-    n = len(next(iter(examples.values())))
+def _batch(learner: Learner, examples: Fields, rows: slice = slice(None)) -> Batch:
+    fields = {name: field[rows] for name, field in examples.items()}
+    n = len(next(iter(fields.values())))
     like = next(learner.parameters())
-    return Batch(0, torch.arange(n), dict(examples)).to(like.device, like.dtype)
+    return Batch(0, torch.arange(n), fields).to(like.device, like.dtype)
 
 
-def mean_loss(examples: Fields) -> Callable[[Learner], Tensor]:
-    """The mean loss of the examples (for instance a validation set), a scalar."""
-    return lambda learner: learner.losses(_batch(learner, examples)).mean()
+def mean_loss(examples: Fields, chunk: int = 2048) -> Callable[[Learner], Tensor]:
+    """The mean loss of the examples (for instance a validation set), a scalar.
+
+    More than `chunk` examples are run `chunk` at a time, forwards and in the derivative, so that a set of any size fits:
+    but for losses in which examples see each other (contrastive ones), which are computed on all of them together.
+    """
+
+    def objective(learner: Learner) -> Tensor:
+        n = len(next(iter(examples.values())))
+        if n <= chunk or _tied(learner, examples, chunk):
+            return learner.losses(_batch(learner, examples)).mean()
+
+        def part(start: int) -> Tensor:
+            def total() -> Tensor:
+                return learner.losses(_batch(learner, examples, slice(start, start + chunk))).sum()
+
+            # Run again in the derivative, where the learner's own context binds the same parameters again.
+            return checkpointing.checkpoint(total, use_reentrant=False) if torch.is_grad_enabled() else total()
+
+        return torch.stack([part(start) for start in range(0, n, chunk)]).sum() / n
+
+    return objective
+
+
+def _tied(learner: Learner, examples: Fields, chunk: int) -> bool:
+    """Whether the first example's loss depends on who is beside it."""
+    with torch.no_grad():
+        beside, alone = (learner.losses(_batch(learner, examples, slice(0, n)))[0] for n in (min(chunk, 8), 1))
+    return not torch.allclose(beside, alone, rtol=1e-3, atol=1e-5, equal_nan=True)
 
 
 def example_losses(examples: Fields) -> Callable[[Learner], Tensor]:

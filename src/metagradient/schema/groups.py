@@ -35,6 +35,11 @@ class LearnerConfig:
     steps: int | None = None
     normalize: Normalize = Normalize.kept
     decay: Decay = Decay.all
+    clip_norm: float | None = None
+    clip_value: float | None = None
+    average: float | None = None
+    label_smoothing: float = 0.0
+    micro_batch: int | None = None
     compiled: bool = False
 
 

@@ -140,6 +140,10 @@ def _routine(cfg: DictConfig, kind: type[mg.Classifier] | type[mg.LanguageModel]
     settings, where = cfg.learner, trainer.device(cfg)
     optimizer = build(settings.optimizer, _convert_="all")
     matrices = settings.decay is Decay.matrices
+    if settings.label_smoothing and kind is not mg.Classifier:
+        raise UserError(
+            "learner.label_smoothing is of classifiers: a language model has none; set learner.label_smoothing=0"
+        )
 
     def make_learner(schedule: mg.Schedule) -> mg.Learner:
         model = build(cfg.model, **sizes)
@@ -150,7 +154,12 @@ def _routine(cfg: DictConfig, kind: type[mg.Classifier] | type[mg.LanguageModel]
             schedule,
             normalize=settings.normalize.value,
             decay=decay,
+            clip_norm=settings.clip_norm,
+            clip_value=settings.clip_value,
+            average=settings.average,
+            micro_batch=settings.micro_batch,
             compiled=settings.compiled,
+            **({"label_smoothing": settings.label_smoothing} if kind is mg.Classifier else {}),
         )
         return learner.to(device=where, dtype=torch.float64 if cfg.trainer.precision == "64-true" else torch.float32)
 

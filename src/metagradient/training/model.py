@@ -84,6 +84,11 @@ class Model(Protocol):
         """The compiled loss gradient, or None for the plain one."""
         ...
 
+    @property
+    def micro_batches(self) -> Differentiate | None:
+        """The loss gradient a few rows at a time, or None for the whole batch at once."""
+        ...
+
     def losses(self, batch: Batch) -> Tensor:
         """The loss of each example, [B]."""
         ...

@@ -16,9 +16,9 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from metagradient.errors import UserError
 from metagradient.training.batches import Batch, Batches
 from metagradient.training.model import Model, Needs
-from metagradient.training.modules import DifferentiableBatchNorm
+from metagradient.training.modules.replayable import DifferentiableBatchNorm
+from metagradient.training.modules.substitutes import compiled, replaced
 from metagradient.training.random import fold_in
-from metagradient.training.substitutes import compiled, replaced
 
 log = logging.getLogger(__name__)
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager
 from contextvars import ContextVar
+from typing import NamedTuple
 
 import torch
 
@@ -29,14 +30,41 @@ def generator(seed: int, *keys: int, device: torch.device | str = "cpu") -> torc
     return torch.Generator(device=device).manual_seed(fold_in(seed, *keys))
 
 
+class Part(NamedTuple):
+    """Rows start .. stop - 1 of a batch of `total` rows."""
+
+    start: int
+    stop: int
+    total: int
+
+
+_part: ContextVar[Part | None] = ContextVar("metagradient_part_of_batch", default=None)
+
+
+@contextmanager
+def part_of_batch(start: int, stop: int, total: int) -> Iterator[None]:
+    """Inside, steps run on rows start .. stop - 1 of a batch of `total`, and draw what they would draw in the whole."""
+    token = _part.set(Part(start, stop, total))
+    try:
+        yield
+    finally:
+        _part.reset(token)
+
+
 class StepRandomness:
     """The randomness of one training step: its generator is made only if something asks for it.
 
     Without a seed there is none to be had: a compiled step would draw the same numbers again and again.
     """
 
-    def __init__(self, seed: int | None, t: int, states: Mapping[torch.device, torch.Tensor] | None = None) -> None:
-        self.seed, self.t = seed, t
+    def __init__(
+        self,
+        seed: int | None,
+        t: int,
+        states: Mapping[torch.device, torch.Tensor] | None = None,
+        part: Part | None = None,
+    ) -> None:
+        self.seed, self.t, self.part = seed, t, part
         self._generators: dict[torch.device, torch.Generator] = {}
         for device, state in (states or {}).items():
             self._generators[device] = torch.Generator(device=device)
@@ -65,7 +93,32 @@ def step_generator(device: torch.device) -> torch.Generator | None:
     For modules and losses that draw random numbers, such as :class:`SeededDropout`.
     """
     current = _current.get()
+    if current is not None and current.part is not None:
+        raise UserError(
+            "the losses draw random numbers for their own rows, so micro-batches would draw other numbers than the whole "
+            "batch: draw with metagradient.training.random.bernoulli_like, or set learner.micro_batch=null"
+        )
     return None if current is None else current.generator(device)
+
+
+def bernoulli_like(x: torch.Tensor, p: float) -> torch.Tensor | None:
+    """0 and 1 (with probability p) in the shape of x [B, ...], from the step's generator; None outside a step.
+
+    A micro-batch gets its rows of what the whole batch would draw.
+    """
+    current = _current.get()
+    if current is None:
+        return None
+    generator, part = current.generator(x.device), current.part
+    if part is None:
+        return torch.empty_like(x, requires_grad=False).bernoulli_(p, generator=generator)
+    if len(x) != part.stop - part.start:
+        raise UserError(
+            f"dropout of a tensor {list(x.shape)}, whose first dimension is not the batch of {part.stop - part.start}, does "
+            "not know which random numbers are its own: set learner.micro_batch=null"
+        )
+    whole = x.new_empty((part.total, *x.shape[1:])).bernoulli_(p, generator=generator)
+    return whole[part.start : part.stop]
 
 
 def repeated_randomness() -> Callable[[], AbstractContextManager[None]]:
@@ -75,7 +128,7 @@ def repeated_randomness() -> Callable[[], AbstractContextManager[None]]:
 
     @contextmanager
     def repeated() -> Iterator[None]:
-        again = None if current is None else StepRandomness(current.seed, current.t, states)
+        again = None if current is None else StepRandomness(current.seed, current.t, states, current.part)
         token = _current.set(again)
         try:
             yield
@@ -92,7 +145,7 @@ def step_randomness(seed: int | None, t: int, device: torch.device, foreign: boo
     `foreign` forks the global generators of the CPU and of `device` (about 140 us a step), so that modules which
     draw from them become a function of (seed, t) too and the caller's random state is left as it was.
     """
-    token = _current.set(StepRandomness(seed, t))
+    token = _current.set(StepRandomness(seed, t, part=_part.get()))
     try:
         if not foreign:
             yield

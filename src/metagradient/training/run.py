@@ -12,7 +12,7 @@ from metagradient.errors import UserError
 from metagradient.training.batches import Batch, Batches
 from metagradient.training.metaparameters import Metaparameter
 from metagradient.training.model import Model
-from metagradient.training.modules import in_modes, modes_of
+from metagradient.training.modules.replayable import in_modes, modes_of
 from metagradient.training.state import TrainState
 from metagradient.training.steps import step
 

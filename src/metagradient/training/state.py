@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.nn.parameter import UninitializedParameter
 
 from metagradient.errors import UserError
-from metagradient.training.modules import DifferentiableBatchNorm
+from metagradient.training.modules.replayable import DifferentiableBatchNorm
 
 
 @contextmanager

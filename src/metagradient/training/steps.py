@@ -66,7 +66,10 @@ def step(
         if bool(skipped.all()):
             return _skipped(state)
 
-    differentiate = loss_gradient if learner.graphs is None or runs else learner.graphs
+    if learner.micro_batches is not None:
+        differentiate = learner.micro_batches
+    else:
+        differentiate = loss_gradient if learner.graphs is None or runs else learner.graphs
     gradient, buffers, loss = differentiate(learner, params, state.buffers, batch, weights, t, tape=tape)
     for m in z:
         gradient = m.on_gradient(gradient, learner, params, state.buffers, t)
@@ -95,7 +98,7 @@ def loss_gradient(
     With `tape` all of them stay connected to the tensors given. (`compiled.Graphs` computes the same.)
     """
     with torch.enable_grad():
-        losses, buffers = _losses(learner, params, buffers, batch, t)
+        losses, buffers = losses_and_buffers(learner, params, buffers, batch, t)
         _check_shape(losses, (*params.shape[:-1], len(batch)))
         loss = _weighted_mean(losses, weights, learner.normalize)
         # Runs do not see each other, so the gradient of the sum is each run's own.
@@ -103,7 +106,7 @@ def loss_gradient(
     return gradient, buffers, loss
 
 
-def _losses(learner: Model, params: Tensor, buffers: Tensor, batch: Batch, t: int) -> tuple[Tensor, Tensor]:
+def losses_and_buffers(learner: Model, params: Tensor, buffers: Tensor, batch: Batch, t: int) -> tuple[Tensor, Tensor]:
     """The losses [B] (of R stacked runs: [R, B]), and the buffers that the forward pass left."""
 
     def run(params: Tensor, buffers: Tensor, fields: dict[str, Tensor]) -> tuple[Tensor, Tensor]:

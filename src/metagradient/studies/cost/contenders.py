@@ -18,7 +18,7 @@ from metagradient import data, models
 from metagradient.errors import UserError
 from metagradient.streams import Cost
 from metagradient.training.compiled import Graphs, can_compile
-from metagradient.training.modules import make_replayable
+from metagradient.training.modules.replayable import make_replayable
 from metagradient.training.random import generator
 
 RATE, MOMENTUM = 0.05, 0.9

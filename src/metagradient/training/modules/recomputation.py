@@ -14,7 +14,7 @@ import torch.utils.checkpoint as checkpointing
 from torch import nn
 
 from metagradient.errors import UserError
-from metagradient.training.modules import in_modes, modes_of
+from metagradient.training.modules.replayable import in_modes, modes_of
 from metagradient.training.random import repeated_randomness
 
 _GENERATOR, _REENTRANT = "_checkpoint_without_reentrant_generator", "CheckpointFunction"

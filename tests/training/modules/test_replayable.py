@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 import metagradient as mg
 from metagradient.errors import UserError
-from metagradient.training.modules import DifferentiableBatchNorm, SeededDropout, make_replayable
+from metagradient.training.modules.replayable import DifferentiableBatchNorm, SeededDropout, make_replayable
 from metagradient.training.random import generator, step_generator, step_randomness
 
 CPU = torch.device("cpu")

@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
 from metagradient.errors import UserError
-from metagradient.training.modules import BatchStatistics
+from metagradient.training.modules.replayable import BatchStatistics
 
 
 class Substitutes(TorchFunctionMode):

@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from metagradient.errors import UserError
-from metagradient.training.random import step_generator
+from metagradient.training.random import bernoulli_like
 
 
 class DifferentiableBatchNorm(nn.modules.batchnorm._BatchNorm):
@@ -79,13 +79,12 @@ class SeededDropout(nn.Dropout):
     """Dropout whose mask is a function of (seed, t) inside a training step."""
 
     def forward(self, input: Tensor) -> Tensor:
-        generator = step_generator(input.device)
-        if not self.training or self.p == 0.0 or generator is None:
+        if not self.training or self.p == 0.0:
             return F.dropout(input, self.p, self.training, self.inplace)
-        if self.p == 1.0:
-            return input * 0.0
-        keep = torch.empty_like(input, requires_grad=False).bernoulli_(1 - self.p, generator=generator)
-        return input * (keep / (1 - self.p))
+        keep = bernoulli_like(input, 1 - self.p)
+        if keep is None:
+            return F.dropout(input, self.p, self.training, self.inplace)
+        return input * (keep / (1 - self.p)) if self.p < 1.0 else input * 0.0
 
 
 Modes = list[tuple[nn.Module, bool]]
