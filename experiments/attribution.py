@@ -20,8 +20,10 @@ from metagradient.evaluation import GroundTruth, join, linear_datamodeling_score
 from metagradient.reporting import Progress, Record
 from metagradient.studies import setup, smoothness, stages
 from metagradient.studies.attribution import race, report
-from metagradient.studies.attribution.methods import Methods, check, check_run
+from metagradient.studies.attribution.checks import check, check_run
+from metagradient.studies.attribution.methods import Methods
 from metagradient.studies.attribution.task import cache, make_task, removals
+from metagradient.studies.saved import save_model
 
 log = logging.getLogger(__name__)
 
@@ -36,7 +38,8 @@ def run(cfg: DictConfig, record: Record) -> float | None:
     record.scratch("artifacts/*.progress", "retrainings")
 
     with Progress(stages.attribution(cfg)) as progress:
-        smoothness.at_the_start(cfg, record, progress, task.routine, task.train, "weights")
+        if cfg.checkpoint is None:
+            smoothness.at_the_start(cfg, record, progress, task.routine, task.train, "weights")
 
         # 1. The truth: models retrained without some of the examples, once for all methods.
         truth = GroundTruth(
@@ -56,6 +59,7 @@ def run(cfg: DictConfig, record: Record) -> float | None:
             held_out[drop], judged[drop] = losses[:, : cfg.held_out], losses[:, cfg.held_out :]
 
         if truth.runs and not truth.found:  # on disk: what a retraining cost beside a single run
+            assert task.seconds is not None  # without a training of ours there are no retrainings
             share = (perf_counter() - start) / truth.runs / task.seconds
             record.result({"retrainings_share_of_a_loop": share, "seconds_training": task.seconds})
 
@@ -82,8 +86,9 @@ def run(cfg: DictConfig, record: Record) -> float | None:
             race.race(record, cfg, task, progress.track)
 
     # 4. Tell.
+    save_model(record, task.learner, task.state)
     report.tell(record, cfg, task, outcomes, rows)
-    record.cost(training_runs=1 + truth.runs)
+    record.cost(training_runs=(cfg.checkpoint is None) + truth.runs)
     report.draw(record, cfg, task, splits, outcomes, rows)
     if cfg.leave_one_out:
         report.left_out(record, cfg, kept[0], judged[0], outcomes)

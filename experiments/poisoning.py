@@ -17,7 +17,7 @@ from metagradient.intervals import deviation
 from metagradient.reporting import Progress, Record
 from metagradient.reporting.figures import descent as descent_figures
 from metagradient.streams import Poisoning
-from metagradient.studies import poisoning, setup, smoothness, stages
+from metagradient.studies import poisoning, routines, setup, smoothness, stages
 from metagradient.studies.trainer import TrainerFit
 from metagradient.training.random import fold_in, generator
 
@@ -27,20 +27,21 @@ OURS = "metagradient"
 def run(cfg: DictConfig, record: Record) -> float:
     setup.prepare(cfg, "poisoning")
     splits = setup.classification(cfg, inputs=True)
-    routine = setup.classifier_routine(cfg, splits)
+    routine = routines.classifier_routine(cfg, splits)
     method = setup.build(cfg.method, _convert_="all")
     train, validation = splits.train, splits.validation
     order = torch.randperm(len(validation["y"]), generator=generator(cfg.seed, Poisoning.HELD_OUT))
     held = setup.share(cfg.held_out, len(order), "held_out")
     held_out, steer = take(validation, order[:held]), take(validation, order[held:])
     resume = setup.folder(cfg.resume)
-    routines = {"the same": routine} | {
-        str(name): setup.classifier_routine(setup.variant(cfg, edits), splits) for name, edits in cfg.transfer.items()
+    trainings = {"the same": routine} | {
+        str(name): routines.classifier_routine(setup.variant(cfg, edits), splits)
+        for name, edits in cfg.transfer.items()
     }
     seeds = [fold_in(cfg.seed, Poisoning.VICTIMS, i) % 2**31 for i in range(cfg.victims)]
 
     record.scratch("artifacts/descent_*")
-    with Progress(stages.poisoning(cfg, method, len(routines))) as progress:
+    with Progress(stages.poisoning(cfg, method, len(trainings))) as progress:
         # 1. Attack: each share of the rows by metagradients, by the peers, and by noise.
         rows = {share: poison_rows(len(train["y"]), share, fold_in(cfg.seed, Poisoning.ROWS)) for share in cfg.shares}
         smoothness.at_the_start(cfg, record, progress, routine, train, "pixels", rows[cfg.shares[0]])
@@ -76,11 +77,11 @@ def run(cfg: DictConfig, record: Record) -> float:
         # 2. Judge: fresh victims, the same routine and others, on clean and on poisoned data.
         clean = {
             name: train_victims(r, train, splits.test, seeds, progress.callback("clean victims"))
-            for name, r in routines.items()
+            for name, r in trainings.items()
         }
         judged: dict[tuple[float, str, str], Victims] = {}
         for (share, attack), poisons in progress.track(attacks.items(), "victims of each attack", stage="victims"):
-            for name, other in routines.items():
+            for name, other in trainings.items():
                 examples = poisons.apply(train)
                 judged[share, attack, name] = train_victims(other, examples, splits.test, seeds, progress.callback())
         ours = attacks[cfg.shares[0], OURS]

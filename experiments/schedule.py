@@ -24,7 +24,7 @@ from metagradient.evaluation import mean_cross_entropy, take
 from metagradient.intervals import deviation
 from metagradient.reporting import Progress, Record
 from metagradient.streams import Schedules
-from metagradient.studies import schedule, setup, smoothness, stages
+from metagradient.studies import routines, schedule, setup, smoothness, stages
 from metagradient.studies.schedule import FLAT, FREE, GRID, OURS, RANDOM, TPE
 from metagradient.studies.trainer import TrainerFit
 from metagradient.training.random import fold_in, generator
@@ -33,7 +33,7 @@ from metagradient.training.random import fold_in, generator
 def run(cfg: DictConfig, record: Record) -> float:
     setup.prepare(cfg, "schedule")
     splits = setup.classification(cfg)
-    routine = setup.classifier_routine(cfg, splits)
+    routine = routines.classifier_routine(cfg, splits)
     order = torch.randperm(len(splits.validation["y"]), generator=generator(cfg.seed, Schedules.HELD_OUT))
     held = setup.share(cfg.held_out, len(order), "held_out")
     held_out, steer = take(splits.validation, order[:held]), take(splits.validation, order[held:])

@@ -15,7 +15,7 @@ from metagradient.descent import DescentProblem, Reading
 from metagradient.evaluation import Retraining, accuracy, filter_by_loss, join, mean_cross_entropy, take
 from metagradient.reporting import Progress, Record
 from metagradient.streams import Selection
-from metagradient.studies import setup, smoothness, stages
+from metagradient.studies import routines, setup, smoothness, stages
 from metagradient.studies.selection import draw
 from metagradient.studies.trainer import TrainerFit
 from metagradient.training.random import fold_in, generator
@@ -24,7 +24,7 @@ from metagradient.training.random import fold_in, generator
 def run(cfg: DictConfig, record: Record) -> float:
     setup.prepare(cfg, "selection")
     splits = setup.classification(cfg)
-    routine = setup.classifier_routine(cfg, splits)
+    routine = routines.classifier_routine(cfg, splits)
     method = setup.build(cfg.method, _convert_="all")
     train, validation, truth = splits.train, splits.validation, splits.truth
     order = torch.randperm(len(validation["y"]), generator=generator(cfg.seed, Selection.HELD_OUT))

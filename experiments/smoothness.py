@@ -25,7 +25,7 @@ from metagradient.reporting import Progress, Record
 from metagradient.reporting.estimate import Stage
 from metagradient.reporting.figures import descent as descent_figures
 from metagradient.streams import Metasmoothness
-from metagradient.studies import setup, smoothness
+from metagradient.studies import routines, setup, smoothness
 from metagradient.studies.trainer import TrainerFit
 from metagradient.training.random import fold_in
 
@@ -69,7 +69,7 @@ def _read(
 ) -> tuple[Smoothness, list[float], GradientHealth | None, float]:
     """The metasmoothness in one kind of metaparameter, the test accuracy of each run at z, the health of one
     metagradient, and what all that cost."""
-    routine, tests = setup.classifier_routine(cfg, splits), list[float]()
+    routine, tests = routines.classifier_routine(cfg, splits), list[float]()
     z = smoothness.metaparameter(kind, routine, splits.train)
     reading = mg.measure_smoothness(
         lambda seed: smoothness.fresh_run(routine, splits.train, seed),

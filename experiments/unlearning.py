@@ -15,10 +15,11 @@ import torch
 from omegaconf import DictConfig
 
 from metagradient.reporting import Progress, Record
-from metagradient.studies import setup, stages
+from metagradient.studies import routines, setup, stages
+from metagradient.studies.saved import save_model
 from metagradient.studies.unlearning import frontier, stream
 from metagradient.studies.unlearning.figures import draw
-from metagradient.studies.unlearning.judging import Judged, ask, judge, save_model
+from metagradient.studies.unlearning.judging import Judged, ask, judge
 from metagradient.studies.unlearning.klom import klom_runs, klom_table
 from metagradient.studies.unlearning.recording import recorded
 from metagradient.studies.unlearning.rows import check, to_add, to_delete
@@ -31,7 +32,7 @@ def run(cfg: DictConfig, record: Record) -> float:
     setup.prepare(cfg, "unlearning")
     check(cfg)
     splits = setup.classification(cfg)
-    routine = setup.classifier_routine(cfg, splits)
+    routine = routines.classifier_routine(cfg, splits)
     method = setup.build(cfg.method, _convert_="all")
     n = len(splits.train["y"])
     record.scratch("judged*.json", "stream")

@@ -11,7 +11,7 @@ from torch.nn.functional import cross_entropy
 import metagradient as mg
 from metagradient.data import Splits
 from metagradient.schema import LearnerConfig
-from metagradient.studies import setup
+from metagradient.studies import routines, setup
 
 
 class Task(NamedTuple):
@@ -25,7 +25,7 @@ def task_of(run: Path) -> Task:
     assert isinstance(cfg, DictConfig)
     cfg.learner = OmegaConf.merge(OmegaConf.structured(LearnerConfig), cfg.learner)  # names become enums again
     splits = setup.build(cfg.data)
-    return Task(cfg, splits, setup.classifier_routine(cfg, splits))
+    return Task(cfg, splits, routines.classifier_routine(cfg, splits))
 
 
 def logits(trained: tuple[mg.Learner, mg.TrainState], examples: dict[str, Tensor]) -> Tensor:

@@ -8,7 +8,7 @@ from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
 
 from metagradient.schema import register
-from metagradient.studies import setup
+from metagradient.studies import routines, setup
 from metagradient.studies.trainer import make_trainer
 from metagradient.unlearning import Newton
 
@@ -84,7 +84,7 @@ class Halving:
         return max(self.floor, self.rate * 0.5**t)
 
 
-@pytest.mark.parametrize("name", list(setup.SCHEDULES))
+@pytest.mark.parametrize("name", list(routines.SCHEDULES))
 def test_each_schedule_by_name_is_one_of_ours(name: str) -> None:
     cfg = composed("selection", "~experiment", f"learner.schedule={name}", "learner.learning_rate=0.2")
     rates = [rate_of(cfg, 40)(t) for t in range(40)]
@@ -101,7 +101,7 @@ def test_a_schedule_of_ones_own_by_its_target() -> None:
 
 def rate_of(cfg: DictConfig, steps: int) -> object:
     splits = setup.build(cfg.data)
-    return setup.classifier_routine(cfg, splits).schedule(steps)
+    return routines.classifier_routine(cfg, splits).schedule(steps)
 
 
 def test_any_argument_of_the_trainer_can_be_given() -> None:

@@ -204,7 +204,7 @@ def test_modules_that_would_train_otherwise_are_refused(module: Any, message: st
         mg.Learner.from_lightning(module())
 
 
-@pytest.mark.parametrize("name", ["optimizer", "learning_rate", "decay"])
+@pytest.mark.parametrize("name", ["optimizer", "decay"])
 def test_settings_that_configure_optimizers_decides_are_refused(name: str) -> None:
     with pytest.raises(UserError, match=f"leave {name}=... out"):
         mg.Learner.from_lightning(Module(), **{name: None})

@@ -14,10 +14,10 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
-from metagradient.cli.errors import bad_input, check_flags, composition_error, last_line
+from metagradient.cli.errors import bad_input, check_flags, composition_error, flags_first, last_line
 from metagradient.cli.help import help_text
 from metagradient.cli.jobs import Placed, place, resumed, tell_of_jobs
-from metagradient.cli.presets import with_preset
+from metagradient.cli.presets import with_own_model, with_preset
 from metagradient.cli.values import check_values
 from metagradient.errors import UserError
 
@@ -112,8 +112,11 @@ def launch(name: str, argv: Sequence[str] | None = None) -> None:
 
     placed = Placed(arguments, None)
     try:
+        arguments = flags_first(arguments)
         check_flags(arguments)
-        arguments = with_preset(name, arguments)
+        if os.getcwd() not in sys.path:
+            sys.path.append(os.getcwd())  # a user's own package, for model._target_ and the like
+        arguments = with_preset(name, with_own_model(arguments))
         if {"-h", "--help"} & set(arguments):
             print(help_text(name, first_line(experiments()[name]), arguments))
             return

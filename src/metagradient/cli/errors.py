@@ -37,6 +37,24 @@ def last_line(error: BaseException) -> str:
     return f"{type(error).__name__}: {message}" if message else type(error).__name__
 
 
+def flags_first(arguments: Sequence[str]) -> list[str]:
+    """The arguments with Hydra's flags before the overrides: argparse reads overrides in one place only."""
+    actions = {flag: action for action in parser()._actions for flag in action.option_strings}
+    flags: list[str] = []
+    rest: list[str] = []
+    items = iter(arguments)
+    for item in items:
+        name, equals, _ = item.partition("=")
+        action = actions.get(name)
+        if action is None:
+            rest.append(item)
+            continue
+        flags.append(item)
+        if action.nargs is None and not equals:
+            flags += [value for value in [next(items, None)] if value is not None]
+    return [*flags, *rest]
+
+
 def check_flags(arguments: Sequence[str]) -> None:
     """Refuse flags that Hydra does not know, in one line instead of argparse's page of usage.
 

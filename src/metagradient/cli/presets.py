@@ -1,4 +1,4 @@
-"""Which preset a command line means: an experiment's default preset belongs to the data set that it was made for."""
+"""What a command line means beyond its words: a model of the user's own; and which preset, since an experiment's default preset belongs to the data set that it was made for."""
 
 import sys
 from collections.abc import Sequence
@@ -6,6 +6,19 @@ from collections.abc import Sequence
 from metagradient.cli.help import composer, parser
 
 _NOTHING = ("experiment=null", "experiment=None", "experiment=")
+
+
+def with_own_model(arguments: Sequence[str]) -> list[str]:
+    """The arguments, with `model=custom` before `model._target_=...`, and its settings as ones that need not exist.
+
+    Without it the settings of the default model would be handed to somebody else's class.
+    """
+    given = [item.partition("=")[0] for item in arguments]
+    if not any(key.lstrip("+") == "model._target_" for key in given) or "model" in given:
+        return list(arguments)
+    free = [f"++{item}" if key.startswith("model.") else item for item, key in zip(arguments, given, strict=True)]
+    first = next(i for i, key in enumerate(given) if key.lstrip("+").startswith("model."))
+    return [*free[:first], "model=custom", *free[first:]]
 
 
 def with_preset(name: str, arguments: Sequence[str]) -> list[str]:

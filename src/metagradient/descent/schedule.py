@@ -125,7 +125,9 @@ class ScheduleSearch(Loop):
     def flat(self, routine: Routine) -> Tensor:
         """x of the schedule that the descent begins with; momentum and weight decay begin as the optimizer's own (a
         decay of 0, which has no logarithm, at 1e-4)."""
-        hyper = routine.learner(0, 1).update.hyper(0)
+        learner = routine.learner(0, 1)
+        learner.configure_for_steps(1, 1)
+        hyper = learner.update.hyper(0)
         if self.space.weight_decay and "weight_decay" not in hyper:
             raise UserError(
                 "a search of the weight decay needs an optimizer with one: set method.space.weight_decay=false"

@@ -48,6 +48,7 @@ class ScheduleFree:
 
         batches = problem.routine.batches(problem.train, seed)
         learner = problem.routine.learner(seed, len(batches))
+        learner.configure_for(batches)
         self.check(learner)
         decay = float(learner.update.hyper(0).get("weight_decay", 0.0))
         warmup = round(self.warmup * len(batches))

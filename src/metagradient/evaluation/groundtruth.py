@@ -210,6 +210,7 @@ def run_digest(learner: Learner, batches: Batches, queries: Fields, weights: Ten
 
     Of code only names are part of it: an edited `losses` wants another METAGRADIENT_CACHE, or an emptied one.
     """
+    learner.configure_for(batches)
     start = initial_state(learner)
     words = [
         _FORMAT,

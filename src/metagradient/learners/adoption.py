@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import lightning
 from torch import Tensor
@@ -13,18 +13,15 @@ from metagradient.errors import UserError
 from metagradient.learners.translation import idle_hooks
 from metagradient.training.batches import Batch
 
-if TYPE_CHECKING:
-    from metagradient.learners.learner import Learner
-
 
 def adopted(
-    learner: type[Learner],
+    learner: type[Any],
     module: lightning.LightningModule,
     losses: Callable[[Any, Batch], Tensor] | None,
     steps_per_epoch: int | None,
     eps_root: float,
     settings: Mapping[str, Any],
-) -> Learner:
+) -> Any:
     """The module itself, its class extended by `learner` (`Learner.from_lightning`)."""
     kind = type(module)
     if isinstance(module, learner):
@@ -43,7 +40,7 @@ def adopted(
             f"{kind.__name__} defines {', '.join(changed)}, which would act outside the differentiated step: for clipping give "
             "from_lightning clip_norm=..., otherwise leave them out"
         )
-    for name in ("optimizer", "learning_rate", "decay"):
+    for name in ("optimizer", "decay"):
         if name in settings:
             raise UserError(f"from_lightning takes the {name} from configure_optimizers: leave {name}=... out")
     if losses is None and not callable(getattr(kind, "losses", None)):
@@ -58,11 +55,12 @@ def adopted(
     module.__class__ = type(kind.__name__, (learner, kind), namespace)
     assert isinstance(module, learner)
     module._set_up(**settings)
+    module._own_rates = "learning_rate" not in settings
     module._configure, module._steps_per_epoch, module._eps_root = configure, steps_per_epoch, eps_root
     return module
 
 
-def _refuse_names(learner: type[Learner], module: lightning.LightningModule, kind: type) -> None:
+def _refuse_names(learner: type[Any], module: lightning.LightningModule, kind: type) -> None:
     """A learner's attributes must be free in the module."""
     blank = learner()
     ours = {name for name in (*vars(blank), *dir(learner)) if not hasattr(lightning.LightningModule, name)}

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import lightning
 
@@ -14,9 +14,6 @@ from metagradient.training.metaparameters import Metaparameter
 from metagradient.training.run import cast, check_loss, initial_state
 from metagradient.training.state import TrainState
 from metagradient.training.steps import step
-
-if TYPE_CHECKING:
-    from metagradient.learners.learner import Learner
 
 # The optimizer is part of the step, so Lightning's warning that there is none, in every fit, says nothing.
 warnings.filterwarnings("ignore", message=".*`LightningModule.configure_optimizers` returned `None`.*")
@@ -58,7 +55,7 @@ class TrainerHooks(lightning.LightningModule):
             super().log(*args, **kwargs)
 
     def on_train_start(self) -> None:
-        learner: Learner = self  # type: ignore[assignment]
+        learner: Any = self  # a Learner, which stands on this class
         super().on_train_start()
         batches = self.trainer.train_dataloader
         if not isinstance(batches, Batches):
@@ -82,7 +79,7 @@ class TrainerHooks(lightning.LightningModule):
 
     def training_step(self, batch: Batch, batch_idx: int) -> None:
         """One step, which logs `train_loss` and `learning_rate` where there is a logger."""
-        learner: Learner = self  # type: ignore[assignment]
+        learner: Any = self  # a Learner, which stands on this class
         assert self.train_state is not None
         t = self.step_count
         if batch.t != t:
@@ -117,7 +114,7 @@ class TrainerHooks(lightning.LightningModule):
         super().on_validation_start()
 
     def _sync(self) -> None:
-        learner: Learner = self  # type: ignore[assignment]
+        learner: Any = self  # a Learner, which stands on this class
         if self.train_state is not None:
             learner.adopt(self.train_state.detach())
 

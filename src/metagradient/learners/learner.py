@@ -119,7 +119,7 @@ class Learner(TrainerHooks):
         self._configure = None
         self._configured_for: Run | None = None
         self._steps_per_epoch: int | None = None
-        self._eps_root = 1e-8
+        self._eps_root, self._own_rates = 1e-8, True
 
     @staticmethod
     def from_lightning(
@@ -140,7 +140,8 @@ class Learner(TrainerHooks):
             losses: (module, batch) -> the loss of each example, [B]; or None where the module has a method `losses(batch)`.
             steps_per_epoch: for schedulers that step once an epoch; by default the rows of the data over those of a batch.
             eps_root: inside Adam's square root, which has no derivative at 0; torch's values are those of 0.
-            settings: those of `Learner` but for the optimizer, the learning rate and `decay`.
+            settings: those of `Learner` but for the optimizer and `decay`; `learning_rate` takes the place of the module's own
+                rates (groups keep their ratios).
 
         Raises:
             UserError: the module optimizes by itself, changes updates in hooks, or uses names of a learner's for other things.
@@ -164,7 +165,7 @@ class Learner(TrainerHooks):
         """How a gradient moves the parameters: the optimizer, the schedule, the decay mask, clipping and averaging."""
         if self._configure is not None and self._configured_for is None:
             raise UserError(
-                "configure_optimizers is translated when the length of the run is known: call learner.prepare(batches) first"
+                "configure_optimizers is translated when the length of the run is known: call learner.configure_for(batches) first"
             )
         if self._placed is None or self._placed[0] is not self.optimizer:
             self._placed = self.optimizer, placed(self.optimizer, self.layout.names, self.layout.shapes)
@@ -232,14 +233,19 @@ class Learner(TrainerHooks):
         self.layout.store(self.update.read(state))
         return self
 
-    def prepare(self, batches: Batches) -> None:
+    def configure_for(self, batches: Batches) -> None:
         """Translate a `configure_optimizers` for a run over these batches; nothing where the learner has none."""
+        epoch = self._steps_per_epoch or -(-batches.n_examples // batches.plan.shape[1])
+        self.configure_for_steps(len(batches), epoch if self._steps_per_epoch or len(batches) % epoch == 0 else None)
+
+    def configure_for_steps(self, steps: int, steps_per_epoch: int | None = None) -> None:
+        """`configure_for` a run of so many steps."""
         if self._configure is None:
             return
-        epoch = self._steps_per_epoch or -(-batches.n_examples // batches.plan.shape[1])
-        run = Run(len(batches), epoch if self._steps_per_epoch or len(batches) % epoch == 0 else None)
+        run = Run(steps, steps_per_epoch)
         if run != self._configured_for:
-            self.optimizer, self.schedule = translate(self, self._configure, run, self._eps_root)
+            self.optimizer, rates = translate(self, self._configure, run, self._eps_root)
+            self.schedule = rates if self._own_rates else self.schedule
             self._configured_for = run
 
     def probe(self, batches: Batches) -> None:
@@ -249,7 +255,7 @@ class Learner(TrainerHooks):
                 f"{type(self).__name__} has a training_step of its own, which no replay would see: write losses(batch) -> [B] in its "
                 "place (validation_step and the like stay)"
             )
-        self.prepare(batches)
+        self.configure_for(batches)
         if self._needs is None:
             self._needs = probe(self, batches)
         if self.graphs is not None:

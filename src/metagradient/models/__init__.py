@@ -3,7 +3,32 @@
 from metagradient.models.adapters import LoRALinear, lora
 from metagradient.models.classifiers import linear, mlp
 from metagradient.models.gpt import GPT, SentenceClassifier
+from metagradient.models.pretrained import (
+    ImageClassifier,
+    TextClassifier,
+    hf_image_classifier,
+    hf_text_classifier,
+    timm,
+)
 from metagradient.models.resnet import ResNet9, resnet9
 from metagradient.models.two_tower import TwoTower
+from metagradient.models.weights import load_weights, read_weights
 
-__all__ = ["GPT", "LoRALinear", "ResNet9", "SentenceClassifier", "TwoTower", "linear", "lora", "mlp", "resnet9"]
+__all__ = [
+    "GPT",
+    "ImageClassifier",
+    "LoRALinear",
+    "ResNet9",
+    "SentenceClassifier",
+    "TextClassifier",
+    "TwoTower",
+    "hf_image_classifier",
+    "hf_text_classifier",
+    "linear",
+    "load_weights",
+    "lora",
+    "mlp",
+    "read_weights",
+    "resnet9",
+    "timm",
+]

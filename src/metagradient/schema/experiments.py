@@ -29,6 +29,7 @@ class SelectionConfig:
     retrainings: int = number(3, whole=True, least=1)
     filter_fractions: list[float] = number([0.1], each=True, least=0, below=1)
     smoothness: Any = field(default_factory=Reading)
+    checkpoint: str | None = None
     resume: Any = None
 
 
@@ -56,6 +57,7 @@ class PoisoningConfig:
     influence: Any = field(default_factory=Filter)
     defender: Any = None
     smoothness: Any = field(default_factory=Reading)
+    checkpoint: str | None = None
     resume: Any = None
 
 
@@ -83,6 +85,7 @@ class ScheduleConfig:
     retrainings: int = number(5, whole=True, least=1)
     stretch: int = number(2, whole=True, least=1, most=1000)
     smoothness: Any = field(default_factory=Reading)
+    checkpoint: str | None = None
     resume: Any = None
 
 
@@ -123,6 +126,7 @@ class AttributionConfig:
     brittleness: list[int] = number([10], each=True, whole=True, least=1)
     smoothness: Any = field(default_factory=Reading)
     race: Any = field(default_factory=Race)
+    checkpoint: str | None = None
     resume: Any = None
 
 
@@ -136,6 +140,7 @@ class SmoothnessConfig:
     h: float = number(0.05, above=0)
     gradient: bool = True
     variants: Any = None
+    checkpoint: str | None = None
     resume: Any = None
 
 
@@ -177,6 +182,7 @@ class UnlearningConfig:
     output_noise: float = number(0.0, least=0, most=1e6)
     klom: Any = field(default_factory=Klom)
     frontier: Any = field(default_factory=Frontier)
+    checkpoint: str | None = None
     resume: Any = None
 
 

@@ -26,6 +26,8 @@ class Decay(Enum):
 class LearnerConfig:
     """conf/learner: optimizer and the routine around it. One of `epochs` and `steps` is given."""
 
+    _target_: Any = None
+    arguments: Any = field(default_factory=dict)
     optimizer: Any = MISSING
     learning_rate: float = MISSING
     schedule: Any = "constant"

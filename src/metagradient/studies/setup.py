@@ -2,13 +2,11 @@
 
 import copy
 import difflib
-import functools
 import gc
 import logging
-import math
 import os
 import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -18,10 +16,9 @@ from hydra.errors import InstantiationException
 from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
 
-import metagradient as mg
 from metagradient.data import Splits, TextSplits
 from metagradient.errors import UserError
-from metagradient.schema import EXPERIMENTS, Decay, check
+from metagradient.schema import EXPERIMENTS, check
 from metagradient.studies import trainer
 
 log = logging.getLogger(__name__)
@@ -123,77 +120,3 @@ def folder(path: str | None) -> Path | None:
     if path is not None and not Path(path).is_dir():
         raise UserError(f"resume={path} is no folder: give the directory of the run that was cut short")
     return None if path is None else Path(path)
-
-
-def classifier_routine(cfg: DictConfig, splits: Splits) -> mg.Routine:
-    """The routine of `cfg.learner` and `cfg.model` for a classification data set."""
-    return _routine(cfg, mg.Classifier, input_shape=splits.input_shape, classes=len(splits.classes))
-
-
-def language_routine(cfg: DictConfig, splits: TextSplits) -> mg.Routine:
-    """The routine of `cfg.learner` and `cfg.model` for a language model of characters."""
-    length = splits.train["tokens"].shape[1] - 1
-    return _routine(cfg, mg.LanguageModel, vocab=len(splits.vocabulary), block=length)
-
-
-def _routine(cfg: DictConfig, kind: type[mg.Classifier] | type[mg.LanguageModel], **sizes: Any) -> mg.Routine:
-    settings, where = cfg.learner, trainer.device(cfg)
-    optimizer = build(settings.optimizer, _convert_="all")
-    matrices = settings.decay is Decay.matrices
-    if settings.label_smoothing and kind is not mg.Classifier:
-        raise UserError(
-            "learner.label_smoothing is of classifiers: a language model has none; set learner.label_smoothing=0"
-        )
-
-    def make_learner(schedule: mg.Schedule) -> mg.Learner:
-        model = build(cfg.model, **sizes)
-        decay = _is_matrix if matrices else None
-        learner = kind(
-            model,
-            optimizer,
-            schedule,
-            normalize=settings.normalize.value,
-            decay=decay,
-            clip_norm=settings.clip_norm,
-            clip_value=settings.clip_value,
-            average=settings.average,
-            micro_batch=settings.micro_batch,
-            compiled=settings.compiled,
-            **({"label_smoothing": settings.label_smoothing} if kind is mg.Classifier else {}),
-        )
-        return learner.to(device=where, dtype=torch.float64 if cfg.trainer.precision == "64-true" else torch.float32)
-
-    return mg.Routine(
-        make_learner,
-        schedule=functools.partial(_schedule, settings),
-        batch_size=settings.batch_size,
-        epochs=settings.epochs,
-        steps=settings.steps,
-    )
-
-
-def _is_matrix(_name: str, shape: torch.Size) -> bool:  # no lambda: learners go to other processes
-    return len(shape) > 1
-
-
-def _schedule(settings: Any, steps: int) -> mg.Schedule:
-    """The schedule of a run of `steps` steps: one of ours by name, or what `_target_` builds."""
-    rate, shape = settings.learning_rate, settings.schedule
-    if not isinstance(shape, str):
-        return build(shape, rate, steps)
-    if shape not in SCHEDULES:
-        raise UserError(
-            f"learner.schedule={shape}: there are {', '.join(SCHEDULES)}, or {{_target_: package.function}}, called with "
-            "(learning rate, steps)"
-        )
-    return SCHEDULES[shape](rate, steps, settings.warmup)
-
-
-SCHEDULES: dict[str, Callable[[float, int, float], mg.Schedule]] = {
-    "constant": lambda rate, steps, warmup: mg.Constant(rate),
-    "halved": lambda rate, steps, warmup: mg.Halved(rate, steps),
-    "cosine": lambda rate, steps, warmup: mg.Cosine(rate, steps),
-    "one_cycle": lambda rate, steps, warmup: mg.OneCycle(rate, steps, warmup=warmup),
-    "warmup_decay": lambda rate, steps, warmup: mg.WarmupDecay(rate, steps, warmup=math.floor(warmup * steps)),
-}
-"""Learning-rate schedules by name: (learning rate, steps, share of warm-up) -> schedule."""

@@ -27,8 +27,9 @@ def metaparameter(kind: str, routine: mg.Routine, train: Fields, rows: torch.Ten
         index = torch.arange(n) if rows is None else rows
         return mg.InputPerturbation(torch.zeros(len(index), *train["x"].shape[1:]), index=index)
     if kind == "schedule":
-        steps = len(routine.batches(train, 0))
-        rates = [routine.schedule(steps)(t) for t in range(steps)]
+        learner, batches = fresh_run(routine, train, 0)
+        learner.configure_for(batches)
+        rates = [learner.schedule(t) for t in range(len(batches))]
         if min(rates) <= 0:
             raise UserError(
                 f"the schedule reaches a learning rate of {min(rates)}, which has no logarithm: set learner.schedule=constant"

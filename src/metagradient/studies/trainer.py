@@ -102,6 +102,7 @@ class TrainerFit:
             storage=mg.make_storage(replay.storage, replay.folder),
             progress=self.progress.callback(),
         )
+        learner.configure_for(batches)
         initial = mg.initial_state(learner)
         make_trainer(self.cfg, callback).fit(learner, batches)
         assert callback.result is not None

@@ -225,6 +225,7 @@ def check(learner: Learner, batches: Batches) -> None:
     t = next((t for t, size in enumerate(batch_sizes(batches.plan)) if size > 1), None)
     if t is None:
         return
+    learner.configure_for(batches)
     state = initial_state(learner)
     with run_mode(learner, batches):
         whole = batches(t).to(state.params.device, state.params.dtype)

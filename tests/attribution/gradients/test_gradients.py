@@ -180,3 +180,46 @@ def test_losses_in_which_examples_see_each_other_are_refused() -> None:
         list(
             ExampleGradients(learner, mg.initial_state(learner))(mg.Batch(0, torch.arange(B), {"x": x, "y": x.flip(0)}))
         )
+
+
+class Positions(nn.Module):
+    """Position embeddings as transformers have them: an embedding of [1, L] ids that every example shares, and a parameter
+    [1, L, D] of a module that is called with more than tensors."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.words, self.places = nn.Embedding(11, 6, padding_idx=0), nn.Embedding(9, 6)
+        self.shift = nn.Parameter(torch.randn(1, 8, 6))
+        self.out = Scaled()
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        ids = torch.arange(tokens.shape[1]).unsqueeze(0)
+        return self.out(torch.tanh(self.words(tokens) + self.places(ids) + self.shift), ids, factor=2.0, flag=None)
+
+
+class Scaled(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.randn(11, 6))
+
+    def forward(self, x: Tensor, ids: Tensor, factor: float, flag: None) -> Tensor:
+        return factor * (x * (1 + ids.unsqueeze(-1))) @ self.weight.T
+
+
+@pytest.mark.parametrize("rows", [2, 5, 8])
+def test_what_all_examples_share_has_gradients_of_each(rows: int) -> None:
+    """Also where a batch has as many examples as a text has places (8)."""
+    torch.manual_seed(0)
+    learner = mg.LanguageModel(Positions().double())
+    tokens = torch.randint(11, (rows, 9), generator=rng())
+    batch = mg.Batch(0, torch.arange(rows), {"tokens": tokens})
+    state = mg.initial_state(learner)
+    gradients = ExampleGradients(learner, state)
+    (pieces,) = gradients(batch)
+    found = torch.cat([p.dense(0, q.rows).flatten(1) for p, q in zip(pieces, gradients.parameters, strict=True)], dim=1)
+    for i in range(rows):
+        leaf = state.leaf()
+        with learner.evaluating(leaf):
+            one = mg.Batch(0, torch.tensor([i]), {"tokens": tokens[i : i + 1]})
+            (expected,) = torch.autograd.grad(learner.losses(one).sum(), leaf.params)
+        torch.testing.assert_close(found[i].reshape(-1), expected, rtol=1e-10, atol=1e-12)

@@ -18,8 +18,7 @@ from metagradient.attribution.gradients.hooks import Parameter
 from metagradient.attribution.gradients.pieces import Piece
 from metagradient.attribution.methods.named import path
 from metagradient.attribution.methods.packages import PackageScorer
-from metagradient.attribution.methods.spec import COMPRESSORS, slug
-from metagradient.errors import UserError
+from metagradient.attribution.methods.spec import slug
 from metagradient.evaluation import check_scores, run_digest
 from metagradient.studies.attribution.task import Task
 
@@ -94,52 +93,6 @@ def settings_of(cfg: DictConfig) -> at.MethodSettings:
         replay_checkpoints=cfg.replay.checkpoints,
         replay_memory=cfg.replay.memory,
     )
-
-
-def check(cfg: DictConfig) -> list[at.MethodSpec]:
-    """The methods that a configuration names; what is wrong with them is refused at once, not after a training.
-
-    Raises:
-        UserError: what does not exist, cannot be had together, or lies out of range.
-        FileNotFoundError: no such scores.
-    """
-    if not cfg.methods or not (cfg.drop or cfg.damping is not None):
-        raise UserError("attribution needs methods, and drop or damping: for example methods=[exact] drop=[0.5]")
-    if cfg.damping not in (None, "run") and not (isinstance(cfg.damping, int | float) and cfg.damping > 0):
-        raise UserError(f"damping must be a number > 0, run, or null, not '{cfg.damping}'")
-    if cfg.replay.check is not None:
-        raise UserError("attribution has no replay.check: leave it null (selection checks its metagradients)")
-    specs = [at.MethodSpec.parse(str(word)) for word in cfg.methods]
-    for spec in specs:
-        if spec.where == "alpha" and not cfg.drop:
-            raise UserError(f"{spec.word} looks at shares removed: give some, drop=[0.5], or methods=[{spec.plain}]")
-        if cfg.damping == "run" and spec.damped and not (spec.compressed or spec.name == "none"):
-            raise UserError("damping=run is for influence functions; for trak and other packages tune it: damping=null")
-    for word in map(str, cfg.race.methods):
-        name, _, k = word.partition(":")
-        if name not in COMPRESSORS or not k.isdigit():
-            known = ", ".join(f"{name}:k" for name in COMPRESSORS)
-            raise UserError(f"race.methods: no compressor '{word}'; there are: {known}")
-    return specs
-
-
-def check_run(cfg: DictConfig, specs: Sequence[at.MethodSpec], task: Task) -> None:
-    """Refuse what this run cannot have, before the retrainings.
-
-    Raises:
-        UserError: no damping of its own, too few steps or too many parameters.
-    """
-    if cfg.damping == "run":
-        at.run_damping(task.learner, task.batches)
-    steps, size = len(task.batches), task.state.params.numel()
-    along = [spec for spec in specs if spec.where == "path"]
-    if along and not (isinstance(cfg.checkpoints, int) and 1 <= cfg.checkpoints <= steps):
-        raise UserError(f"checkpoints must lie in [1, {steps}], the steps of the run, not {cfg.checkpoints}")
-    if any(spec.name == "none" for spec in along) and size > cfg.none_primal:
-        raise UserError(
-            f"none:path holds the [P, P] curvature, and P = {size} is more than none_primal={cfg.none_primal}: "
-            "compress, methods=[dropout:8192:path]"
-        )
 
 
 class Methods:

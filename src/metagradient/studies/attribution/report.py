@@ -22,6 +22,7 @@ from metagradient.evaluation import (
     with_every_label,
 )
 from metagradient.reporting import Progress, Record
+from metagradient.reporting.examples import Answer, Query, examples_page
 from metagradient.reporting.figures import Passage, text_figure
 from metagradient.reporting.figures import attribution as attribution_figures
 from metagradient.studies import setup
@@ -45,7 +46,9 @@ def tell(
         table.append([outcome.name, *cells, dampings, outcome.k, compression, round(outcome.seconds, 2)])
         key = slug(outcome.name)
         record.result({f"lds_{key}_drop{row['drop']:g}": row["lds"] for row in own})
-        record.result({f"seconds_{key}": outcome.seconds, f"trainings_of_time_{key}": outcome.seconds / task.seconds})
+        record.result({f"seconds_{key}": outcome.seconds})
+        if task.seconds is not None:
+            record.result({f"trainings_of_time_{key}": outcome.seconds / task.seconds})
         record.cost(training_runs=outcome.runs)
     columns = ["method", *(f"LDS, {100 * drop:g}% removed" for drop in cfg.drop)]
     record.table("attribution", [*columns, "damping", "k", "compress s", "seconds"], table)
@@ -115,6 +118,26 @@ def draw(
     if splits.kind != "image":
         record.table("top_examples", header, [row for row in table if row[0] in (0, shown - 1) or abs(row[2]) < 2])
     record.csv("top_examples", header, table)
+    queries = [
+        Query(
+            asked[q],
+            task.queries["x"][q].numpy() if splits.kind == "image" else None,
+            [
+                Answer(
+                    int(i),
+                    rank,
+                    float(scores[i, q]),
+                    said[int(i)],
+                    task.train["x"][i].numpy() if splits.kind == "image" else None,
+                    wrong is not None and bool(wrong[q][place]),
+                )
+                for place, (rank, i) in enumerate(zip(ranks, chosen[q], strict=True))
+            ],
+        )
+        for q in range(shown)
+    ]
+    page = examples_page(f"{outcomes[0].name}: which training examples helped, and which harmed", queries)
+    record.artifact_path("top_examples.html").write_text(page, encoding="utf-8")
 
 
 def _words(splits: Splits | TextSplits, table: Fields) -> list[str]:

@@ -15,7 +15,7 @@ from metagradient.data import Splits, TextSplits
 from metagradient.errors import UserError
 from metagradient.evaluation import leave_one_out, subsets, take
 from metagradient.streams import Attribution
-from metagradient.studies import setup
+from metagradient.studies import routines, setup
 from metagradient.training.batches import Fields
 from metagradient.training.random import fold_in
 
@@ -25,20 +25,20 @@ class Task(TrainedRun):
     """A trained run and what is asked about it: `queries` are scored and judged, `held_out` only choose the damping.
 
     Attributes:
-        seconds: that one plain training took.
+        seconds: that one plain training took; None for a model that was trained elsewhere.
     """
 
     routine: mg.Routine
     held_out: Fields
     queries: Fields
-    seconds: float
+    seconds: float | None
 
 
 def make_task(cfg: DictConfig) -> tuple[Task, Splits | TextSplits]:
     """The run that is asked about, trained, and its data."""
     splits = setup.build(cfg.data)
     text = isinstance(splits, TextSplits)
-    routine = setup.language_routine(cfg, splits) if text else setup.classifier_routine(cfg, splits)
+    routine = routines.language_routine(cfg, splits) if text else routines.classifier_routine(cfg, splits)
     batches = routine.batches(splits.train, cfg.seed)
     learner = routine.learner(cfg.seed, len(batches))
     for name, wanted, there in (("queries", cfg.queries, splits.test), ("held_out", cfg.held_out, splits.validation)):
@@ -46,10 +46,15 @@ def make_task(cfg: DictConfig) -> tuple[Task, Splits | TextSplits]:
             raise UserError(f"{name}={wanted}, but there are only {rows} such rows: lower it, or raise data")
     held_out = take(splits.validation, torch.arange(cfg.held_out))
     queries = take(splits.test, torch.arange(cfg.queries))
-    mg.train(learner, batches, stop=min(20, len(batches)))  # warm
-    start = perf_counter()
-    state = mg.train(learner, batches)
-    seconds = perf_counter() - start
+    seconds = None
+    if cfg.checkpoint is None:
+        mg.train(learner, batches, stop=min(20, len(batches)))  # warm
+        start = perf_counter()
+        state = mg.train(learner, batches)
+        seconds = perf_counter() - start
+    else:
+        learner.configure_for(batches)
+        state = mg.initial_state(learner)
     task = Task(
         learner=learner,
         batches=batches,

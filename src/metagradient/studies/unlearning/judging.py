@@ -8,7 +8,6 @@ from time import perf_counter
 
 import torch
 from omegaconf import DictConfig
-from safetensors.torch import save_file
 
 import metagradient as mg
 from metagradient.data import Splits
@@ -21,7 +20,7 @@ from metagradient.evaluation import (
     take,
 )
 from metagradient.files import write_text
-from metagradient.reporting import Progress, Record
+from metagradient.reporting import Progress
 from metagradient.streams import Unlearning
 from metagradient.training.random import fold_in
 from metagradient.unlearning import Method, RecordedRun, Request, Retrain, Unlearned, perturbed
@@ -62,12 +61,6 @@ def timed(method: Method, run: RecordedRun, request: Request, progress: Progress
     if result.state.params.is_cuda:
         torch.cuda.synchronize()
     return result, perf_counter() - started
-
-
-def save_model(record: Record, learner: mg.Learner, state: mg.TrainState) -> None:
-    """model.safetensors: the model under the names of its own state dict."""
-    model = learner.adopt(state).state_dict()
-    save_file({name: x.contiguous() for name, x in model.items()}, record.artifact_path("model.safetensors"))
 
 
 def judge(run: RecordedRun, answer: Answer, splits: Splits) -> dict[str, float]:

@@ -12,7 +12,8 @@ from metagradient.evaluation import accuracy, agreement, distance
 from metagradient.reporting import Progress, Record
 from metagradient.reporting.figures.distances import path_distances
 from metagradient.streams import Unlearning
-from metagradient.studies.unlearning.judging import Judged, handed_out, save_model, timed
+from metagradient.studies.saved import save_model
+from metagradient.studies.unlearning.judging import Judged, handed_out, timed
 from metagradient.studies.unlearning.recording import storage
 from metagradient.studies.unlearning.rows import amount
 from metagradient.training.random import generator
