@@ -133,7 +133,7 @@ def test_a_model_that_exists_is_asked_about_without_training(folder: Path) -> No
         ("methods=[exact]",): "a model without its training, which exact replay",
         ("methods=[dropout:64:path]",): "dropout:64:path replay",
         ("drop=[0.1]",): r"drop retrains the model",
-        ("damping=null",): "give it, damping=0.1",
+        ("damping=run",): "give it, damping=0.1",
         ("leave_one_out=3",): "set leave_one_out=null",
         ("checkpoint=nowhere.ckpt",): "nowhere.ckpt does not exist",
         ("model.width=5",): "has shape",

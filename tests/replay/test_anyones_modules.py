@@ -313,7 +313,9 @@ def test_a_compiled_submodule_runs_as_written() -> None:
     assert torch.equal(*results)
 
 
-def test_a_compiled_function_is_exact() -> None:
+def test_a_compiled_function_is_exact_or_refused_by_name() -> None:
+    """torch 2.13 runs it as written under our function mode; later ones run its graph, which has no second derivative."""
+
     class Net(nn.Module):
         def __init__(self, act: Callable[[Tensor], Tensor]) -> None:
             super().__init__()
@@ -325,7 +327,12 @@ def test_a_compiled_function_is_exact() -> None:
 
     fields = data(normal(N, 5))
     compiled = torch.compile(lambda x: x.tanh(), backend="aot_eager")
-    a, b = (replayed(Net(act), fields) for act in (torch.tanh, compiled))
+    a = replayed(Net(torch.tanh), fields)
+    try:
+        b = replayed(Net(compiled), fields)
+    except UserError as refusal:
+        assert "compiled by torch.compile" in str(refusal)
+        return
     torch.testing.assert_close(a, b, rtol=1e-12, atol=1e-14)
 
 

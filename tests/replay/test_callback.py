@@ -114,7 +114,12 @@ def test_the_gradient_is_not_there_before_fit_or_after_one_cut_short() -> None:
         _ = callback.gradients
     fit(mg.Classifier(mlp()), batches(DATA), callback)
     assert callback.result is not None
-    fit(mg.Classifier(mlp()), batches(DATA), callback, limit_train_batches=3)
+
+    class Early(lightning.Callback):
+        def on_train_batch_end(self, trainer: Trainer, *args: Any) -> None:
+            trainer.should_stop = trainer.global_step == 3
+
+    fit(mg.Classifier(mlp()), batches(DATA), callback, Early())
     assert callback.result is None
 
 

@@ -22,7 +22,7 @@ from metagradient.training.microbatches import MicroBatches
 from metagradient.training.model import Needs
 from metagradient.training.modules.recomputation import recomputing_within
 from metagradient.training.modules.replayable import in_modes, make_replayable, modes_of
-from metagradient.training.modules.substitutes import Substitutes, uncompiled
+from metagradient.training.modules.substitutes import Substitutes, compiled, uncompiled
 from metagradient.training.probing import probe
 from metagradient.training.random import step_randomness
 from metagradient.training.state import Layout, TrainState, default_dtype
@@ -257,7 +257,12 @@ class Learner(TrainerHooks):
             )
         self.configure_for(batches)
         if self._needs is None:
-            self._needs = probe(self, batches)
+            self._needs = Needs(eager=any(compiled(module) for module in self.modules()))
+            try:
+                self._needs = probe(self, batches)
+            except BaseException:
+                self._needs = None
+                raise
         if self.graphs is not None:
             self.graphs.new_run(self, batches)
 

@@ -27,7 +27,7 @@ class LearnerConfig:
     """conf/learner: optimizer and the routine around it. One of `epochs` and `steps` is given."""
 
     _target_: Any = None
-    arguments: Any = field(default_factory=dict)
+    arguments: Any = None
     optimizer: Any = MISSING
     learning_rate: float = MISSING
     schedule: Any = "constant"

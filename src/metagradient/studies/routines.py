@@ -109,7 +109,8 @@ def _own(target: Any, cfg: DictConfig, sizes: Mapping[str, Any], given: Mapping[
     """A learner of the user's: a Learner or LightningModule class, or a function that makes a learner."""
     path = cfg.learner._target_
     takes, anything = _takes(target)
-    arguments: dict[str, Any] = OmegaConf.to_container(cfg.learner.arguments, resolve=True) or {}  # type: ignore[assignment]
+    own = cfg.learner.arguments
+    arguments: dict[str, Any] = {} if own is None else OmegaConf.to_container(own, resolve=True)  # type: ignore[assignment]
     offered: dict[str, Any] = {**sizes, **({"model": _model(cfg, sizes)} if "model" in takes else {})}
     is_module = inspect.isclass(target) and issubclass(target, lightning.LightningModule)
     adopt = is_module and not issubclass(target, mg.Learner)

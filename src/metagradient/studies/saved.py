@@ -61,7 +61,9 @@ class Saved:
             raise UserError(f"{self.directory} saved no model: attribution and unlearning save artifacts/{MODEL}")
         splits = self.data()
         text = isinstance(splits, TextSplits)
-        config = setup.variant(self.config, {"checkpoint": None})  # its own weights take the place of what it began with
+        config = setup.variant(
+            self.config, {"checkpoint": None}
+        )  # its own weights take the place of what it began with
         routine = (routines.language_routine if text else routines.classifier_routine)(config, splits)
         learner = routine.learner(int(self.config.seed), len(routine.batches(splits.train, 0)))
         load_weights(learner, self.artifacts[MODEL])

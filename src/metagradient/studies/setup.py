@@ -106,7 +106,7 @@ def variant(cfg: DictConfig, edits: Mapping[str, Any]) -> DictConfig:
         parent = OmegaConf.select(changed, group) if group else changed
         if parent is None:
             raise UserError(f"a variant edits {key}, but there is no {group}: name settings as on the command line")
-        if leaf not in parent and "_target_" not in parent:  # what is built refuses what it does not know
+        if leaf not in parent and parent.get("_target_") is None:  # what is built refuses what it does not know
             close = ", ".join(difflib.get_close_matches(leaf, [str(k) for k in parent], n=3)) or "no such setting"
             raise UserError(f"a variant edits {key}, which does not exist; nearest: {close}")
         if str(key).partition(".")[0] == "data":

@@ -80,8 +80,12 @@ def probe(learner: Model, batches: Batches) -> Needs:
         buffers = learner.layout.buffers(like=params).detach().clone()
         start = [(x, x._version) for _, x in learner.layout.named_constants()]
         seen, functions = _SeesOperations(), _SeesFunctions()
-        with torch.enable_grad(), seen, learner.running(params, buffers, batch.seed, batch.t), functions:
-            losses = learner.losses(batch)
+        leaf = buffers.clone().requires_grad_()  # so that writes are seen, or not, by autograd
+        with torch.enable_grad(), learner.running(params, leaf, batch.seed, batch.t):
+            held = [(name, x, x._version, x.grad_fn) for name, x in learner.layout.bound_buffers()]
+            with seen, functions:
+                losses = learner.losses(batch)
+            _refuse_unseen(learner, held)
         _refuse_changed(learner, start)
         _refuse_low_precision(seen)
         _refuse_once_differentiable(losses)
@@ -147,6 +151,17 @@ def _refuse_changed(learner: Model, before: list[tuple[Tensor, int]]) -> None:
             raise UserError(
                 f"losses() change '{name}', which is neither a buffer of floats nor a counter, so the change would be lost when "
                 "the run is replayed: make it a buffer of floats"
+            )
+
+
+def _refuse_unseen(learner: Model, held: list[tuple[str, Tensor, int, Any]]) -> None:
+    """A buffer that is written in place where autograd does not look has no derivative in what it was."""
+    now = dict(learner.layout.bound_buffers())
+    for name, x, version, node in held:
+        if now[name] is x and x._version != version and x.grad_fn is node:
+            raise UserError(
+                f"losses() write the buffer '{name}' under torch.no_grad() (spectral norm does), so the derivative of what it says "
+                "later would be wrong: write it where gradients are recorded, or keep that module in evaluation mode"
             )
 
 

@@ -141,6 +141,12 @@ class Layout:
         # `to` is for counters, and for what a module leaves in another precision.
         return torch.cat([owner._buffers[key].reshape(-1).to(like.dtype) for owner, key in self._buffer_owners])  # type: ignore[union-attr]
 
+    def bound_buffers(self) -> list[tuple[str, Tensor]]:
+        """The float buffers that the modules hold now, by name, but for those of our own batch norms."""
+        places = zip(self.buffer_names, self._buffer_owners, self._buffer_dtypes, strict=True)
+        found = ((name, owner._buffers[key]) for name, (owner, key), dtype in places if dtype is None)
+        return [(name, x) for name, x in found if x is not None]
+
     def views(self, params: Tensor) -> list[Tensor]:
         """The vector [P] as tensors of the parameters' shapes."""
         parts = zip(params.split(self.sizes), self.shapes, strict=True)

@@ -17,7 +17,9 @@ from metagradient.errors import UserError
 from metagradient.training.modules.replayable import in_modes, modes_of
 from metagradient.training.random import repeated_randomness
 
-_GENERATOR, _REENTRANT = "_checkpoint_without_reentrant_generator", "CheckpointFunction"
+_GENERATOR = "_checkpoint_without_reentrant_generator"  # torch.utils.checkpoint.checkpoint calls one of the two
+_GENERATOR = f"{_GENERATOR}_impl" if hasattr(checkpointing, f"{_GENERATOR}_impl") else _GENERATOR
+_REENTRANT = "CheckpointFunction"
 
 
 class _Reentrant:
