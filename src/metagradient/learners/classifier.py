@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from typing import Any
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from metagradient.errors import UserError
 from metagradient.learners.learner import ModelLearner
-from metagradient.training.batches import Batch
+from metagradient.training.batches import Batch, Batches, Fields
 from metagradient.training.updates import Optimizer, Schedule
 
 
@@ -36,6 +37,7 @@ class Classifier(ModelLearner):
         if not 0 <= label_smoothing < 1:
             raise UserError(f"label_smoothing lies in [0, 1), not {label_smoothing}: set learner.label_smoothing=0.1")
         self.label_smoothing = label_smoothing
+        self._outputs: int | None = None
 
     def forward(self, x: Tensor) -> Tensor:
         return self.model(x)
@@ -44,10 +46,61 @@ class Classifier(ModelLearner):
         """[B, C]: the loss is their cross entropy."""
         return self.model(batch.x)
 
+    def probe(self, batches: Batches) -> None:
+        """As ever, after a look at all labels.
+
+        Raises:
+            UserError: fields, labels or inputs that are none of a classifier's, named with what to do.
+        """
+        if self._needs is None:
+            check_fields(batches.examples)
+        try:
+            super().probe(batches)
+        except (RuntimeError, IndexError):
+            self._refuse_large(batches)
+            raise
+        self._refuse_large(batches)
+
+    def _refuse_large(self, batches: Batches) -> None:
+        """Labels beyond the model's outputs, of which it has as many as its last forward pass gave."""
+        highest = int(batches.examples["y"].max()) if self._outputs is not None else -1
+        if self._outputs is not None and highest >= self._outputs:
+            raise UserError(
+                f"labels go up to {highest}, but the model has {self._outputs} outputs, for classes 0 to {self._outputs - 1}: give "
+                "it more, or number the classes without gaps (y.unique(return_inverse=True)[1])"
+            )
+
     def losses(self, batch: Batch) -> Tensor:
         # Class by class: a softmax along rows of B numbers, and products that fold when many cotangents are pulled.
         log_probabilities = F.log_softmax(self.model(batch.x).T, dim=0)
-        losses = -log_probabilities.gather(0, batch.y.unsqueeze(0)).squeeze(0)
+        self._outputs = len(log_probabilities)
+        losses = -log_probabilities.gather(0, batch.y.long().unsqueeze(0)).squeeze(0)
         if self.training and self.label_smoothing:
             return (1 - self.label_smoothing) * losses - self.label_smoothing * log_probabilities.mean(dim=0)
         return losses
+
+
+def check_fields(examples: Fields) -> None:
+    """Refuse fields that a classifier cannot read.
+
+    Raises:
+        UserError: no fields x and y, labels that are no numbers of classes, inputs in bytes.
+    """
+    if "x" not in examples or "y" not in examples:
+        raise UserError(
+            f"a Classifier reads the fields x and y, and the examples have {', '.join(sorted(examples))}: name them so, or subclass "
+            "Learner and read your own in losses(batch)"
+        )
+    x, y = examples["x"], examples["y"]
+    if y.dim() != 1 or y.is_floating_point() or y.is_complex():
+        hint = "y.argmax(1)" if y.dim() == 2 and y.shape[1] > 1 else "y.flatten().long()"
+        raise UserError(
+            f"labels must be class numbers [n], integers from 0, not {str(y.dtype).removeprefix('torch.')} {list(y.shape)}: give {hint}"
+        )
+    if len(y) and int(y.min()) < 0:
+        low = int(y.min())
+        raise UserError(
+            f"labels must be class numbers from 0, and {int((y == low).sum())} are {low}: leave these rows out"
+        )
+    if x.dtype == torch.uint8:
+        raise UserError("inputs are bytes (uint8), which no layer multiplies: give x.float() / 255")

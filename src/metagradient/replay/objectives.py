@@ -8,6 +8,7 @@ import torch
 import torch.utils.checkpoint as checkpointing
 from torch import Tensor
 
+from metagradient.errors import UserError
 from metagradient.learners.learner import Learner
 from metagradient.training.batches import Batch, Fields
 
@@ -28,6 +29,8 @@ def mean_loss(examples: Fields, chunk: int = 2048) -> Callable[[Learner], Tensor
 
     def objective(learner: Learner) -> Tensor:
         n = len(next(iter(examples.values())))
+        if n == 0:
+            raise UserError("the objective is a mean over no examples: give it some (data.validation=100)")
         if n <= chunk or _tied(learner, examples, chunk):
             return learner.losses(_batch(learner, examples)).mean()
 

@@ -58,13 +58,14 @@ class ReplayConfig:
 
 @dataclass
 class LoggerConfig:
-    """conf/logger: the W&B run."""
+    """conf/logger: the W&B run, and TensorBoard's event files."""
 
     mode: str = "auto"
     project: str = "metagradient"
     group: str | None = None
     name: str | None = None
     tags: list[str] = field(default_factory=list)
+    tensorboard: bool = False
 
 
 def register() -> None:

@@ -23,6 +23,7 @@ from metagradient.files import write_csv, write_text
 from metagradient.memory import peak_mib, reset_peak
 from metagradient.reporting.runs.context import RunContext, identify
 from metagradient.reporting.runs.environment import device, environment
+from metagradient.reporting.runs.tensorboard import Board
 from metagradient.reporting.runs.tracking import Tracker, track
 from metagradient.reporting.table import print_end, print_table
 from metagradient.reporting.terminal import FILE_ONLY, logging_to
@@ -60,7 +61,7 @@ class Record:
         self._training_runs = 0.0
         self._answers: list[str] = []
         self._scratch: list[str] = []
-        self._tracker = Tracker()
+        self._tracker, self._board = Tracker(), Board()
         self._exit = ExitStack()
 
     @classmethod
@@ -95,6 +96,7 @@ class Record:
             self._environment = environment()
             self._save_environment()  # a run that is killed leaves it too
             stack.enter_context(logging_to(self.directory / "run.log"))
+            self._board = Board(self.directory / "tensorboard" if logger.get("tensorboard") else None)
             self._tracker = track(identity, str(logger.get("mode", "auto")), self.config, self._context.outputs)
             self._exit = stack.pop_all()
         if self.config.get("resume") == str(self.directory):  # a resumed loop does not log all earlier steps again
@@ -128,6 +130,7 @@ class Record:
                 self._save_environment()
                 write_text(self.directory / "metrics.json", json.dumps(self._metrics, indent=2) + "\n")
             finally:
+                self._board.finish(self._metrics)
                 self._tracker.finish(self._metrics, failed=error is not None)
         if error is None:
             for path in (path for pattern in self._scratch for path in self.directory.glob(pattern)):
@@ -160,6 +163,7 @@ class Record:
         row = self._earlier.get(int(step), {}) | {key: plain(value) for key, value in values.items()}
         self._curve.append({"step": int(step), **row})
         self._metrics |= {f"meta/{key}": value for key, value in row.items()}  # W&B's summary also has the last one
+        self._board.log(int(step), {f"meta/{key}": value for key, value in row.items()})
         self._tracker.log({"meta/step": int(step)} | {f"meta/{key}": value for key, value in row.items()})
         self._save_curves()
 
@@ -187,6 +191,7 @@ class Record:
         path = self.directory / folder / f"{name}.png"
         path.parent.mkdir(parents=True, exist_ok=True)
         figure.savefig(path)
+        self._board.image(f"figures/{name}", path)
         self._tracker.image(f"figures/{name}", path)
         return path
 
