@@ -404,3 +404,56 @@ def test_max_norm_is_named() -> None:
 def test_an_operation_without_second_derivative_is_named_with_its_module() -> None:
     message = refusal(nn.Sequential(nn.Linear(5, 5), Sorted()), normal(N, 5))
     assert message.startswith("multilabel_margin_loss, called in 'model.1' (Sorted), has no second derivative in torch")
+
+
+class Cubed(torch.autograd.Function):
+    """x^3, its backward from a saved tensor."""
+
+    @staticmethod
+    def forward(ctx, x):  # type: ignore[no-untyped-def]
+        ctx.save_for_backward(x)
+        return x**3
+
+    @staticmethod
+    def backward(ctx, g):  # type: ignore[no-untyped-def]
+        (x,) = ctx.saved_tensors
+        return 3 * g * x**2
+
+
+class Hidden(torch.autograd.Function):
+    """x^3, its backward from an attribute that autograd does not know."""
+
+    @staticmethod
+    def forward(ctx, x):  # type: ignore[no-untyped-def]
+        ctx.x = x.detach().clone()
+        return x**3
+
+    @staticmethod
+    def backward(ctx, g):  # type: ignore[no-untyped-def]
+        return 3 * g * ctx.x**2
+
+
+class Through(nn.Module):
+    def __init__(self, function: type[torch.autograd.Function]) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.a, self.b, self.function = nn.Linear(5, 4), nn.Linear(4, 3), function
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.b(self.function.apply(self.a(x)))
+
+
+def test_a_function_written_by_hand_is_exact() -> None:
+    assert_exact(Through(Cubed), normal(N, 5))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_a_function_whose_backward_hides_what_it_reads_is_named(dtype: torch.dtype) -> None:
+    fields = data(normal(N, 5).to(dtype))
+    learner = Wrapped(Through(Hidden).to(dtype), cross_entropy)
+    with pytest.raises(UserError, match=r"go through Hidden, written by hand.*saved_tensors"):
+        mg.metagradient(
+            learner, mg.Batches(fields, torch.tensor(ROWS)), mg.DataWeights(torch.ones(N)), mg.mean_loss(fields)
+        )
+    right = Wrapped(Through(Cubed).to(dtype), cross_entropy)
+    mg.metagradient(right, mg.Batches(fields, torch.tensor(ROWS)), mg.DataWeights(torch.ones(N)), mg.mean_loss(fields))

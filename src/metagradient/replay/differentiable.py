@@ -17,9 +17,13 @@ from metagradient.errors import UserError
 from metagradient.learners.learner import Learner
 from metagradient.training.batches import Batch
 from metagradient.training.state import TrainState
+from metagradient.training.steps import loss_gradient
 from metagradient.training.updates import Lion, rules
 
 _NO_DERIVATIVE = re.compile(r"derivative for '?(?:aten::)?(\w+?)'? is not implemented")
+_OWN = ("torch.", "metagradient.")
+_STEP = {torch.float32: 1e-2, torch.float64: 1e-5}  # relative to the parameters' norm
+_TOLERANCE = {torch.float32: 0.3, torch.float64: 0.02}
 
 
 def refuse_undifferentiable(
@@ -30,7 +34,8 @@ def refuse_undifferentiable(
     Lion's sign is told to have no derivative.
 
     Raises:
-        UserError: an operation has no second derivative; it is named with the module that calls it.
+        UserError: an operation has no second derivative; it is named with the module that calls it. Or a custom autograd function
+            has a wrong one.
     """
     if any(isinstance(rule, Lion) for rule in rules(learner.update.optimizer)):
         warnings.warn(
@@ -48,6 +53,7 @@ def refuse_undifferentiable(
         if reason is None:
             raise
         raise UserError(reason) from error
+    _refuse_wrong_functions(learner, batch, state)
 
 
 def _reason(message: str, learner: Learner, batch: Batch, state: TrainState) -> str | None:
@@ -116,3 +122,58 @@ def _entering(stack: list[nn.Module]) -> Iterator[None]:
     finally:
         before.remove()
         after.remove()
+
+
+def _refuse_wrong_functions(learner: Learner, batch: Batch, state: TrainState) -> None:
+    """Where the losses go through custom autograd functions, compare the derivative of their gradient with its differences.
+
+    A `backward` that computes with something other than its saved tensors (an attribute of ctx, `.detach()`, NumPy) has
+    a derivative that autograd cannot see, and it would be missing without a word. Along the gradient g, v = g / ||g||, the
+    change w of the gradient by central differences is compared with autograd's: (J^T w / ||w||) v against ||w||.
+
+    Raises:
+        UserError: they differ; the functions are named.
+    """
+    params = state.params.detach().requires_grad_()
+    with torch.enable_grad(), learner.running(params, state.buffers, batch.seed, batch.t):
+        names = _custom(learner.losses(batch))
+    if not names:
+        return
+
+    def gradient(at: Tensor, tape: bool = False) -> Tensor:
+        return loss_gradient(learner, at, state.buffers, batch, None, batch.t, tape=tape)[0]
+
+    taped = gradient(params, tape=True)
+    size = float(taped.detach().norm())
+    if not taped.requires_grad or not size > 0:
+        return
+    v = taped.detach() / size
+    h = _STEP[params.dtype] * max(float(params.detach().norm()), 1e-3)
+    ahead, behind = (gradient((params.detach() + s * h * v).requires_grad_()).detach() for s in (1, -1))
+    w = (ahead - behind) / (2 * h)
+    change = float(w.norm())
+    if change * h < 1e3 * torch.finfo(params.dtype).eps * size:
+        return  # too straight to be measured
+    (pulled,) = torch.autograd.grad(taped, params, w / change, allow_unused=True)
+    found = 0.0 if pulled is None else float(pulled @ v)
+    if not abs(found - change) <= _TOLERANCE[params.dtype] * change:
+        raise UserError(
+            f"losses() go through {', '.join(names)}, written by hand, and the derivative of its backward is not what the gradient "
+            f"does ({found:.3g} against {change:.3g} by differences): compute backward from ctx.saved_tensors in differentiable "
+            "operations, without steps"
+        )
+
+
+def _custom(losses: Tensor) -> list[str]:
+    """Names of the Python autograd functions in a graph that are neither torch's nor ours."""
+    seen, todo, names = set(), [losses.grad_fn], set()
+    while todo:
+        node = todo.pop()
+        if node is None or node in seen:
+            continue
+        seen.add(node)
+        todo += [following for following, _ in node.next_functions]
+        function = getattr(node, "_forward_cls", None)
+        if function is not None and not f"{function.__module__}.".startswith(_OWN):
+            names.add(function.__name__)
+    return sorted(names)
