@@ -102,7 +102,7 @@ def run(cfg: DictConfig, record: Record) -> float | None:
             record.cost(training_runs=report.brittle(record, cfg, task, len(splits.classes), outcomes))
     if not rows:
         record.answer(
-            f"Scores of {len(outcomes)} methods for {cfg.queries} queries; positive: removing the example raises the loss."
+            f"Scores of {len(outcomes)} method{'s'[: len(outcomes) > 1]} for {cfg.queries} queries; positive: removing the example raises the loss."
         )
         return None
     headline = rows[len(cfg.drop) - 1]

@@ -126,7 +126,7 @@ class ScheduleSearch(Loop):
         """x of the schedule that the descent begins with; momentum and weight decay begin as the optimizer's own (a
         decay of 0, which has no logarithm, at 1e-4)."""
         learner = routine.learner(0, 1)
-        learner.configure_for_steps(1, 1)
+        learner.configure_for_steps(100, 10)  # for its first momentum and decay alone
         hyper = learner.update.hyper(0)
         if self.space.weight_decay and "weight_decay" not in hyper:
             raise UserError(

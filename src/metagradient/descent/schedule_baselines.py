@@ -50,7 +50,10 @@ class ScheduleFree:
         learner = problem.routine.learner(seed, len(batches))
         learner.configure_for(batches)
         self.check(learner)
-        decay = float(learner.update.hyper(0).get("weight_decay", 0.0))
+        hyper = learner.update.hyper(0)
+        if "weight_decay" not in hyper:
+            raise UserError("schedule-free SGD has one weight decay for all parameters: set schedule_free=false")
+        decay = float(hyper["weight_decay"])
         warmup = round(self.warmup * len(batches))
         optimizer = SGDScheduleFree(
             learner.parameters(), lr=self.rate, momentum=self.momentum, weight_decay=decay, warmup_steps=warmup

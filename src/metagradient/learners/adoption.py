@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from dataclasses import fields
 from functools import partial
 from typing import Any
 
@@ -10,8 +11,10 @@ import lightning
 from torch import Tensor
 
 from metagradient.errors import UserError
+from metagradient.learners.settings import StepSettings
 from metagradient.learners.translation import idle_hooks
 from metagradient.training.batches import Batch
+from metagradient.training.updates import SGD
 
 
 def adopted(
@@ -48,22 +51,50 @@ def adopted(
             f"{kind.__name__} has no method losses(batch): give from_lightning losses=lambda module, batch: ..., the loss of each "
             "example, [B] (reduction='none')"
         )
+    known = [field.name for field in fields(StepSettings) if field.name != "decay"]
+    rest = dict(settings)
+    rate = rest.pop("learning_rate", None)
+    unknown = [name for name in rest if name not in known]
+    if unknown:
+        raise UserError(
+            f"from_lightning takes no {', '.join(unknown)}; there are: {', '.join(['learning_rate', *known])}"
+        )
     _refuse_names(learner, module, kind)
+    checked = StepSettings(**rest)
     of = kind.losses if losses is None else losses  # type: ignore[attr-defined]
     configure = partial(kind.configure_optimizers, module)
-    namespace = {"losses": lambda self, batch: of(self, batch), "__module__": kind.__module__, "__doc__": kind.__doc__}
-    module.__class__ = type(kind.__name__, (learner, kind), namespace)
+    module.__class__ = _extended(learner, kind, of)
     assert isinstance(module, learner)
-    module._set_up(**settings)
-    module._own_rates = "learning_rate" not in settings
+    module._set_up(checked, SGD(), 0.0 if rate is None else rate)  # until the run's length is known
+    module._own_rates = rate is None
     module._configure, module._steps_per_epoch, module._eps_root = configure, steps_per_epoch, eps_root
     return module
 
 
+def _extended(learner: type[Any], kind: type, losses: Callable[[Any, Batch], Tensor]) -> type[Any]:
+    """The module's class with a learner's in front."""
+    namespace = {
+        "losses": lambda self, batch: losses(self, batch),
+        "__module__": kind.__module__,
+        "__doc__": kind.__doc__,
+        "__reduce__": lambda self: (
+            _remade,
+            (learner, kind, losses),
+            self.__dict__,
+        ),  # the class has no name to be found by
+    }
+    return type(kind.__name__, (learner, kind), namespace)
+
+
+def _remade(learner: type[Any], kind: type, losses: Callable[[Any, Batch], Tensor]) -> Any:
+    """An empty module of the extended class, for copies and other processes."""
+    extended = _extended(learner, kind, losses)
+    return object.__new__(extended)
+
+
 def _refuse_names(learner: type[Any], module: lightning.LightningModule, kind: type) -> None:
     """A learner's attributes must be free in the module."""
-    blank = learner()
-    ours = {name for name in (*vars(blank), *dir(learner)) if not hasattr(lightning.LightningModule, name)}
+    ours = {name for name in (*vars(learner()), *dir(learner)) if not hasattr(lightning.LightningModule, name)}
     own = {*vars(module), *module._modules, *module._parameters, *module._buffers, *dir(kind)}
     plain = {*vars(lightning.LightningModule()), *dir(lightning.LightningModule)}
     taken = sorted((ours & own) - plain - {"losses"})

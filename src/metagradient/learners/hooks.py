@@ -36,7 +36,7 @@ class TrainerHooks(lightning.LightningModule):
     train_state: TrainState | None
     step_count: int
     tape: bool
-    _resume: tuple[TrainState, int] | None
+    _resume: tuple[TrainState, int, str | None] | None
     _computing: int  # how many contexts deep the losses run
     _fitting: bool  # whether they run in a step of the fit itself
 
@@ -53,6 +53,21 @@ class TrainerHooks(lightning.LightningModule):
         """As ever; inside losses, in the steps of a fit only, and not when they are probed or replayed."""
         if not self._computing or self._fitting:
             super().log(*args, **kwargs)
+
+    @property
+    def global_step(self) -> int:
+        """As ever; refused inside losses, where a replay and a run without a Trainer do not know it."""
+        return self._known("global_step", super().global_step)
+
+    @property
+    def current_epoch(self) -> int:
+        """As ever; refused inside losses."""
+        return self._known("current_epoch", super().current_epoch)
+
+    def _known(self, name: str, value: int) -> int:
+        if self._computing:
+            raise UserError(f"losses() read self.{name}, which only a Trainer knows: the step is batch.t")
+        return value
 
     def on_train_start(self) -> None:
         learner: Any = self  # a Learner, which stands on this class
@@ -71,7 +86,12 @@ class TrainerHooks(lightning.LightningModule):
         self.train()
         learner.probe(batches)
         if self._resume is not None:
-            (self.train_state, self.step_count), self._resume = self._resume, None
+            (self.train_state, self.step_count, made_by), self._resume = self._resume, None
+            if made_by is not None and made_by != learner.update.described():
+                raise UserError(
+                    f"the checkpoint is of a run with {made_by}, but this learner has {learner.update.described()}: resume with the "
+                    "optimizer, clipping and average that it began with"
+                )
             self.train_state = TrainState.of([x.to(self.device) for x in self.train_state.tensors()])
         else:
             self.train_state, self.step_count = initial_state(learner, self.metaparameters), 0
@@ -80,7 +100,11 @@ class TrainerHooks(lightning.LightningModule):
     def training_step(self, batch: Batch, batch_idx: int) -> None:
         """One step, which logs `train_loss` and `learning_rate` where there is a logger."""
         learner: Any = self  # a Learner, which stands on this class
-        assert self.train_state is not None
+        if self.train_state is None or self._computing:
+            raise UserError(
+                "training_step is the whole step of a learner, losses included: write losses(batch) -> [B], one loss for each example, "
+                "without it"
+            )
         t = self.step_count
         if batch.t != t:
             raise UserError(
@@ -97,9 +121,11 @@ class TrainerHooks(lightning.LightningModule):
         self.train_state, self.step_count = state, t + 1
         every: int = self.trainer.log_every_n_steps  # type: ignore[attr-defined]
         if self.trainer.loggers and every and (t + 1) % every == 0:
-            self.log_dict(
-                {"train_loss": loss, "learning_rate": float(learner.schedule(t))}, batch_size=max(len(batch), 1)
-            )
+            hyper = learner.update.hyper(t)
+            for m in self.metaparameters:
+                hyper = m.on_hyper(hyper, t)
+            rate = float(hyper["learning_rate"])
+            self.log_dict({"train_loss": loss, "learning_rate": rate}, batch_size=max(len(batch), 1))
         # Lightning counts a manual optimizer's steps here; ModelCheckpoint, max_steps and loggers go by that count.
         progress = self.trainer.fit_loop.epoch_loop.manual_optimization.optim_step_progress
         progress.increment_ready()
@@ -119,16 +145,19 @@ class TrainerHooks(lightning.LightningModule):
             learner.adopt(self.train_state.detach())
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        learner: Any = self
         if self.train_state is not None:
             self._sync()
             checkpoint["state_dict"] = self.state_dict()
             checkpoint["train_state"] = [x.detach().clone() for x in self.train_state.tensors()]
             checkpoint["step_count"] = self.step_count
+            checkpoint["update"] = learner.update.described()
         super().on_save_checkpoint(checkpoint)
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         if "train_state" in checkpoint:
-            self._resume = TrainState.of(checkpoint["train_state"]), int(checkpoint["step_count"])
+            state = TrainState.of(checkpoint["train_state"])
+            self._resume = state, int(checkpoint["step_count"]), checkpoint.get("update")
         super().on_load_checkpoint(checkpoint)
 
 
@@ -157,9 +186,36 @@ def refuse_flags(trainer: lightning.Trainer) -> None:
             f"max_epochs={trainer.max_epochs}, but one pass over a Batches is the whole run: set trainer.max_epochs=1 (the plan "
             "holds the epochs: epoch_plan(..., epochs=...))"
         )
+    for callback in trainer.callbacks:  # type: ignore[attr-defined]
+        _refuse_callback(callback)
     overfit = getattr(trainer, "overfit_batches", 0)
     if overfit:
         raise UserError(
             f"overfit_batches={overfit} repeats batches, but the plan decides their order: give Batches a plan of "
             "those rows"
+        )
+
+
+_FOREIGN = (
+    "WeightAveraging",
+    "EMAWeightAveraging",
+    "StochasticWeightAveraging",
+    "GradientAccumulationScheduler",
+    "BaseFinetuning",
+)
+_UNHEARD = ("on_before_backward", "on_after_backward", "on_before_optimizer_step", "on_before_zero_grad")
+
+
+def _refuse_callback(callback: lightning.Callback) -> None:
+    """Callbacks that change the parameters, the gradients or the optimizer, which are those of the differentiated step."""
+    names = {kind.__name__ for kind in type(callback).__mro__}
+    for name in _FOREIGN:
+        if name in names:
+            hint = "give the learner average=0.99" if "Averaging" in name else "leave it out"
+            raise UserError(f"{type(callback).__name__} would act outside the differentiated step: {hint}")
+    heard = [name for name in _UNHEARD if getattr(type(callback), name) is not getattr(lightning.Callback, name)]
+    if heard and not type(callback).__module__.startswith("lightning."):
+        raise UserError(
+            f"the callback {type(callback).__name__} defines {', '.join(heard)}, which is never called: gradients and updates are inside "
+            "the differentiated step"
         )

@@ -15,7 +15,8 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from metagradient.errors import UserError
 from metagradient.learners.adoption import adopted
 from metagradient.learners.hooks import TrainerHooks
-from metagradient.learners.translation import Run, translate
+from metagradient.learners.settings import StepSettings
+from metagradient.learners.translation import Run, idle_hooks, translate
 from metagradient.training.batches import Batch, Batches
 from metagradient.training.compiled import Graphs
 from metagradient.training.microbatches import MicroBatches
@@ -23,6 +24,7 @@ from metagradient.training.model import Needs
 from metagradient.training.modules.recomputation import recomputing_within
 from metagradient.training.modules.replayable import in_modes, make_replayable, modes_of
 from metagradient.training.modules.substitutes import Substitutes, compiled, uncompiled
+from metagradient.training.plans import steps_per_epoch
 from metagradient.training.probing import probe
 from metagradient.training.random import step_randomness
 from metagradient.training.state import Layout, TrainState, default_dtype
@@ -63,53 +65,25 @@ class Learner(TrainerHooks):
     ) -> None:
         super().__init__()
         self._configure: Callable[[], Any] | None
-        self._set_up(
-            optimizer,
-            learning_rate,
-            normalize=normalize,
-            decay=decay,
-            clip_norm=clip_norm,
-            clip_value=clip_value,
-            average=average,
-            micro_batch=micro_batch,
-            compiled=compiled,
-        )
+        settings = StepSettings(normalize, decay, clip_norm, clip_value, average, micro_batch, compiled)
+        self._set_up(settings, SGD() if optimizer is None else optimizer, learning_rate)
         if type(self).configure_optimizers is not TrainerHooks.configure_optimizers:
             if optimizer is not None:
                 raise UserError(
                     f"{type(self).__name__} has a configure_optimizers of its own and is given an optimizer: leave one out"
                 )
+            if decay is not None:
+                raise UserError(f"{type(self).__name__} has a configure_optimizers of its own, which decides the decay")
+            self._own_rates = learning_rate == 0.1  # the default; another one takes the place of its own
             self._configure = partial(type(self).configure_optimizers, self)
 
-    def _set_up(
-        self,
-        optimizer: Optimizer | None = None,
-        learning_rate: float | Schedule = 0.1,
-        *,
-        normalize: Literal["batch", "kept"] = "batch",
-        decay: Callable[[str, torch.Size], bool] | None = None,
-        clip_norm: float | None = None,
-        clip_value: float | None = None,
-        average: float | None = None,
-        micro_batch: int | None = None,
-        compiled: bool = False,
-    ) -> None:
-        if normalize not in ("batch", "kept"):
-            raise UserError(f"normalize must be 'batch' or 'kept', not '{normalize}': set learner.normalize=batch")
-        for name, bound in {"clip_norm": clip_norm, "clip_value": clip_value}.items():
-            if bound is not None and not bound > 0:
-                raise UserError(f"{name} must be > 0, or None for no clipping, not {bound}: set learner.{name}=1.0")
-        if average is not None and not 0 <= average < 1:
-            raise UserError(f"average is a decay in [0, 1), not {average}: set learner.average=0.99")
-        if compiled and micro_batch is not None:
-            raise UserError("compiled steps run whole batches: set learner.compiled=false, or learner.micro_batch=null")
+    def _set_up(self, settings: StepSettings, optimizer: Optimizer, learning_rate: float | Schedule) -> None:
         self.automatic_optimization = False  # the optimizer is part of the step
-        self.optimizer: Optimizer = SGD() if optimizer is None else optimizer
+        self.optimizer = optimizer
         self.schedule: Schedule = learning_rate if callable(learning_rate) else Constant(float(learning_rate))
-        self.normalize, self._decay = normalize, decay
-        self._clip_norm, self._clip_value, self._average = clip_norm, clip_value, average
-        self.graphs = Graphs() if compiled else None
-        self.micro_batches = None if micro_batch is None else MicroBatches(micro_batch)
+        self.normalize, self._step_settings = settings.normalize, settings
+        self.graphs = Graphs() if settings.compiled else None
+        self.micro_batches = None if settings.micro_batch is None else MicroBatches(settings.micro_batch)
         self.metaparameters, self.train_state, self.step_count, self.tape = (), None, 0, False
         self._layout: Layout | None = None
         self._decay_mask: Tensor | None = None
@@ -138,7 +112,8 @@ class Learner(TrainerHooks):
         Args:
             module: a module that Lightning trains today, with automatic optimization.
             losses: (module, batch) -> the loss of each example, [B]; or None where the module has a method `losses(batch)`.
-            steps_per_epoch: for schedulers that step once an epoch; by default the rows of the data over those of a batch.
+            steps_per_epoch: for schedulers that step once an epoch; by default read off the plan, where its first steps read
+                each example once.
             eps_root: inside Adam's square root, which has no derivative at 0; torch's values are those of 0.
             settings: those of `Learner` but for the optimizer and `decay`; `learning_rate` takes the place of the module's own
                 rates (groups keep their ratios).
@@ -169,12 +144,13 @@ class Learner(TrainerHooks):
             )
         if self._placed is None or self._placed[0] is not self.optimizer:
             self._placed = self.optimizer, placed(self.optimizer, self.layout.names, self.layout.shapes)
-        return Update(self._placed[1], self.schedule, self.decay_mask, self._clip_value, self._clip_norm, self._average)
+        s = self._step_settings
+        return Update(self._placed[1], self.schedule, self.decay_mask, s.clip_value, s.clip_norm, s.average)
 
     @property
     def decay_mask(self) -> Tensor | None:
         """[P] of 0 and 1, or None where the weight decay touches everything."""
-        if self._decay is None:
+        if self._step_settings.decay is None:
             return None
         params = next(p for p in self.parameters() if p.requires_grad)
         if (
@@ -184,7 +160,7 @@ class Learner(TrainerHooks):
         ):
             layout = self.layout
             parts = [
-                torch.full((size,), float(self._decay(name, shape)))
+                torch.full((size,), float(self._step_settings.decay(name, shape)))
                 for name, shape, size in zip(layout.names, layout.shapes, layout.sizes, strict=True)
             ]
             self._decay_mask = torch.cat(parts).to(params)
@@ -235,8 +211,9 @@ class Learner(TrainerHooks):
 
     def configure_for(self, batches: Batches) -> None:
         """Translate a `configure_optimizers` for a run over these batches; nothing where the learner has none."""
-        epoch = self._steps_per_epoch or -(-batches.n_examples // batches.plan.shape[1])
-        self.configure_for_steps(len(batches), epoch if self._steps_per_epoch or len(batches) % epoch == 0 else None)
+        if self._configure is not None:
+            epoch = self._steps_per_epoch or steps_per_epoch(batches.plan.cpu(), batches.n_examples)
+            self.configure_for_steps(len(batches), epoch)
 
     def configure_for_steps(self, steps: int, steps_per_epoch: int | None = None) -> None:
         """`configure_for` a run of so many steps."""
@@ -244,8 +221,15 @@ class Learner(TrainerHooks):
             return
         run = Run(steps, steps_per_epoch)
         if run != self._configured_for:
-            self.optimizer, rates = translate(self, self._configure, run, self._eps_root)
-            self.schedule = rates if self._own_rates else self.schedule
+            optimizer, schedule = self.optimizer, self.schedule
+            found, rates = translate(
+                self, self._configure, run, self._eps_root, clipped=self._step_settings.clip_norm is not None
+            )
+            if self.optimizer is not optimizer or self.schedule is not schedule:
+                raise UserError(
+                    "configure_optimizers sets self.optimizer or self.schedule, which are a learner's own: give them another name"
+                )
+            self.optimizer, self.schedule = found, rates if self._own_rates else schedule
             self._configured_for = run
 
     def probe(self, batches: Batches) -> None:
@@ -255,6 +239,14 @@ class Learner(TrainerHooks):
                 f"{type(self).__name__} has a training_step of its own, which no replay would see: write losses(batch) -> [B] in its "
                 "place (validation_step and the like stay)"
             )
+        changed = idle_hooks(type(self))
+        if changed:
+            raise UserError(
+                f"{type(self).__name__} defines {', '.join(changed)}, which would act outside the differentiated step and is never "
+                "called: leave it out (for clipping give clip_norm=...)"
+            )
+        self._remake()
+        self._configured_for = None  # what it reads of the module may have changed
         self.configure_for(batches)
         if self._needs is None:
             self._needs = Needs(eager=any(compiled(module) for module in self.modules()))
@@ -265,6 +257,12 @@ class Learner(TrainerHooks):
                 raise
         if self.graphs is not None:
             self.graphs.new_run(self, batches)
+
+    def _remake(self) -> None:
+        """Forget the layout where other parameters are trainable than when it was made."""
+        trainable = dict.fromkeys(id(p) for p in self.parameters() if p.requires_grad)
+        if self._layout is not None and list(trainable) != self._layout.identities():
+            self._layout = self._decay_mask = self._placed = self._needs = None
 
     @property
     def needs(self) -> Needs:

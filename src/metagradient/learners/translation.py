@@ -38,6 +38,10 @@ class Run(NamedTuple):
     steps_per_epoch: int | None
 
 
+class _Unknown(UserError, AttributeError):
+    """Also an AttributeError, so that `getattr(trainer, name, default)` gives its default."""
+
+
 @dataclass
 class _Trainer:
     """What `configure_optimizers` may read of `self.trainer`."""
@@ -58,21 +62,26 @@ class _Trainer:
 
     @property
     def num_training_batches(self) -> int:
-        return self.run.steps_per_epoch or self.run.steps
+        if self.run.steps_per_epoch is None:
+            raise UserError(  # no AttributeError, which would ask __getattr__
+                "configure_optimizers asks for the length of an epoch, which the plan does not say: give from_lightning "
+                "steps_per_epoch=..., or compute from trainer.estimated_stepping_batches"
+            )
+        return self.run.steps_per_epoch
 
     @property
     def max_epochs(self) -> int:
         return -(-self.run.steps // self.num_training_batches)
 
     def __getattr__(self, name: str) -> Any:
-        raise UserError(
+        raise _Unknown(
             f"configure_optimizers reads trainer.{name}, which is not known before the run: compute it from "
             "trainer.estimated_stepping_batches, max_epochs or num_training_batches, or give the learner an optimizer of ours"
         )
 
 
 def translate(
-    module: lightning.LightningModule, configure: Callable[[], Any], run: Run, eps_root: float
+    module: lightning.LightningModule, configure: Callable[[], Any], run: Run, eps_root: float, clipped: bool = False
 ) -> tuple[Optimizer, Schedule]:
     """The optimizer and the learning rates of a run with what `configure()` returns, an optimizer with its schedulers.
 
@@ -90,10 +99,25 @@ def translate(
             warnings.simplefilter("ignore")
             optimizer, schedulers = _returned(configure())
             table = _table(optimizer, schedulers, run)
+    except UserError:
+        raise
+    except Exception as error:
+        raise UserError(
+            f"configure_optimizers fails for a run of {run.steps} steps ({type(error).__name__}: {error}); it is called before the "
+            "run, after __init__ and before setup()"
+        ) from error
     finally:
         module._trainer = before
     names = {id(p): name for name, p in module.named_parameters() if p.requires_grad}
-    return _composed(optimizer, table, names, eps_root)
+    idle = sorted(
+        set(names.values()) - {names[id(p)] for g in optimizer.param_groups for p in g["params"] if id(p) in names}
+    )
+    if idle and clipped:
+        raise UserError(
+            f"clip_norm would count the gradients of parameters that configure_optimizers leaves out ({', '.join(idle[:3])}), as torch does "
+            "not: freeze them, requires_grad_(False)"
+        )
+    return _composed(optimizer, table, names, idle, eps_root)
 
 
 def _returned(found: Any) -> tuple[torch.optim.Optimizer, list[Settings]]:
@@ -155,16 +179,20 @@ def _settings(group: Settings) -> Settings:
 
 
 def _composed(
-    optimizer: torch.optim.Optimizer, table: list[list[Settings]], names: dict[int, str], eps_root: float
+    optimizer: torch.optim.Optimizer,
+    table: list[list[Settings]],
+    names: dict[int, str],
+    idle: list[str],
+    eps_root: float,
 ) -> tuple[Optimizer, Schedule]:
     members = [[names[id(p)] for p in group["params"] if id(p) in names] for group in optimizer.param_groups]
-    idle = sorted(set(names.values()) - {name for group in members for name in group})
     base = [max(float(settings["lr"]) for settings in row) for row in table]
     groups = []
     for i, group in enumerate(members):
         rows = [row[i] for row in table]
-        ratio = [float(s["lr"]) / rate if rate else 1.0 for s, rate in zip(rows, base, strict=True)]
-        rule = _rule(type(optimizer), rows[0], eps_root)
+        ratio = _filled([float(s["lr"]) / rate if rate else None for s, rate in zip(rows, base, strict=True)])
+        first = {**rows[0], **({"momentum": max(s["momentum"] for s in rows)} if "momentum" in rows[0] else {})}
+        rule = _rule(type(optimizer), first, eps_root)
         varying = {k: v for k, v in _varying(optimizer, rows).items() if k in rule.hyper(0)}
         patterns = tuple(glob.escape(name) for name in group)
         groups.append(Group(patterns, Scheduled(rule, varying) if varying else rule, _sequence(ratio)))
@@ -173,6 +201,16 @@ def _composed(
     if len(groups) == 1 and not idle:
         return groups[0].optimizer, schedule
     return Groups([*groups, *([Group(tuple(map(glob.escape, idle)), SGD(), 0.0)] if idle else [])]), schedule
+
+
+def _filled(ratios: list[float | None]) -> list[float]:
+    """Where all rates are 0 a ratio means nothing; there it is that of the step before, or else of the first one known."""
+    last = next((ratio for ratio in ratios if ratio is not None), 1.0)
+    filled = []
+    for ratio in ratios:
+        last = last if ratio is None else ratio
+        filled.append(last)
+    return filled
 
 
 def _sequence(values: Sequence[float]) -> float | Schedule:
@@ -231,6 +269,9 @@ def idle_hooks(kind: type[nn.Module]) -> list[str]:
     names = (
         "backward",
         "configure_gradient_clipping",
+        "on_after_batch_transfer",
+        "on_before_batch_transfer",
+        "transfer_batch_to_device",
         "lr_scheduler_step",
         "on_after_backward",
         "on_before_backward",

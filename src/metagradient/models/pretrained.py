@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import importlib
+import logging
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch.nn.functional as F
 from torch import Tensor, nn
+
+log = logging.getLogger(__name__)
 
 
 def _library(name: str, extra: str) -> Any:
@@ -126,7 +129,7 @@ def hf_text_classifier(
         classes: number of logits.
         vocab: number of different tokens in the data.
         name: a model whose vocabulary is that of the data.
-        config: settings of a fresh one: `model_type`, widths, layers.
+        config: settings of a fresh one, without a name: `model_type`, widths, layers.
         lora: {rank, alpha, targets}: train low-rank adapters (peft) and the head alone.
         padding: the token after the end of a text.
 
@@ -135,6 +138,12 @@ def hf_text_classifier(
     """
     shape = {"vocab_size": vocab, "pad_token_id": padding} if name is None else {}
     network = _huggingface("AutoModelForSequenceClassification", classes, name, {**shape, **(config or {})}, lora)
+    if name is not None:
+        log.warning(
+            "model.name=%s reads the data's own token numbers: they mean what they meant in its training only if it was trained on this "
+            "vocabulary (data=sst2 numbers words by their frequency, no tokenizer does)",
+            name,
+        )
     if network.config.vocab_size != vocab:
         raise ValueError(
             f"model.name={name} knows {network.config.vocab_size} tokens and the data have {vocab}, so they do not mean the same: "
@@ -153,7 +162,7 @@ def _huggingface(
 ) -> Any:
     library = _library("transformers", "hf")
     if name is not None:
-        network = getattr(library, kind).from_pretrained(name, num_labels=classes, **config)
+        network = getattr(library, kind).from_pretrained(name, num_labels=classes)
     else:
         settings = dict(config)
         made = library.AutoConfig.for_model(settings.pop("model_type", None) or "bert", num_labels=classes, **settings)

@@ -69,7 +69,8 @@ def load_weights(module: nn.Module, path: str | Path) -> None:
     for name, x in named.items():
         if x.shape != own[name].shape:
             raise ValueError(
-                f"checkpoint={path}: '{name}' has shape {list(x.shape)}, but the model's is {list(own[name].shape)}"
+                f"checkpoint={path}: '{name}' has shape {list(x.shape)}, but the model's is {list(own[name].shape)}: a setting of "
+                "model=... (a width, a length, a vocabulary) is not what it was made with"
             )
         if x.is_floating_point() and not bool(x.isfinite().all()):
             raise ValueError(f"checkpoint={path}: '{name}' has numbers that are not finite")

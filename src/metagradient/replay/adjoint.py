@@ -175,8 +175,13 @@ def replay(
                     del start, end
         if any(type(m).on_start is not Metaparameter.on_start for m in r.leaves):
             with torch.enable_grad():
-                params = initial_state(r.learner, r.leaves, tape=True).params
-            for sum_, part in zip(totals, puller([params], leaves, cotangents[:1]), strict=True):
+                begun = initial_state(
+                    r.learner, r.leaves, tape=True
+                ).tensors()  # an average begins at the parameters too
+            live = [i for i, x in enumerate(begun) if x.requires_grad]
+            for sum_, part in zip(
+                totals, puller([begun[i] for i in live], leaves, [cotangents[i] for i in live]), strict=True
+            ):
                 sum_ += part
     return {m.name: total for m, total in zip(r.leaves, totals, strict=True)}
 

@@ -11,6 +11,7 @@ from torch import Tensor
 from metagradient.errors import UserError
 from metagradient.learners.learner import Learner
 from metagradient.training.batches import Batch, Fields
+from metagradient.training.microbatches import see_each_other
 
 
 def _batch(learner: Learner, examples: Fields, rows: slice = slice(None)) -> Batch:
@@ -31,7 +32,7 @@ def mean_loss(examples: Fields, chunk: int = 2048) -> Callable[[Learner], Tensor
         n = len(next(iter(examples.values())))
         if n == 0:
             raise UserError("the objective is a mean over no examples: give it some (data.validation=100)")
-        if n <= chunk or _tied(learner, examples, chunk):
+        if n <= chunk or _tied(learner, examples):
             return learner.losses(_batch(learner, examples)).mean()
 
         def part(start: int) -> Tensor:
@@ -46,11 +47,18 @@ def mean_loss(examples: Fields, chunk: int = 2048) -> Callable[[Learner], Tensor
     return objective
 
 
-def _tied(learner: Learner, examples: Fields, chunk: int) -> bool:
-    """Whether the first example's loss depends on who is beside it."""
-    with torch.no_grad():
-        beside, alone = (learner.losses(_batch(learner, examples, slice(0, n)))[0] for n in (min(chunk, 8), 1))
-    return not torch.allclose(beside, alone, rtol=1e-3, atol=1e-5, equal_nan=True)
+def _tied(learner: Learner, examples: Fields) -> bool:
+    """Whether the losses of eight examples, from everywhere in the set, depend on who is beside them."""
+    n = len(next(iter(examples.values())))
+    some = {
+        name: field[torch.linspace(0, n - 1, min(n, 8)).long().to(field.device)] for name, field in examples.items()
+    }
+
+    def of(rows: Tensor) -> Tensor:
+        with torch.no_grad():
+            return learner.losses(_batch(learner, some, slice(int(rows[0]), int(rows[-1]) + 1)))
+
+    return see_each_other(of, torch.arange(min(n, 8)))
 
 
 def example_losses(examples: Fields) -> Callable[[Learner], Tensor]:

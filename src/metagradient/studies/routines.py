@@ -6,6 +6,7 @@ import inspect
 import logging
 import math
 from collections.abc import Callable, Mapping
+from pathlib import Path
 from typing import Any
 
 import lightning
@@ -58,6 +59,10 @@ def _routine(cfg: DictConfig, kind: type[mg.Classifier] | type[mg.LanguageModel]
         "micro_batch": settings.micro_batch,
         "compiled": settings.compiled,
     }
+    if target is not None and "model" not in _takes(target)[0] and _named("model"):
+        raise UserError(
+            f"model: {settings._target_} takes no model, it is one; leave it out (its arguments: learner.arguments)"
+        )
     if configures:
         _refuse_unread(settings._target_)
         offered = {name: value for name, value in offered.items() if name not in ("optimizer", "decay")}
@@ -92,7 +97,12 @@ def _model(cfg: DictConfig, sizes: Mapping[str, Any]) -> nn.Module:
         return build(cfg.model, **sizes)
     target = _located(path, "model")
     takes, anything = _takes(target)
-    left = [str(key) for key in cfg.model if not str(key).startswith("_") and not anything and key not in takes]
+    meant = _meant()
+    left = [
+        str(key)
+        for key in cfg.model
+        if not str(key).startswith("_") and ((not anything and key not in takes) or not (meant is None or key in meant))
+    ]
     for key in left:
         if _named(f"model.{key}"):
             raise UserError(
@@ -103,6 +113,23 @@ def _model(cfg: DictConfig, sizes: Mapping[str, Any]) -> nn.Module:
     if not isinstance(model, nn.Module):
         raise UserError(f"model._target_={path} gives a {type(model).__name__}, not a torch.nn.Module")
     return model
+
+
+def _meant() -> set[str] | None:
+    """The settings of a foreign model that its own file or the command line gives: others come from presets for other models.
+
+    None where there is no telling (without Hydra).
+    """
+    if not HydraConfig.initialized():
+        return None
+    hydra = HydraConfig.get()
+    files = [
+        Path(s.path) / "model" / f"{hydra.runtime.choices.get('model')}.yaml" for s in hydra.runtime.config_sources
+    ]
+    own = [OmegaConf.load(file) for file in files if file.is_file()]
+    typed = {str(item).lstrip("+~").partition("=")[0] for item in hydra.overrides.task}
+    keys = {str(key) for node in own if isinstance(node, DictConfig) for key in node}
+    return keys | {name.split(".")[1] for name in typed if name.startswith("model.")}
 
 
 def _own(target: Any, cfg: DictConfig, sizes: Mapping[str, Any], given: Mapping[str, Any]) -> mg.Learner:
@@ -160,19 +187,20 @@ def _configures(target: Any) -> bool:
 
 def _refuse_unread(path: str) -> None:
     """Settings of ours that a learner's own `configure_optimizers` decides."""
-    for key in ("optimizer", "learning_rate", "schedule", "warmup", "decay"):
-        if _named(f"learner.{key}"):
-            raise UserError(
-                f"learner.{key}: {path} has a configure_optimizers of its own, which decides it; leave it out"
-            )
+    for key in (
+        "learner",
+        *(f"learner.{name}" for name in ("optimizer", "learning_rate", "schedule", "warmup", "decay")),
+    ):
+        if _named(key, below=key != "learner"):
+            raise UserError(f"{key}: {path} has a configure_optimizers of its own, which decides it; leave it out")
 
 
-def _named(key: str) -> bool:
+def _named(key: str, below: bool = True) -> bool:
     """Whether the command line names a setting, or one below it."""
     if not HydraConfig.initialized():
         return False
     names = [str(item).lstrip("+~").partition("=")[0] for item in HydraConfig.get().overrides.task]
-    return any(name == key or name.startswith(f"{key}.") for name in names)
+    return any(name == key or (below and name.startswith(f"{key}.")) for name in names)
 
 
 def _load(learner: mg.Learner, path: str) -> None:

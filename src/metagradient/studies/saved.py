@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import copy
 import json
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import torch
 from omegaconf import DictConfig, OmegaConf
 from safetensors.torch import load_file, save_file
 from torch import Tensor
@@ -86,6 +88,7 @@ def load(directory: str | Path) -> Saved:
 
 
 def save_model(record: Record, learner: mg.Learner, state: TrainState) -> None:
-    """model.safetensors: the model at a state, under the names of the learner's own state dict."""
-    model = learner.adopt(state).state_dict()
-    save_file({name: x.contiguous().cpu() for name, x in model.items()}, record.artifact_path(MODEL))
+    """model.safetensors: the model at a state, under the names of the learner's own state dict; the learner stays as it is."""
+    model = copy.deepcopy(learner).adopt(state).state_dict()
+    tensors = {name: x.detach().cpu().clone(memory_format=torch.contiguous_format) for name, x in model.items()}
+    save_file(tensors, record.artifact_path(MODEL))  # clones: tied weights share memory, which the format refuses

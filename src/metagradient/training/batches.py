@@ -29,7 +29,16 @@ class Batch:
         return self.index.shape[-1]
 
     def __getitem__(self, name: str) -> Tensor:
-        return self.fields[name]
+        if not isinstance(name, str):
+            raise UserError(
+                f"a batch has fields by name, not by number: batch.x, batch['x']; it has {sorted(self.fields)}"
+            )
+        return self.fields[name] if name in self.fields else getattr(self, name)
+
+    def __iter__(self) -> Iterator[Tensor]:
+        raise UserError(
+            f"a batch has fields by name and is not unpacked: x, y = batch.x, batch.y; it has {sorted(self.fields)}"
+        )
 
     def __getattr__(self, name: str) -> Tensor:
         if not name.startswith("_") and name in self.__dict__.get("fields", {}):

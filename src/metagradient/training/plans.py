@@ -68,6 +68,18 @@ def count_plan(counts: Tensor, batch_size: int, epochs: int, seed: int) -> Tenso
     return torch.cat(rows)
 
 
+def steps_per_epoch(plan: Tensor, examples: int) -> int | None:
+    """How many rows of a plan read each of `examples` once, where its first rows do; else None."""
+    if plan.stride(0) == 0:
+        return 1 if torch.equal(plan[0].sort().values, torch.arange(examples)) else None
+    read = (plan >= 0).sum(dim=1).cumsum(0)
+    (ends,) = (read == examples).nonzero(as_tuple=True)
+    if not len(ends):
+        return None
+    rows = plan[: int(ends[0]) + 1]
+    return len(rows) if torch.equal(rows[rows >= 0].sort().values, torch.arange(examples)) else None
+
+
 def _chunk(order: Tensor, batch_size: int, drop_last: bool) -> Tensor:
     """An order [n] as rows [ceil(n / B), B], the last padded with -1 or dropped."""
     steps, rest = divmod(len(order), batch_size)

@@ -124,6 +124,10 @@ class Layout:
         self.sizes = [shape.numel() for shape in self.shapes]
         self.buffer_sizes = [shape.numel() for shape in self.buffer_shapes]
 
+    def identities(self) -> list[int]:
+        """`id` of each trainable parameter, in order."""
+        return [id(owners[0][0]._parameters[owners[0][1]]) for owners in self._param_owners]
+
     @property
     def owners(self) -> list[list[tuple[nn.Module, str]]]:
         """For each parameter the modules that hold it, and under which key (several where weights are tied)."""

@@ -229,7 +229,12 @@ def _rate(run: RecordedRun, given: float | None) -> float:
 
 def _decay(run: RecordedRun) -> Tensor | float:
     """The L2 coefficient, of each parameter where they differ."""
-    mask, value = run.learner.decay_mask, run.learner.update.hyper(0).get("weight_decay", 0.0)
+    mask, hyper = run.learner.decay_mask, run.learner.update.hyper(0)
+    if "weight_decay" not in hyper:
+        raise UserError(
+            f"this method knows one weight decay for all parameters, not that of {run.learner.update.described()}: set method=deltagrad"
+        )
+    value = hyper["weight_decay"]
     return value if mask is None else value * mask
 
 

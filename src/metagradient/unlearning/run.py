@@ -220,12 +220,12 @@ def check(learner: Learner, batches: Batches) -> None:
         raise UserError(
             "a run with augmentation cannot be unlearned from: its draws change with the batch; leave it out"
         )
+    learner.configure_for(batches)
     if learner.update.average is not None:
         raise UserError("a run with averaged parameters cannot be unlearned from yet: set learner.average=null")
     t = next((t for t, size in enumerate(batch_sizes(batches.plan)) if size > 1), None)
     if t is None:
         return
-    learner.configure_for(batches)
     state = initial_state(learner)
     with run_mode(learner, batches):
         whole = batches(t).to(state.params.device, state.params.dtype)

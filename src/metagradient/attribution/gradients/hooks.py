@@ -58,6 +58,11 @@ class ExampleGradients:
     """
 
     def __init__(self, learner: Learner, state: TrainState) -> None:
+        if getattr(learner, "label_smoothing", 0):
+            raise UserError(
+                "influence functions read losses in evaluation mode, where labels are not smoothed, but the model was trained on "
+                "smoothed ones: set learner.label_smoothing=0, or ask for methods=[exact]"
+            )
         self.learner, self.state = learner, learner.update.read(state.detach())
         layout = learner.layout
         self.parameters: list[Parameter] = []

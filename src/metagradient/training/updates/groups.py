@@ -45,6 +45,8 @@ class Scheduled:
                 raise UserError(
                     f"{type(self.optimizer).__name__} has no setting '{name}' that may change: {', '.join(known)}"
                 )
+        if "momentum" in self.settings and known["momentum"] == 0:
+            raise UserError("a scheduled momentum needs an optimizer that keeps one: give it a momentum > 0, SGD(0.9)")
 
     def placed(self, names: Sequence[str], shapes: Sequence[torch.Size]) -> Scheduled:
         """With the optimizer placed."""
