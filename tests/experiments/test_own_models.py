@@ -145,6 +145,27 @@ def test_a_model_that_exists_is_asked_about_without_training(folder: Path) -> No
         assert len(run.err.strip().splitlines()) <= 2
 
 
+def test_runs_start_from_a_checkpoint(folder: Path) -> None:
+    """Zero steps of learning change nothing: the accuracy is that of the weights that were given."""
+    import theirs  # type: ignore[import-not-found]
+
+    net = theirs.Net((8, 8), 10)
+    with torch.no_grad():
+        net.body[3].bias.copy_(torch.eye(10)[3] * 100)  # says 3, always
+    save_file(net.state_dict(), folder / "three.safetensors")
+    still = ("learner.learning_rate=1e-12", "model._target_=theirs.Net", "checkpoint=three.safetensors")
+    done(run_in(folder, "selection", *QUICK, *still))
+    threes = mg.load(next(folder.glob("outputs/selection/*"))).data().test["y"] == 3
+    assert metrics(folder, "selection")["result/test_accuracy_all_data"] == pytest.approx(float(threes.float().mean()))
+
+
+def test_settings_that_a_lightning_module_does_not_read_are_refused(folder: Path) -> None:
+    for override in ("model=resnet9", "model.hidden=[8]", "learner=adam"):
+        run = run_in(folder, "selection", *QUICK, "learner._target_=theirs.Lit", override)
+        assert run.status == 2
+        assert "leave it out" in run.err
+
+
 def test_what_is_wrong_with_somebodys_package_is_one_line(folder: Path) -> None:
     cases = {
         "model._target_=theirs.Nett": "theirs.Nett cannot be imported",

@@ -156,6 +156,34 @@ def test_what_only_a_trainer_would_do_is_refused() -> None:
         trainer(Peeks()).fit(learner(), batches())
 
 
+def test_a_plain_module_and_an_unpacked_batch_are_told_what_to_do() -> None:
+    with pytest.raises(UserError, match=r"Lit is no Learner.*from_lightning"):
+        mg.metagradient(Lit(), batches(), mg.DataWeights(torch.ones(N)), mg.mean_loss(data()))  # type: ignore[arg-type]
+
+    def unpacks(module: Any, batch: Any) -> Tensor:
+        x, _ = batch
+        return x.sum(1)
+
+    def steps(module: Any, batch: Any) -> Tensor:
+        return module.training_step(batch, 0)
+
+    class Plain(lightning.LightningModule):
+        def __init__(self) -> None:
+            super().__init__()
+            self.a = nn.Linear(4, 2).double()
+
+        def training_step(self, batch: Any, batch_idx: int) -> Tensor:
+            return self.a(batch.x).mean()
+
+        def configure_optimizers(self) -> Any:
+            return torch.optim.SGD(self.parameters(), lr=0.1)
+
+    with pytest.raises(UserError, match=r"x, y = batch\.x, batch\.y"):
+        mg.Learner.from_lightning(Plain(), unpacks).probe(batches())
+    with pytest.raises(UserError, match=r"write losses\(batch\) -> \[B\]"):
+        mg.Learner.from_lightning(Plain(), steps).probe(batches())
+
+
 def test_resuming_with_another_update_is_refused(tmp_path: Path) -> None:
     def classifier(**settings: Any) -> mg.Classifier:
         torch.manual_seed(0)

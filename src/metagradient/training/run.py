@@ -75,6 +75,11 @@ def cast(batch: Batch, state: TrainState) -> Batch:
 @contextmanager
 def run_mode(learner: Model, batches: Batches) -> Iterator[None]:
     """Training mode for the length of a run; every module gets its own mode back afterwards."""
+    if not callable(getattr(learner, "probe", None)):
+        raise UserError(
+            f"{type(learner).__name__} is no Learner: a model goes into mg.Classifier(model), a LightningModule into "
+            "mg.Learner.from_lightning(module, losses)"
+        )
     with in_modes(modes_of(learner.modules())):
         learner.train()
         learner.probe(batches)
