@@ -28,7 +28,7 @@ USAGE = """usage: metagradient <experiment> [key=value ...]   run it
        metagradient <experiment> --help            its choices and settings
        metagradient <experiment> -m seed=0,1,2     run a sweep
        metagradient compare PATH...                runs side by side, over seeds
-       metagradient completion                     a script for your shell: eval "$(metagradient completion)"
+       metagradient completion [bash|zsh|fish]     a script for your shell: eval "$(metagradient completion)"
        metagradient --version
 """
 BAD_INPUT, FAILED, INTERRUPTED = 2, 1, 130
@@ -46,7 +46,10 @@ def main(argv: Sequence[str] | None = None) -> None:
     elif arguments[0] == "completion":
         from metagradient.cli.completion import script
 
-        print(script(list(experiments())))
+        try:
+            print(script(list(experiments()), *arguments[1:2]))
+        except UserError as error:
+            _stop(BAD_INPUT, "metagradient completion", str(error))
     elif arguments[0] == "compare":
         _compare(arguments[1:])
     elif arguments[0] in experiments():

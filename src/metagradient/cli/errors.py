@@ -67,6 +67,9 @@ def check_flags(arguments: Sequence[str]) -> None:
     for flag in unknown:
         if flag.startswith("-") and "=" in flag:
             raise UserError(f"no flag {flag!r}; a setting is written without dashes: {flag.lstrip('-')}")
+        follows = list(arguments)[list(arguments).index(flag) + 1 :][:1]
+        if flag.startswith("--") and follows and not follows[0].startswith("-") and "=" not in follows[0]:
+            raise UserError(f"no flag {flag!r}; settings are written key=value: {flag.lstrip('-')}={follows[0]}")
         nearest = _nearest(flag, known)
         raise UserError(f"no flag {flag!r}; did you mean {nearest}?" if nearest else f"no flag {flag!r}")
 
