@@ -96,8 +96,7 @@ def broken_at_step(step: int) -> mg.Batches:
 @pytest.mark.parametrize("step", [0, 2, 3])
 @pytest.mark.parametrize("plan", ["tape", "all"])
 def test_a_loss_that_is_not_finite_names_step_and_rows(plan: str, step: int) -> None:
-    rows = {0: "0, 1, 2, 9", 2: "2, 3, 4, 9", 3: "1, 0, 3, 9"}[step]
-    message = rf"^the training loss is nan at step {step} \(batch rows {rows}; learning rate 0\.3\)[^\n]*$"
+    message = rf"^the training loss is nan at step {step} \(x is not finite in rows 9; learning rate 0\.3\)[^\n]*$"
     with pytest.raises(NonFiniteLoss, match=message) as bare:
         mg.metagradient(learner(), broken_at_step(step), WEIGHTS, PHI, checkpoints=plan)
     assert bare.value.t == step

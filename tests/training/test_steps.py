@@ -176,10 +176,24 @@ def test_a_loss_that_is_not_finite_names_step_rows_and_rate() -> None:
     broken["x"][4] = float("nan")
     data = mg.Batches(broken, mg.given_plan([[0, 1], [2, 3], [5, 4], [6]]))
     with pytest.raises(
-        NonFiniteLoss, match=r"^the training loss is nan at step 2 \(batch rows 5, 4; [^\n]*0\.25\)"
+        NonFiniteLoss, match=r"^the training loss is nan at step 2 \(x is not finite in rows 4; [^\n]*0\.25\)"
     ) as e:
         mg.train(model, data)
     assert e.value.t == 2
+
+
+class Logarithms(mg.Classifier):
+    """Losses that are infinite for the example whose field `scale` is 0."""
+
+    def losses(self, batch: mg.Batch) -> Tensor:
+        return super().losses(batch) - batch.scale.log()
+
+
+def test_the_row_whose_own_loss_is_not_finite_is_named() -> None:
+    data = dict(DATA, scale=torch.ones(len(DATA["x"]), dtype=torch.float64))
+    data["scale"][5] = 0
+    with pytest.raises(NonFiniteLoss, match=r"is inf at step 1 \(batch rows 5; "):
+        mg.train(Logarithms(linear()), mg.Batches(data, mg.given_plan([[0, 1], [2, 5, 3]])))
 
 
 @pytest.mark.parametrize(

@@ -58,6 +58,19 @@ def test_the_trainer_records_the_same_bits() -> None:
     assert torch.equal(run.initial.params, truth.initial.params)
 
 
+def test_a_fit_of_other_batches_than_the_recorded_ones_is_refused() -> None:
+    from lightning import Trainer
+
+    every = mg.Batches(examples(), PLANS["holes"])
+    callback = RecordRun(every, torch.arange(N) > 3)
+    trainer = Trainer(
+        max_epochs=1, callbacks=[callback], logger=False, enable_checkpointing=False, enable_progress_bar=False,
+        enable_model_summary=False, accelerator="cpu", precision="64-true",
+    )  # fmt: skip
+    with pytest.raises(UserError, match=r"trainer\.fit\(learner, callback\.batches\)"):
+        trainer.fit(learner(), every)
+
+
 @pytest.mark.parametrize("window", [1, 7, 15, 60, 100])
 @pytest.mark.parametrize("place", ["memory", "pinned", "disk"])
 def test_windows_and_storages_give_back_what_was_put_in(window: int, place: str, tmp_path: Path) -> None:

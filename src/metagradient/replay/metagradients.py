@@ -136,8 +136,9 @@ def metagradient(
         for t in range(len(batches)):
             state = recording.enter(t, state)
             batch = cast(batches(t), state)
+            before = state
             state, loss, _ = step(learner, state, batch, t, recording.z, tape=recording.taping)
-            check_loss(loss, batch, t, learner)
+            check_loss(loss, batch, t, learner, before)
             if progress is not None:
                 progress("training", t + 1, len(batches))
         recording.finish(state)

@@ -6,6 +6,7 @@ import math
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 
+import torch
 from torch import Tensor
 
 from metagradient.errors import UserError
@@ -60,8 +61,9 @@ def train(
         z = [m.with_value(m.value.detach().to(state.params.device, state.params.dtype)) for m in z]
         for t in range(start, stop):
             batch = cast(batches(t), state)
+            before = state
             state, loss, _ = step(learner, state, batch, t, z)
-            check_loss(loss, batch, t, learner)
+            check_loss(loss, batch, t, learner, before)
             if progress is not None:
                 progress("training", t + 1 - start, stop - start)
     return state
@@ -86,16 +88,36 @@ def run_mode(learner: Model, batches: Batches) -> Iterator[None]:
         yield
 
 
-def check_loss(loss: Tensor, batch: Batch, t: int, learner: Model) -> None:
-    """Stop at the first loss that is not finite. On a GPU only every 50th step is looked at: each look is a sync."""
+def check_loss(loss: Tensor, batch: Batch, t: int, learner: Model, before: TrainState | None = None) -> None:
+    """Stop at the first loss that is not finite. On a GPU only every 50th step is looked at: each look is a sync.
+
+    Rows are named whose inputs are not finite, or whose own loss at the state `before` the step is not; else the batch's.
+    """
     if loss.is_cuda and t % 50:
         return
     value = loss.item() if loss.dim() == 0 else loss.sum().item()
     if math.isfinite(value):
         return
-    rows = ", ".join(str(i) for i in batch.index.flatten()[:8].tolist())
+    what, found = _culprits(batch, t, learner, before)
+    rows = ", ".join(str(i) for i in found[:8])
     raise NonFiniteLoss(
-        f"the training loss is {value} at step {t} (batch rows {rows}{', ...' if batch.index.numel() > 8 else ''}; "
-        f"learning rate {learner.update.schedule(t):.3g}): lower learner.learning_rate or look at these rows",
+        f"the training loss is {value} at step {t} ({what} {rows}{', ...' if len(found) > 8 else ''}; "
+        f"learning rate {float(learner.update.hyper(t)['learning_rate']):.3g}): lower learner.learning_rate or look at these rows",
         t,
     )
+
+
+def _culprits(batch: Batch, t: int, learner: Model, before: TrainState | None) -> tuple[str, list[int]]:
+    """In words what is wrong with which rows of the training set."""
+    whole = batch.index.flatten().tolist()
+    if batch.index.dim() == 1:
+        for name, field in batch.fields.items():
+            bad = ~field.isfinite().flatten(1).all(1) if field.is_floating_point() and field.dim() > 1 else None
+            if bad is not None and bool(bad.any()):
+                return f"{name} is not finite in rows", batch.index[bad.to(batch.index.device)].tolist()
+        if before is not None and before.params.dim() == 1 and bool(before.params.isfinite().all()):
+            with torch.no_grad(), learner.running(before.params, before.buffers, batch.seed, t):
+                bad = ~learner.losses(batch).isfinite()
+            if 0 < int(bad.sum()) < len(batch):
+                return "batch rows", batch.index[bad.to(batch.index.device)].tolist()
+    return "batch rows", whole

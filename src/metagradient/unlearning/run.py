@@ -161,6 +161,12 @@ class RecordRun(lightning.Callback):
             if module.step_count:
                 raise UserError("a resumed fit has no history of its first steps: fit from the start to record a run")
             self._initial = module.train_state
+            given = trainer.train_dataloader
+            if given is not self.batches and not torch.equal(getattr(given, "plan", torch.empty(0)), self.batches.plan):
+                raise UserError(
+                    "the fit reads other batches than the ones that are recorded, without the rows that are absent: "
+                    "trainer.fit(learner, callback.batches)"
+                )
 
     def on_train_batch_end(self, trainer: Any, module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
         if self.progress is not None:
