@@ -3,6 +3,7 @@
 from metagradient.data.augmentation import GaussianNoise, RandomShift
 from metagradient.data.corruption import LabelNoise, LabelTruth
 from metagradient.data.labelled_sentences import SentenceSplits, sentences
+from metagradient.data.own import array_file, image_folder, table_file, text_file
 from metagradient.data.sources import digits, hub
 from metagradient.data.splits import Splits
 from metagradient.data.tabular import a9a, covtype, rcv1
@@ -17,10 +18,14 @@ __all__ = [
     "Splits",
     "TextSplits",
     "a9a",
+    "array_file",
     "characters",
     "covtype",
     "digits",
     "hub",
+    "image_folder",
     "rcv1",
     "sentences",
+    "table_file",
+    "text_file",
 ]

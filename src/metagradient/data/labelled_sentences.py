@@ -56,10 +56,6 @@ def sentences(
     folder = Path(path).expanduser()
     if "/" in path and path.startswith((".", "/", "~")) and not folder.is_dir():
         raise FileNotFoundError(f"data.path={path} does not exist; give a local folder of parquet files or a hub name")
-    if words < 3:
-        raise ValueError(
-            f"data.words={words} leaves no word beside the padding and the unknown one: try data.words=2000"
-        )
     # nyu-mll/glue/sst2 names a configuration of a hub set; a folder holds the files themselves.
     owner, _, configuration = path.rpartition("/")
     hub = (owner, configuration) if path.count("/") == 2 else (path,)
@@ -71,18 +67,11 @@ def sentences(
     wanted: dict[str, int | None] = {"train": train, "validation": validation, "test": test}
     rows = {split: table.select(r.tolist()) for split, r in draw(len(table), wanted, seed, f"{path}").items()}
     said = {split: [str(s).split()[:length] for s in part["sentence"]] for split, part in rows.items()}
-    counts = Counter(word for sentence in said["train"] for word in sentence)
-    frequent = sorted(counts, key=lambda word: (-counts[word], word))[: words - 2]
-    vocabulary = ("", "?", *frequent)
-    place = {word: i for i, word in enumerate(vocabulary)}
-
-    def tokens(part: Sequence[Sequence[str]]) -> Tensor:
-        out = torch.full((len(part), length), PADDING)
-        for row, sentence in zip(out, part, strict=True):
-            row[: len(sentence)] = torch.tensor([place.get(word, UNKNOWN) for word in sentence], dtype=torch.long)
-        return out
-
-    tables = {split: {"x": tokens(said[split]), "y": torch.tensor(part["label"])} for split, part in rows.items()}
+    known = vocabulary(said["train"], words)
+    tables = {
+        split: {"x": tokens(said[split], known, length), "y": torch.tensor(part["label"])}
+        for split, part in rows.items()
+    }
     names = getattr(table.features["label"], "names", None) or sorted({str(c) for c in table["label"]})
     splits = SentenceSplits(
         folder.name,
@@ -91,8 +80,31 @@ def sentences(
         tables["test"],
         tuple(names),
         kind="text",
-        vocabulary=vocabulary,
+        vocabulary=known,
     )
     noisy = corrupt(splits, noise, seed)
     assert isinstance(noisy, SentenceSplits)
     return noisy
+
+
+def vocabulary(said: Sequence[Sequence[str]], words: int) -> tuple[str, ...]:
+    """The most frequent words of some texts, behind the padding and the unknown word.
+
+    Raises:
+        ValueError: no room for a word.
+    """
+    if words < 3:
+        raise ValueError(
+            f"data.words={words} leaves no word beside the padding and the unknown one: try data.words=2000"
+        )
+    counts = Counter(word for sentence in said for word in sentence)
+    return ("", "?", *sorted(counts, key=lambda word: (-counts[word], word))[: words - 2])
+
+
+def tokens(said: Sequence[Sequence[str]], known: Sequence[str], length: int) -> Tensor:
+    """Texts as places in a vocabulary, int64 [n, length], padded at their ends."""
+    place = {word: i for i, word in enumerate(known)}
+    out = torch.full((len(said), length), PADDING)
+    for row, sentence in zip(out, said, strict=True):
+        row[: len(sentence)] = torch.tensor([place.get(word, UNKNOWN) for word in sentence], dtype=torch.long)
+    return out

@@ -1,0 +1,92 @@
+"""Arrays of the user's own: x and y in an .npz or .safetensors file."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import torch
+from safetensors.numpy import load_file
+
+from metagradient.data.corruption import LabelNoise
+from metagradient.data.own.rows import NAMES, Shares, divide
+from metagradient.data.splits import Splits, corrupt, standardise
+
+
+def array_file(
+    path: str,
+    x: str = "x",
+    y: str = "y",
+    train: int | None = None,
+    validation: float = 0.1,
+    test: float = 0.2,
+    stratify: bool = False,
+    standardize: bool = False,
+    noise: LabelNoise | None = None,
+    seed: int = 0,
+) -> Splits:
+    """Inputs x [n, ...] and class numbers y [n] from one file. Bytes are divided by 255; [n, H, W(, C)] in bytes are images.
+
+    Args:
+        path: an .npz or .safetensors file.
+        x: the name of the inputs in it.
+        y: the name of the labels: integers, words or truth values; the classes are their sorted values.
+        train: as in `table_file`, like validation, test, stratify, noise and seed.
+        validation: see train.
+        test: see train.
+        stratify: see train.
+        standardize: mean 0 and variance 1 per channel, by the training rows.
+        noise: see train.
+        seed: see train.
+
+    Raises:
+        FileNotFoundError: no such file.
+        ValueError: names, shapes or numbers that do not fit.
+    """
+    file = Path(path).expanduser()
+    if not file.is_file():
+        raise FileNotFoundError(f"data.path={path} does not exist or is no file: give an .npz or .safetensors file")
+    held = _read(file)
+    for setting, name in (("data.x", x), ("data.y", y)):
+        if name not in held:
+            raise ValueError(f"{setting}={name}: no such array; there are: {', '.join(sorted(held))}")
+    inputs, labels = held[x], held[y]
+    if labels.ndim != 1 or len(labels) != len(inputs) or inputs.ndim < 2:
+        raise ValueError(
+            f"data.path={path}: x [n, ...] and y [n] are needed, not {list(inputs.shape)} and {list(labels.shape)}"
+        )
+    if labels.dtype.kind == "f" and (labels % 1 != 0).any():
+        raise ValueError(f"data.y={y} holds fractions, which are no classes")
+    names, numbers = np.unique(labels, return_inverse=True)
+    image = inputs.dtype == np.uint8 and inputs.ndim in (3, 4)
+    if inputs.dtype == np.uint8:
+        inputs = inputs.astype(np.float32) / 255
+    if not np.isfinite(inputs).all():
+        bad = np.flatnonzero(~np.isfinite(inputs.reshape(len(inputs), -1)).all(1))
+        raise ValueError(f"data.x={x} is not finite in {len(bad)} rows, {', '.join(map(str, bad[:5]))} among them")
+    if image and inputs.ndim == 3:
+        inputs = inputs[:, None]
+    elif image and inputs.shape[-1] in (1, 3, 4) and inputs.shape[1] not in (1, 3):
+        inputs = np.moveaxis(inputs, -1, 1)
+    rows = divide(numbers, Shares(train, validation, test, stratify, seed))
+    data, targets = (
+        torch.from_numpy(np.ascontiguousarray(inputs, dtype=np.float32)),
+        torch.from_numpy(numbers.astype(np.int64)),
+    )
+    tables = {name: {"x": data[rows[name]], "y": targets[rows[name]]} for name in NAMES}
+    kind = "image" if data.dim() == 4 and data.shape[1] in (1, 3) else "table"
+    classes = tuple(f"{name:g}" if isinstance(name, float | np.floating) else str(name) for name in names)
+    splits = Splits(file.name, tables["train"], tables["validation"], tables["test"], classes, kind=kind)  # type: ignore[arg-type]
+    return corrupt(standardise(splits) if standardize else splits, noise, seed)
+
+
+def _read(file: Path) -> dict[str, np.ndarray]:
+    try:
+        if file.suffix == ".npz":
+            with np.load(file, allow_pickle=False) as archive:
+                return {name: archive[name] for name in archive.files}
+        if file.suffix == ".safetensors":
+            return load_file(file)
+    except Exception as error:
+        raise ValueError(f"data.path={file} cannot be read: {str(error).splitlines()[0]}") from error
+    raise ValueError(f"data.path={file}: arrays are read from .npz and .safetensors files, not '{file.suffix}'")
