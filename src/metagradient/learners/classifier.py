@@ -63,7 +63,8 @@ class Classifier(ModelLearner):
 
     def _refuse_large(self, batches: Batches) -> None:
         """Labels beyond the model's outputs, of which it has as many as its last forward pass gave."""
-        highest = int(batches.examples["y"].max()) if self._outputs is not None else -1
+        y = batches.examples["y"]
+        highest = int(y.max()) if self._outputs is not None and isinstance(y, Tensor) else -1
         if self._outputs is not None and highest >= self._outputs:
             raise UserError(
                 f"labels go up to {highest}, but the model has {self._outputs} outputs, for classes 0 to {self._outputs - 1}: give "
@@ -92,12 +93,12 @@ def check_fields(examples: Fields) -> None:
             "Learner and read your own in losses(batch)"
         )
     x, y = examples["x"], examples["y"]
-    if y.dim() != 1 or y.is_floating_point() or y.is_complex():
+    if y.dim() != 1 or y.is_floating_point():
         hint = "y.argmax(1)" if y.dim() == 2 and y.shape[1] > 1 else "y.flatten().long()"
         raise UserError(
             f"labels must be class numbers [n], integers from 0, not {str(y.dtype).removeprefix('torch.')} {list(y.shape)}: give {hint}"
         )
-    if len(y) and int(y.min()) < 0:
+    if isinstance(y, Tensor) and len(y) and int(y.min()) < 0:
         low = int(y.min())
         raise UserError(
             f"labels must be class numbers from 0, and {int((y == low).sum())} are {low}: leave these rows out"

@@ -11,6 +11,7 @@ from torch import Tensor
 from metagradient.errors import UserError
 from metagradient.streams import Library
 from metagradient.training.random import generator
+from metagradient.training.sources import Source
 
 Fields = Mapping[str, Tensor]
 Augment = Callable[[dict[str, Tensor], torch.Generator], dict[str, Tensor]]
@@ -65,7 +66,8 @@ class Batches:
     """A training run's data: examples, an index plan and a seed. `batches(t)` is step t's batch.
 
     Attributes:
-        examples: fields of equal length n, for example {"x": [n, 28, 28], "y": [n]}.
+        examples: fields of equal length n, for example {"x": [n, 28, 28], "y": [n]}; given a map-style data set (or a
+            `Source` of one), columns whose rows are fetched when they are asked for.
         plan: int64 [T, B], rows padded with -1 (see `training.plans`).
         seed: of everything random inside a step: augmentation, dropout. Both are functions of (seed, t).
         augment: (fields of a batch, generator of that step) -> fields.
@@ -74,7 +76,13 @@ class Batches:
     `Trainer(max_epochs=1).fit(learner, batches)`, and it resumes in the middle exactly.
     """
 
-    def __init__(self, examples: Fields, plan: Tensor, seed: int = 0, augment: Augment | None = None) -> None:
+    def __init__(
+        self, examples: Fields | Source | Any, plan: Tensor, seed: int = 0, augment: Augment | None = None
+    ) -> None:
+        self.source: Source | None = None
+        if not isinstance(examples, Mapping):
+            self.source = examples if isinstance(examples, Source) else Source(examples, seed=int(seed))
+            examples = self.source.columns()
         lengths = {name: len(field) for name, field in examples.items()}
         if not lengths or len(set(lengths.values())) != 1:
             raise UserError(f"examples need one or more fields of equal length, not {lengths}")
@@ -88,7 +96,7 @@ class Batches:
         self.plan = plan
         self._start = 0
         # A full-batch plan has one row for all steps: gather it once (unless an augmentation may write into it).
-        self._constant = plan.stride(0) == 0 and len(plan) > 1 and augment is None
+        self._constant = plan.stride(0) == 0 and len(plan) > 1 and augment is None and self.source is None
         self._cache: tuple[Tensor, dict[str, Tensor]] | None = None
 
     def __len__(self) -> int:
@@ -108,6 +116,8 @@ class Batches:
         index = self.plan[t]
         if bool((index < 0).any()):
             index = index[index >= 0]
+        if self.source is not None:
+            return index, self.source.fetch(index.tolist(), t) if len(index) else self._none()
         if self._constant and torch.equal(index, torch.arange(self.n_examples, device=index.device)):
             fields = self.examples  # the whole data set in order: nothing to gather
         else:
@@ -116,6 +126,10 @@ class Batches:
             self._cache = index, fields
         return index, fields
 
+    def _none(self) -> dict[str, Tensor]:
+        """The fields of no rows."""
+        return {name: torch.empty(0, *x.shape[1:], dtype=x.dtype) for name, x in self.examples.items()}
+
     def __iter__(self) -> Iterator[Batch]:
         start, self._start = self._start, 0
         for t in range(start, len(self)):
@@ -123,6 +137,8 @@ class Batches:
 
     def to(self, device: torch.device | None = None, dtype: torch.dtype | None = None) -> Batches:
         """The same batches from examples on `device`, floating-point fields as `dtype`."""
+        if self.source is not None:
+            return self  # rows are moved batch by batch
         examples = {k: _cast(v, device, dtype) for k, v in self.examples.items()}
         return Batches(examples, self.plan, self.seed, self.augment)
 
