@@ -74,7 +74,8 @@ class Classifier(ModelLearner):
     def losses(self, batch: Batch) -> Tensor:
         # Class by class: a softmax along rows of B numbers, and products that fold when many cotangents are pulled.
         log_probabilities = F.log_softmax(self.model(batch.x).T, dim=0)
-        self._outputs = len(log_probabilities)
+        if self._outputs is None:
+            self._outputs = len(log_probabilities)
         losses = -log_probabilities.gather(0, batch.y.long().unsqueeze(0)).squeeze(0)
         if self.training and self.label_smoothing:
             return (1 - self.label_smoothing) * losses - self.label_smoothing * log_probabilities.mean(dim=0)

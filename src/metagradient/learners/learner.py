@@ -89,6 +89,7 @@ class Learner(TrainerHooks):
         self._decay_mask: Tensor | None = None
         self._placed: tuple[Optimizer, Optimizer] | None = None
         self._needs: Needs | None = None
+        self.tried: set[frozenset[str]] = set()  # kinds of metaparameters through which a step's adjoint was tried
         self._resume, self._computing, self._fitting = None, 0, False
         self._configure = None
         self._configured_for: Run | None = None
@@ -178,7 +179,8 @@ class Learner(TrainerHooks):
     @contextmanager
     def _computing_with(self, params: Tensor, buffers: Tensor) -> Iterator[None]:
         """Inside, the modules hold these vectors, and blocks checkpointed there hold them again when they run again."""
-        self._computing += 1
+        own = self.__dict__  # nn.Module.__setattr__ would take some microseconds of every step
+        own["_computing"] += 1
         try:
             with (
                 default_dtype(params.dtype),
@@ -190,7 +192,7 @@ class Learner(TrainerHooks):
             ):
                 yield
         finally:
-            self._computing -= 1
+            own["_computing"] -= 1
 
     @contextmanager
     def evaluating(self, state: TrainState) -> Iterator[Self]:
@@ -263,6 +265,7 @@ class Learner(TrainerHooks):
         trainable = dict.fromkeys(id(p) for p in self.parameters() if p.requires_grad)
         if self._layout is not None and list(trainable) != self._layout.identities():
             self._layout = self._decay_mask = self._placed = self._needs = None
+            self.tried = set()
 
     @property
     def needs(self) -> Needs:

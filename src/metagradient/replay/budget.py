@@ -73,8 +73,8 @@ def available_bytes(device: torch.device) -> int:
 def measure(learner: Learner, batches: Batches, state: TrainState, z: Sequence[Metaparameter], first: int) -> Footprint:
     """Bytes that one more taped step keeps alive: the storages that two taped steps save, less those of one.
 
-    Both are the step with the largest batch, since others may be short or empty. They are also pulled through once, so
-    that what cannot be differentiated twice is refused here.
+    Both are the step with the largest batch, since others may be short or empty. The second is also pulled through, the first
+    time that a learner is replayed, so that what cannot be differentiated twice is refused here.
     """
     rows = batches.plan[first:]
     t = first if rows.stride(0) == 0 else first + int((rows >= 0).sum(dim=1).argmax())
@@ -89,12 +89,17 @@ def measure(learner: Learner, batches: Batches, state: TrainState, z: Sequence[M
 
     leaves = tuple(m.leaf(state.params) for m in z)
     batch, start = cast(batches(t), state), state.leaf()
-    current, sizes = start, [0]
+    current, between, sizes = start, start, [0]
     with watching_saved_tensors(keep):
         for _ in range(2):
+            between = current
             current, _, _ = step(learner, current, batch, t, leaves, tape=True)
             sizes.append(total())
-    refuse_undifferentiable(learner, batch, state, [*start.tensors(), *(m.value for m in leaves)], current.tensors())
+    kinds = frozenset(type(m).__name__ for m in z)
+    if kinds not in learner.tried:
+        differentiable = [x for x in between.tensors() if x.requires_grad]
+        refuse_undifferentiable(learner, batch, state, [*differentiable, *(m.value for m in leaves)], current.tensors())
+        learner.tried.add(kinds)
     return Footprint(state.nbytes, max(sizes[2] - sizes[1], state.nbytes) + _GRAPH_BYTES)
 
 

@@ -50,7 +50,7 @@ class _SeesFunctions(TorchFunctionMode):
         self.replaced = False
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        self.replaced = self.replaced or replaced(func)
+        self.replaced = self.replaced or replaced(func, args, kwargs or {})
         if func in _TO_NUMBERS and isinstance(args[0], Tensor) and args[0].requires_grad:
             raise UserError(
                 f"losses() take a number off a tensor that depends on the parameters (.{func.__name__}()), so its derivative "

@@ -11,7 +11,8 @@ They are replaced by what a model calls, not by its modules' classes, so that it
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+import inspect
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -31,8 +32,11 @@ class Substitutes(TorchFunctionMode):
         return SUBSTITUTES.get(func, func)(*args, **(kwargs or {}))
 
 
-def replaced(func: Callable[..., Any]) -> bool:
-    """Whether `Substitutes` computes this function by another formula."""
+def replaced(func: Callable[..., Any], args: Sequence[Any], kwargs: Mapping[str, Any]) -> bool:
+    """Whether `Substitutes` computes this call by another formula."""
+    if func is F.embedding:
+        given = inspect.signature(_embedding).bind(*args, **kwargs).arguments
+        return any(given.get(name) for name in ("max_norm", "scale_grad_by_freq", "sparse"))
     return func in SUBSTITUTES
 
 
