@@ -141,6 +141,17 @@ def test_random_transforms_are_functions_of_seed_step_and_row() -> None:
     torch.testing.assert_close(tape, replayed, rtol=1e-4, atol=1e-6)
 
 
+def test_what_needs_tensors_says_so() -> None:
+    from metagradient.evaluation import run_digest
+    from metagradient.unlearning import record
+
+    batches = mg.Batches(TensorDataset(data()["x"], data()["y"]), plan())
+    with pytest.raises(UserError, match="needs the examples as tensors"):
+        record(learner(), batches)
+    with pytest.raises(UserError, match="needs the examples as tensors"):
+        run_digest(learner(), batches, data())
+
+
 def test_data_sets_that_cannot_be_replayed_are_refused() -> None:
     with pytest.raises(UserError, match="another one when it is read again"):
         mg.Batches(Counting(), plan())

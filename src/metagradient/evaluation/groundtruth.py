@@ -223,7 +223,7 @@ def run_digest(learner: Learner, batches: Batches, queries: Fields, weights: Ten
     ]
     parts = {"plan": batches.plan, "weights": weights, "decay": learner.decay_mask}
     parts |= dict(zip(start.names(), start.tensors(), strict=True)) | _constants(learner)
-    tensors = (*batches.examples.items(), *queries.items(), *parts.items())
+    tensors = (*batches.held().items(), *queries.items(), *parts.items())
     return digest("\n".join(words), *named_tensors((name, x) for name, x in tensors if x is not None))[:24]
 
 

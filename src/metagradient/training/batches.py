@@ -126,6 +126,18 @@ class Batches:
             self._cache = index, fields
         return index, fields
 
+    def held(self) -> Fields:
+        """The examples as tensors.
+
+        Raises:
+            UserError: they are rows of a data set.
+        """
+        if self.source is not None:
+            raise UserError(
+                "this needs the examples as tensors, and these batches read rows of a data set: Batches({'x': x, 'y': y}, plan)"
+            )
+        return self.examples
+
     def _none(self) -> dict[str, Tensor]:
         """The fields of no rows."""
         return {name: torch.empty(0, *x.shape[1:], dtype=x.dtype) for name, x in self.examples.items()}

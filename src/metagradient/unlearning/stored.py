@@ -130,7 +130,7 @@ def made_by(learner: Learner, batches: Batches, initial: TrainState) -> dict[str
         "precision": str(initial.params.dtype).removeprefix("torch."),
         "first parameters": _sum(initial.params),
         "order of batches": _sum(plan),
-        "data": " ".join(f"{name} {list(x.shape)} {_sum(x)}" for name, x in sorted(batches.examples.items())),
+        "data": " ".join(f"{name} {list(x.shape)} {_sum(x)}" for name, x in sorted(batches.held().items())),
     }
 
 
