@@ -166,6 +166,25 @@ def test_settings_that_a_lightning_module_does_not_read_are_refused(folder: Path
         assert "leave it out" in run.err
 
 
+def test_another_optimizer_takes_the_place_of_the_one_that_is_there(folder: Path) -> None:
+    group = "{_target_: metagradient.training.Group, names: '*', optimizer: {_target_: metagradient.training.Lion}, rate: 0.1}"
+    done(
+        run_in(
+            folder,
+            "selection",
+            *QUICK,
+            f"learner.optimizer={{_target_: metagradient.training.Groups, groups: [{group}]}}",
+            "learner.clip_norm=1.0",
+            "learner.average=0.9",
+            "learner.micro_batch=20",
+            "learner.label_smoothing=0.1",
+        )
+    )
+    saved = mg.load(next(folder.glob("outputs/selection/*")))
+    assert saved.config.learner.optimizer.groups[0].optimizer._target_ == "metagradient.training.Lion"
+    assert "momentum" not in saved.config.learner.optimizer
+
+
 def test_what_is_wrong_with_somebodys_package_is_one_line(folder: Path) -> None:
     cases = {
         "model._target_=theirs.Nett": "theirs.Nett cannot be imported",

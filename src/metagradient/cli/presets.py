@@ -13,12 +13,20 @@ def with_own_model(arguments: Sequence[str]) -> list[str]:
 
     Without it the settings of the default model would be handed to somebody else's class.
     """
+    arguments = [part for item in arguments for part in _replacing(item)]
     given = [item.partition("=")[0] for item in arguments]
     if not any(key.lstrip("+") == "model._target_" for key in given) or "model" in given:
         return list(arguments)
     free = [f"++{item}" if key.startswith("model.") else item for item, key in zip(arguments, given, strict=True)]
     first = next(i for i, key in enumerate(given) if key.lstrip("+").startswith("model."))
     return [*free[:first], "model=custom", *free[first:]]
+
+
+def _replacing(item: str) -> list[str]:
+    """`key={_target_: ...}` puts another object in the place of the one that is there, whose settings are not its own."""
+    key, equals, value = item.partition("=")
+    whole = equals and value.replace(" ", "").startswith("{_target_:") and value.endswith("}") and key[:1].isalpha()
+    return [f"{key}=null", item] if whole and "," not in value.rpartition("}")[2] else [item]
 
 
 def with_preset(name: str, arguments: Sequence[str]) -> list[str]:
