@@ -23,7 +23,7 @@ WRONG = [
     ("poisoning", ["method=sign"], "no option 'sign'", "method=signs"),
     ("poisoning", ["-m", "shares=[0.01],3"], "expected a list, got '3'", "shares=[3]"),
     ("selection", ["+trainer.max_epochs=3"], "the plan holds the epochs", "learner.epochs"),
-    ("unlearning", ["+trainer.gradient_clip_val=1"], "trainer.gradient_clip_val=1 cannot be set", "does not clip"),
+    ("unlearning", ["+trainer.gradient_clip_val=1"], "trainer.gradient_clip_val=1 cannot be set", "learner.clip_norm"),
     ("attribution", ["trainer.precision=bf16-mixed"], "in low precision are wrong", "trainer.precision=32-true"),
     ("schedule", ["learner.schedule=cosin"], "learner.schedule=cosin", "cosine"),
     ("schedule", ["method.metasteps=ten"], "expected a number, got 'ten'", "method.metasteps=30"),
