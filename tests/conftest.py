@@ -1,6 +1,7 @@
 """One thread, quiet logs, and the machine's devices: what every test shares."""
 
 import logging
+import os
 from collections.abc import Iterator
 
 import pytest
@@ -21,6 +22,11 @@ _SAID_OFTEN = (
     "is smaller than the logging interval",
     ".max_epochs. was not set",
 )
+
+
+def pytest_xdist_auto_num_workers(config: pytest.Config) -> int:
+    """One process more than cores: tests that kill, wait and read leave a quarter of a core idle."""
+    return (os.cpu_count() or 1) + 1
 
 
 def pytest_configure(config: pytest.Config) -> None:

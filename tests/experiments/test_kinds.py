@@ -89,7 +89,10 @@ def files(tmp_path_factory: pytest.TempPathFactory) -> object:
     return folder
 
 
-@pytest.mark.parametrize("kind", KINDS)
+TWICE = ("rcv1", "cifar10")  # a third table, a second set of images: their readers have tests of their own
+
+
+@pytest.mark.parametrize("kind", [pytest.param(k, marks=pytest.mark.slow) if k in TWICE else k for k in KINDS])
 @pytest.mark.parametrize("experiment", EXPERIMENTS)
 def test_each_experiment_on_each_kind_of_data(
     tmp_path: Path,
