@@ -29,6 +29,7 @@ def test_other_packages_agree_where_installed(package: str) -> None:
     assert float((ours - theirs).norm() / ours.norm()) < 1e-4
 
 
+@pytest.mark.slow  # half a minute of cold compilation
 def test_a_compiled_contender_computes_the_same_metagradient() -> None:
     if not can_compile():
         pytest.skip("no C++ compiler on this machine")

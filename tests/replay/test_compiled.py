@@ -64,6 +64,7 @@ def test_central_differences_of_compiled_trainings() -> None:
     assert_slope(mg.metagradient(learner, data, z, phi)["weights"], learner, data, z, "weights", phi)
 
 
+@pytest.mark.slow  # half a minute of cold compilation
 def test_batch_norm_statistics_carry_gradient() -> None:
     """The objective reads running statistics, which the steps wrote."""
     data, z, phi = batches(IMAGES, EVEN), [KINDS["weights"].ours], mg.mean_loss(HELD_OUT_IMAGES)
@@ -78,6 +79,7 @@ def test_batch_norm_statistics_carry_gradient() -> None:
     assert_slope(results[0], learner(False), data, z, "weights", phi)  # plain steps: no second graph to compile
 
 
+@pytest.mark.slow  # half a minute of cold compilation
 def test_language_model_with_frozen_weights() -> None:
     """Attention, tokens, and adapters on a frozen base; learners that differ in the base share the graphs."""
     z, phi = [KINDS["weights"].ours], mg.mean_loss(token_batches(5, seed=9))
