@@ -8,6 +8,7 @@ import subprocess
 import sys
 import types
 from collections.abc import Iterator
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -38,9 +39,18 @@ ABOVE_THE_FACE = {"studies"}
 LIGHT = {*sys.stdlib_module_names, "metagradient"}
 
 
-def imports(path: Path, package: str, *, at_once: bool = False) -> Iterator[str]:
+def imports(path: Path, package: str, *, at_once: bool = False) -> tuple[str, ...]:
     """Dotted names that a file imports, lazily and for types included; `at_once`: those that importing it imports."""
-    nodes: list[ast.AST] = [ast.parse(path.read_text(encoding="utf-8"))]
+    return _imports(path.read_text(encoding="utf-8"), package, at_once)
+
+
+@cache
+def _imports(text: str, package: str, at_once: bool) -> tuple[str, ...]:
+    return tuple(_walk(text, package, at_once))
+
+
+def _walk(text: str, package: str, at_once: bool) -> Iterator[str]:
+    nodes: list[ast.AST] = [ast.parse(text)]
     while nodes:
         node = nodes.pop()
         if at_once and isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.Lambda):
@@ -94,9 +104,14 @@ def arrows_up(source: Path) -> list[str]:
 
 
 def _reads_the_face(path: Path) -> bool:
+    return _has_the_face(path.read_text(encoding="utf-8"))
+
+
+@cache
+def _has_the_face(text: str) -> bool:
     return any(
         isinstance(node, ast.Import) and any(alias.name == "metagradient" for alias in node.names)
-        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8")))
+        for node in ast.walk(ast.parse(text))
     )
 
 
