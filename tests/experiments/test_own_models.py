@@ -22,10 +22,14 @@ from torch.optim.lr_scheduler import OneCycleLR
 import metagradient as mg
 
 
+BUILT = []
+
+
 class Net(nn.Module):
     def __init__(self, input_shape, classes, width=12):
         super().__init__()
         torch.manual_seed(0)
+        BUILT.append(("Net", width))
         size = torch.Size(input_shape).numel()
         self.body = nn.Sequential(nn.Flatten(), nn.Linear(size, width), nn.GELU(), nn.Linear(width, classes))
 
@@ -36,6 +40,7 @@ class Net(nn.Module):
 class Lit(lightning.LightningModule):
     def __init__(self, classes, width=12):
         super().__init__()
+        BUILT.append(("Lit", width))
         self.body = nn.Sequential(nn.Flatten(), nn.Linear(64, width), nn.GELU(), nn.Linear(width, classes))
 
     def forward(self, x):
@@ -57,6 +62,7 @@ class Own(mg.Classifier):
     """A Learner with another loss."""
 
     def losses(self, batch):
+        BUILT.append("losses")
         return F.cross_entropy(self(batch.x), batch.y, reduction="none", label_smoothing=0.1)
 
 
@@ -84,15 +90,19 @@ def done(run: Done) -> None:
 
 
 @pytest.mark.parametrize(
-    "overrides",
+    ("overrides", "built"),
     [
-        ("model._target_=theirs.Net", "model.width=10"),
-        ("learner._target_=theirs.Lit", "+learner.arguments.width=10"),
-        ("learner._target_=theirs.Own", "model._target_=theirs.Net"),
+        (("model._target_=theirs.Net", "model.width=10"), {("Net", 10)}),
+        (("learner._target_=theirs.Lit", "+learner.arguments.width=10"), {("Lit", 10)}),
+        (("learner._target_=theirs.Own", "model._target_=theirs.Net"), {("Net", 12), "losses"}),
     ],
 )
-def test_selection_trains_somebody_elses_model(folder: Path, overrides: tuple[str, ...]) -> None:
+def test_selection_trains_somebody_elses_model(folder: Path, overrides: tuple[str, ...], built: set[object]) -> None:
+    import theirs  # type: ignore[import-not-found]
+
+    theirs.BUILT.clear()
     done(run_in(folder, "selection", *QUICK, *overrides))
+    assert set(theirs.BUILT) == built  # theirs and no other, at their width
     found = metrics(folder, "selection")
     assert 0 < found["result/test_accuracy"] <= 1
     (rows,) = folder.glob("outputs/selection/*/artifacts/selection.csv")

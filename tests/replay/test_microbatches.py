@@ -108,10 +108,6 @@ class Drawing(mg.Classifier):
         return super().losses(batch) * torch.rand(len(batch))
 
 
-class PairData(mg.ContrastiveLearner):
-    pass
-
-
 def test_what_micro_batches_would_change_is_refused() -> None:
     images, rows = examples(shape=(1, 4, 4)), batches(DATA)
     for size in (1, 2):
