@@ -396,6 +396,11 @@ def test_an_integer_buffer_that_changes_is_named() -> None:
     assert "change 'model.seen'" in refusal(CountsWords(), normal(N, 5))
 
 
+def test_a_buffer_written_under_no_grad_is_named() -> None:
+    model = nn.Sequential(nn.utils.parametrizations.spectral_norm(nn.Linear(5, 4)), nn.Tanh(), nn.Linear(4, 3))
+    assert "_u' under torch.no_grad()" in refusal(model, normal(N, 5))
+
+
 def test_max_norm_is_named() -> None:
     model = nn.Sequential(nn.Embedding(7, 4, max_norm=1.0), nn.Flatten(), nn.Linear(20, 3))
     assert "max_norm rescales its weight in place" in refusal(model, words())
