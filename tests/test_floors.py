@@ -275,6 +275,13 @@ def test_a_heavy_command_line_is_seen(copy: Path, line: str) -> None:
     assert heavy(copy)
 
 
+def test_data_sets_are_named_without_what_a_few_of_them_read_with() -> None:
+    """pandas, datasets and scikit-learn are seconds of import that a run on something else need not pay."""
+    code = "import metagradient.data, sys; print(*{'pandas', 'datasets', 'sklearn'} & {*sys.modules})"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.split() == []
+
+
 def test_file_names_shadow_nothing_of_the_standard_library() -> None:
     """`python experiments/<name>.py` puts its folder first on the path."""
     taken = [path.name for path in (ROOT / "experiments").glob("*.py") if path.stem in sys.stdlib_module_names]

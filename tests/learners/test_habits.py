@@ -9,6 +9,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from lightning.pytorch.callbacks import ModelCheckpoint, StochasticWeightAveraging, WeightAveraging
+from lightning.pytorch.loggers import CSVLogger
 from torch import Tensor, nn
 from torch.optim.lr_scheduler import LambdaLR, StepLR
 
@@ -220,11 +221,12 @@ def test_an_adopted_module_goes_to_other_processes() -> None:
 def test_a_learners_own_optimizer_takes_rates_but_no_decay() -> None:
     class Own(mg.Classifier):
         def configure_optimizers(self) -> Any:
-            return torch.optim.SGD(self.parameters(), lr=0.1, momentum=0.9)
+            return torch.optim.SGD(self.parameters(), lr=0.3, momentum=0.9)
 
-    run = Own(nn.Linear(4, 2).double(), learning_rate=0.7)
-    run.probe(batches())
-    assert run.schedule(0) == 0.7
+    for rate in (0.7, 0.1):
+        run = Own(nn.Linear(4, 2).double(), learning_rate=rate)
+        run.probe(batches())
+        assert run.schedule(0) == rate
     assert run.update.hyper(0)["momentum"] == 0.9
     with pytest.raises(UserError, match="decides the decay"):
         Own(nn.Linear(4, 2), decay=lambda name, shape: True)
@@ -268,6 +270,52 @@ def test_examples_that_see_each_other_are_found() -> None:
     ordered = {name: field[order] for name, field in ordered.items()}
     with run.evaluating(mg.initial_state(run)):
         assert float(mg.mean_loss(ordered, chunk=10)(run)) == pytest.approx(float(mg.mean_loss(ordered)(run)))
+
+
+def test_an_update_is_described_alike_in_every_process() -> None:
+    def described() -> str:
+        momentum = mg.Scheduled(mg.SGD(0.9), {"momentum": lambda t: 0.9})
+        groups = mg.Groups([mg.Group(lambda name, shape: True, momentum, lambda t: 0.5)])
+        return mg.Classifier(nn.Linear(4, 2), groups).update.described()
+
+    assert described() == described()
+    assert " at 0x" not in described()
+
+
+def test_an_optimizer_that_is_none_of_torchs_is_refused_before_it_moves_anything() -> None:
+    class Moves(torch.optim.SGD):
+        def step(self, closure: Any = None) -> None:
+            for group in self.param_groups:
+                for p in group["params"]:
+                    p.data.add_(1)
+
+    class Moving(Lit):
+        def configure_optimizers(self) -> Any:
+            return Moves(self.parameters(), lr=0.1)
+
+    module = Moving()
+    before = module.a.weight.clone()
+    with pytest.raises(UserError, match="Moves has no differentiable rule"):
+        mg.Learner.from_lightning(module).probe(batches())
+    assert torch.equal(module.a.weight, before)
+
+
+def test_logs_of_a_part_of_a_batch_are_left_out_and_told(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    class Tells(Lit):
+        def losses(self, batch: Batch) -> Tensor:
+            found = super().losses(batch)
+            self.log("mine", found.mean())
+            return found
+
+    def logged(**settings: Any) -> str:
+        folder = tmp_path / str(len(settings))
+        run = mg.Learner.from_lightning(Tells(), **settings)
+        trainer(logger=CSVLogger(folder, name="", version=""), log_every_n_steps=1).fit(run, batches())
+        return (folder / "metrics.csv").read_text().splitlines()[0]
+
+    assert "mine" in logged()
+    assert "mine" not in logged(micro_batch=2)
+    assert "left out with micro_batch" in caplog.text
 
 
 def test_a_momentum_that_is_not_kept_cannot_be_scheduled() -> None:

@@ -28,7 +28,7 @@ class Classifier(ModelLearner):
         self,
         model: nn.Module,
         optimizer: Optimizer | None = None,
-        learning_rate: float | Schedule = 0.1,
+        learning_rate: float | Schedule | None = None,
         *,
         label_smoothing: float = 0.0,
         **settings: Any,

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import logging
 import warnings
 from collections.abc import Sequence
+from functools import cache
 from typing import Any
 
 import lightning
@@ -50,8 +52,14 @@ class TrainerHooks(lightning.LightningModule):
         return super().configure_callbacks()
 
     def log(self, *args: Any, **kwargs: Any) -> None:
-        """As ever; inside losses, in the steps of a fit only, and not when they are probed or replayed."""
-        if not self._computing or self._fitting:
+        """As ever; inside losses, in the steps of a fit only, and not when they are probed or replayed.
+
+        Micro-batches have no value of the whole batch to log, so theirs are left out, which is said once.
+        """
+        learner: Any = self  # a Learner, which stands on this class
+        if self._computing and learner.micro_batches is not None:
+            _say_once("self.log inside losses is left out with micro_batch, where it would tell of a part of the batch")
+        elif not self._computing or self._fitting:
             super().log(*args, **kwargs)
 
     @property
@@ -159,6 +167,11 @@ class TrainerHooks(lightning.LightningModule):
             state = TrainState.of(checkpoint["train_state"])
             self._resume = state, int(checkpoint["step_count"]), checkpoint.get("update")
         super().on_load_checkpoint(checkpoint)
+
+
+@cache
+def _say_once(sentence: str) -> None:
+    logging.getLogger(__name__).warning("%s", sentence)
 
 
 def refuse_flags(trainer: lightning.Trainer) -> None:

@@ -38,7 +38,7 @@ class Learner(TrainerHooks):
 
     Args:
         optimizer: an `Optimizer` (SGD by default).
-        learning_rate: a number or a schedule, a function of the step.
+        learning_rate: a number or a schedule, a function of the step (0.1 by default; a `configure_optimizers` of the class has its own).
         normalize: the weighted mean loss divides by the batch size ("batch") or by the weight sum ("kept").
         decay: which parameters the weight decay touches: a function of name and shape (None: all).
         clip_norm, clip_value: bounds on the gradient's norm and on each coordinate before the optimizer gets it (`Update`).
@@ -53,7 +53,7 @@ class Learner(TrainerHooks):
     def __init__(
         self,
         optimizer: Optimizer | None = None,
-        learning_rate: float | Schedule = 0.1,
+        learning_rate: float | Schedule | None = None,
         *,
         normalize: Literal["batch", "kept"] = "batch",
         decay: Callable[[str, torch.Size], bool] | None = None,
@@ -66,7 +66,9 @@ class Learner(TrainerHooks):
         super().__init__()
         self._configure: Callable[[], Any] | None
         settings = StepSettings(normalize, decay, clip_norm, clip_value, average, micro_batch, compiled)
-        self._set_up(settings, SGD() if optimizer is None else optimizer, learning_rate)
+        self._set_up(
+            settings, SGD() if optimizer is None else optimizer, 0.1 if learning_rate is None else learning_rate
+        )
         if type(self).configure_optimizers is not TrainerHooks.configure_optimizers:
             if optimizer is not None:
                 raise UserError(
@@ -74,7 +76,7 @@ class Learner(TrainerHooks):
                 )
             if decay is not None:
                 raise UserError(f"{type(self).__name__} has a configure_optimizers of its own, which decides the decay")
-            self._own_rates = learning_rate == 0.1  # the default; another one takes the place of its own
+            self._own_rates = learning_rate is None
             self._configure = partial(type(self).configure_optimizers, self)
 
     def _set_up(self, settings: StepSettings, optimizer: Optimizer, learning_rate: float | Schedule) -> None:
@@ -105,7 +107,7 @@ class Learner(TrainerHooks):
         eps_root: float = 1e-8,
         **settings: Any,
     ) -> Learner:
-        """An existing `LightningModule` as a learner: the same object, with its parameters, hooks and validation.
+        """An existing `LightningModule` as a learner: the same object, with its parameters, validation and checkpoints.
 
         Its `configure_optimizers` is translated when a run's length is known, at the start of the run (`translate`); its
         `training_step` is not used.
@@ -280,7 +282,7 @@ class ModelLearner(Learner):
         self,
         model: nn.Module,
         optimizer: Optimizer | None = None,
-        learning_rate: float | Schedule = 0.1,
+        learning_rate: float | Schedule | None = None,
         **settings: Any,
     ) -> None:
         super().__init__(optimizer, learning_rate, **settings)

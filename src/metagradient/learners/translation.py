@@ -142,6 +142,8 @@ def _table(optimizer: torch.optim.Optimizer, schedulers: Sequence[Settings], run
     """[steps][groups]: each group's settings at each step."""
     for config in schedulers:
         _refuse_scheduler(config, run)
+    for group in optimizer.param_groups:
+        _rule(type(optimizer), _settings(group), 0.0)  # refuses what is none of torch's before it is stepped
     optimizer.zero_grad(set_to_none=True)  # nothing moves
     rows = []
     for t in range(run.steps):

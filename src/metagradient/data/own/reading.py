@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable
 from difflib import get_close_matches
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import pandas as pd
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 log = logging.getLogger(__name__)
 
@@ -17,6 +18,7 @@ _MOST_CLASSES = 1000
 
 
 def _libsvm(path: Path) -> pd.DataFrame:
+    import pandas as pd
     from sklearn.datasets import load_svmlight_file
 
     x, y = load_svmlight_file(str(path))
@@ -25,15 +27,19 @@ def _libsvm(path: Path) -> pd.DataFrame:
     return frame
 
 
-_READERS: dict[str, Callable[[Path], pd.DataFrame]] = {
-    ".csv": lambda path: pd.read_csv(path),
-    ".tsv": lambda path: pd.read_csv(path, sep="\t"),
-    ".parquet": lambda path: pd.read_parquet(path),
-    ".jsonl": lambda path: pd.read_json(path, lines=True),
-    ".ndjson": lambda path: pd.read_json(path, lines=True),
-    ".libsvm": _libsvm,
-    ".svm": _libsvm,
-}
+_ENDINGS = (".csv", ".tsv", ".parquet", ".jsonl", ".ndjson", ".libsvm", ".svm")
+
+
+def _read(file: Path, ending: str) -> pd.DataFrame:
+    import pandas as pd  # a third of a second that other data need not pay
+
+    if ending in (".libsvm", ".svm"):
+        return _libsvm(file)
+    if ending == ".parquet":
+        return pd.read_parquet(file)
+    if ending in (".jsonl", ".ndjson"):
+        return pd.read_json(file, lines=True)
+    return pd.read_csv(file, sep="\t" if ending == ".tsv" else ",")
 
 
 def read_frame(path: str) -> pd.DataFrame:
@@ -45,14 +51,14 @@ def read_frame(path: str) -> pd.DataFrame:
     """
     file = Path(path).expanduser()
     if not file.is_file():
-        raise FileNotFoundError(f"data.path={path} does not exist or is no file: give a {', '.join(_READERS)} file")
+        raise FileNotFoundError(f"data.path={path} does not exist or is no file: give a {', '.join(_ENDINGS)} file")
     suffix = next((s for s in reversed(file.suffixes) if s not in (".gz", ".bz2", ".xz", ".zst")), "").lower()
-    if suffix not in _READERS:
+    if suffix not in _ENDINGS:
         raise ValueError(
-            f"data.path={path}: files are read by their ending, {', '.join(_READERS)} (and .gz), not '{suffix}'"
+            f"data.path={path}: files are read by their ending, {', '.join(_ENDINGS)} (and .gz), not '{suffix}'"
         )
     try:
-        frame = _READERS[suffix](file)
+        frame = _read(file, suffix)
     except Exception as error:
         raise ValueError(f"data.path={path} cannot be read as {suffix[1:]}: {str(error).splitlines()[0]}") from error
     if frame.empty:
@@ -81,6 +87,8 @@ def labelled(frame: pd.DataFrame, target: str) -> tuple[pd.DataFrame, np.ndarray
     Raises:
         ValueError: no such column, one class alone, or a number that takes too many values to be a class.
     """
+    import pandas as pd
+
     values = column(frame, target, "data.target")
     missing = int(values.isna().sum())
     if missing:

@@ -5,16 +5,18 @@ from __future__ import annotations
 import logging
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 import numpy as np
-import pandas as pd
 import torch
 
 from metagradient.data.corruption import LabelNoise
 from metagradient.data.own.reading import column, labelled, read_frame
 from metagradient.data.own.rows import NAMES, Shares, divide
 from metagradient.data.splits import Splits, corrupt
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 log = logging.getLogger(__name__)
 
@@ -96,6 +98,8 @@ def _encoded(
     values: pd.Series, train: np.ndarray, missing: str, categories: int, standardize: bool
 ) -> tuple[np.ndarray, list[str]]:
     """A column as numbers [n, k], and the names of its k features."""
+    import pandas as pd
+
     name, absent = str(values.name), int(values.isna().sum())
     if absent and missing == "refuse":
         raise ValueError(f"column {name} is missing in {absent} rows: set data.missing=impute, or data.drop=[{name}]")

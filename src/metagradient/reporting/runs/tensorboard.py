@@ -6,9 +6,6 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-from PIL import Image
-
 from metagradient.errors import UserError
 
 
@@ -37,6 +34,9 @@ class Board:
     def image(self, key: str, path: Path) -> None:
         """A picture."""
         if self._writer is not None:
+            import numpy as np
+            from PIL import Image  # no other run needs it here
+
             with Image.open(path) as picture:
                 self._writer.add_image(key, np.asarray(picture.convert("RGB")), dataformats="HWC")
 

@@ -31,7 +31,13 @@ def rules(optimizer: Optimizer) -> Iterator[Optimizer]:
         yield optimizer
 
 
-@dataclass(frozen=True)
+def _told(value: object) -> str:
+    """`repr`, but for plain functions, whose own has an address in it and is another one in each process."""
+    name = getattr(value, "__qualname__", None)
+    return repr(value) if name is None else f"{getattr(value, '__module__', '')}.{name}"
+
+
+@dataclass(frozen=True, repr=False)
 class Scheduled:
     """An optimizer some of whose settings are functions of the step: `Scheduled(SGD(0.9), {"momentum": OneCycle(...)})`."""
 
@@ -47,6 +53,10 @@ class Scheduled:
                 )
         if "momentum" in self.settings and known["momentum"] == 0:
             raise UserError("a scheduled momentum needs an optimizer that keeps one: give it a momentum > 0, SGD(0.9)")
+
+    def __repr__(self) -> str:
+        settings = ", ".join(f"{name}: {_told(schedule)}" for name, schedule in self.settings.items())
+        return f"Scheduled({self.optimizer!r}, {{{settings}}})"
 
     def placed(self, names: Sequence[str], shapes: Sequence[torch.Size]) -> Scheduled:
         """With the optimizer placed."""
@@ -74,7 +84,7 @@ Names = str | Sequence[str] | Callable[[str, torch.Size], bool]
 """Parameters by patterns of their names (`"backbone.*"`; one, or several), or by a function of name and shape."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Group:
     """Parameters with a rule of their own.
 
@@ -87,6 +97,9 @@ class Group:
     names: Names
     optimizer: Optimizer
     rate: float | Schedule = 1.0
+
+    def __repr__(self) -> str:
+        return f"Group({_told(self.names)}, {self.optimizer!r}, {_told(self.rate)})"
 
     def has(self, name: str, shape: torch.Size) -> bool:
         """Whether a parameter fits `names`."""
