@@ -55,6 +55,11 @@ def write_csv(path: Path, header: Sequence[str], rows: Iterable[Sequence[Any]]) 
 
 def digest(*parts: str | bytes | Tensor) -> str:
     """SHA-256 of the parts one after the other, in hexadecimal: text as UTF-8, tensors as their values in memory."""
+    return digest_of(parts)
+
+
+def digest_of(parts: Iterable[str | bytes | Tensor]) -> str:
+    """`digest` of parts that need not be in memory together."""
     made = hashlib.sha256()
     for part in parts:
         if isinstance(part, bytes):

@@ -1,6 +1,8 @@
 """Rows from somebody's data set: the same run as from tensors in memory, transforms a function of the step."""
 
+import os
 import random
+import signal
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +16,7 @@ import metagradient as mg
 from metagradient.attribution import Dropout, Influence, KernelInfluence
 from metagradient.attribution.scoring.scorers import scores
 from metagradient.errors import UserError
+from metagradient.training.sources import join, take
 
 N = 24
 
@@ -141,25 +144,204 @@ def test_random_transforms_are_functions_of_seed_step_and_row() -> None:
     torch.testing.assert_close(tape, replayed, rtol=1e-4, atol=1e-6)
 
 
-def test_what_needs_tensors_says_so() -> None:
-    from metagradient.evaluation import run_digest
-    from metagradient.unlearning import record
+class Texts(Dataset):
+    """Rows of different length."""
 
+    def __len__(self) -> int:
+        return N
+
+    def __getitem__(self, row: int) -> dict[str, Any]:
+        tokens = [1 + (row + i) % 9 for i in range(2 + row % 5)]
+        return {"tokens": tokens, "target": np.array(tokens, dtype=np.float32), "y": row % 3, "text": "said"}
+
+
+class Pooled(mg.Learner):
+    """The mean of embeddings under the mask."""
+
+    def __init__(self) -> None:
+        super().__init__(mg.SGD(0.9), 0.3)
+        torch.manual_seed(0)
+        self.embed, self.head = nn.Embedding(10, 4), nn.Linear(4, 3)
+
+    def losses(self, batch: mg.Batch) -> Tensor:
+        mask = batch["mask"].unsqueeze(-1)
+        mean = (self.embed(batch["tokens"]) * mask).sum(1) / mask.sum(1)
+        return torch.nn.functional.cross_entropy(self.head(mean), batch.y, reduction="none")
+
+
+def of(batches: mg.Batches, run: mg.Learner, checkpoints: str = "binomial(2)") -> Tensor:
+    z, queries = mg.DataWeights(torch.ones(N)), {name: x[:5] for name, x in batches.examples.items()}
+    return mg.metagradient(run, batches, z, mg.mean_loss(queries), checkpoints=checkpoints)["weights"]
+
+
+@pytest.mark.parametrize("plan", ["tape", "binomial(2)", "every(3)", "sqrt"])
+def test_rows_that_processes_read_ahead_give_the_same_bits(plan: str) -> None:
+    here, there = (mg.Batches(Random(), batch_size=5, epochs=2, workers=workers) for workers in (0, 2))
+    for t in (7, 0, 3):
+        assert torch.equal(here(t)["x"], there(t)["x"])
+    assert torch.equal(of(here, learner(), plan), of(there, learner(), plan))
+    assert torch.equal(mg.train(learner(), here).params, mg.train(learner(), there).params)
+
+
+def test_steps_asked_for_in_another_order_are_read_all_the_same() -> None:
+    batches = mg.Batches(Random(), plan(), workers=1)
+    alone = [batches(t)["x"] for t in range(8)]
+    with batches.ahead([2, 3, 4, 5]):
+        for t in (2, 0, 3, 7, 5, 4):
+            assert torch.equal(batches(t)["x"], alone[t])
+    with batches.ahead(range(8)):  # left in the middle
+        batches(0)
+    with batches.ahead(range(8)):
+        assert all(torch.equal(batches(t)["x"], alone[t]) for t in range(8))
+
+
+def test_a_batch_without_rows_is_read_ahead() -> None:
+    batches = mg.Batches(Random(), mg.given_plan([[0, 1], [], [2]]), workers=1)
+    with batches.ahead(range(3)):
+        assert [len(batches(t)["x"]) for t in range(3)] == [2, 0, 1]
+
+
+def test_the_trainer_reads_ahead(tmp_path: Path) -> None:
+    import lightning
+
+    batches, run = mg.Batches(Random(), plan(), workers=1), learner()
+    trainer = lightning.Trainer(
+        max_epochs=1, logger=False, enable_checkpointing=False, enable_progress_bar=False, enable_model_summary=False
+    )
+    trainer.fit(run, batches)
+    assert run.train_state is not None
+    assert torch.equal(run.train_state.params, mg.train(learner(), batches).params)
+
+
+def test_padding_never_changes_a_loss_or_a_score() -> None:
+    """Batches of different widths, against one row at a time."""
+    collate = mg.Padding({"tokens": 0, "target": -1.0})
+    found = of(mg.Batches(Texts(), plan(), fields=("tokens", "target", "y"), collate=collate), Pooled().double())
+    wider = mg.Padding({"tokens": 7}, multiple=16)
+    other = of(mg.Batches(Texts(), plan(), fields=("tokens", "y"), collate=wider), Pooled().double())
+    torch.testing.assert_close(found, other, rtol=1e-12, atol=1e-14)
+    batch = mg.Batches(Texts(), mg.given_plan([[0, 3]]), fields=("tokens", "target", "y"), collate=collate)(0)
+    assert batch["tokens"].tolist() == [[1, 2, 0, 0, 0], [4, 5, 6, 7, 8]]
+    assert batch["target"].tolist() == [[1, 2, -1, -1, -1], [4, 5, 6, 7, 8]]
+    assert batch["mask"].sum(1).tolist() == [2, 5]
+
+
+def test_a_transform_is_given_a_generator_of_step_and_row() -> None:
+    def noisy(fields: dict[str, Any], g: torch.Generator) -> dict[str, Any]:
+        return {"x": fields["x"] + torch.randn(4, generator=g), "y": fields["y"]}
+
+    dataset = TensorDataset(data()["x"], data()["y"])
+    batches = mg.Batches(dataset, plan(), seed=1, transform=noisy)
+    assert torch.equal(batches(3)["x"], batches(3)["x"])
+    assert not torch.equal(batches(3)["x"], mg.Batches(dataset, plan(), seed=2, transform=noisy)(3)["x"])
+    shorter = mg.Batches(dataset, plan()[3:4, 2:4].repeat(4, 1), seed=1, transform=noisy)
+    assert torch.equal(shorter(3)["x"], batches(3)["x"][2:4])  # a row's draws do not depend on the others
+
+
+def test_tensors_of_a_tensor_data_set_are_taken_as_they_are() -> None:
     batches = mg.Batches(TensorDataset(data()["x"], data()["y"]), plan())
-    with pytest.raises(UserError, match="needs the examples as tensors"):
-        record(learner(), batches)
-    with pytest.raises(UserError, match="needs the examples as tensors"):
-        run_digest(learner(), batches, data())
+    assert batches.source is None
+    assert isinstance(batches.examples["x"], Tensor)
+
+
+def test_rows_taken_and_joined_stay_rows_that_are_read() -> None:
+    examples = mg.Batches(Dicts(), plan(), fields=("x", "y")).examples
+    mask = torch.arange(N) % 2 == 0
+    some = take(examples, mask)
+    both = join(some, take(examples, slice(0, 3)))
+    assert not isinstance(both["x"], Tensor)
+    assert torch.equal(both["x"][:], torch.cat([data()["x"][mask], data()["x"][:3]]))
+    assert torch.equal(both["y"][:], torch.cat([data()["y"][mask], data()["y"][:3]]))
+
+
+def test_retrainings_of_rows_that_are_read_are_those_of_tensors(tmp_path: Path) -> None:
+    """In this process and in a pool's, whose processes may have none of their own; kept under a digest of the rows."""
+    from metagradient.evaluation import GroundTruth
+
+    weights = torch.ones(3, N)
+    weights[0, :4] = weights[1, 5] = 0
+    queries = {name: x[:5] for name, x in data().items()}
+    held = GroundTruth(learner(), mg.Batches(data(), plan()), queries, at_once=1).losses(weights)
+    for workers, folder in ((1, None), (2, None), (1, tmp_path), (1, tmp_path)):
+        batches = mg.Batches(Dicts(), plan(), fields=("x", "y"), workers=1)
+        truth = GroundTruth(learner(), batches, queries, folder=folder, at_once=1, workers=workers)
+        assert torch.equal(truth.losses(weights), held)
+    assert truth.found == 3
+    other = mg.Batches(Random(), plan())
+    assert GroundTruth(learner(), other, queries, folder=tmp_path, at_once=1).losses(weights).isfinite().all()
+    assert len(list(tmp_path.glob("*.safetensors"))) == 2
+
+
+def test_rows_are_forgotten_from_a_run_that_read_them(tmp_path: Path) -> None:
+    from metagradient.unlearning import Request, Retrain, load, record, save
+
+    batches, held = mg.Batches(Dicts(), plan(), fields=("x", "y")), mg.Batches(data(), plan())
+    request = Request("delete", torch.tensor([1, 4]))
+    first, second = (Retrain()(record(learner(), b), request).state.params for b in (batches, held))
+    assert torch.equal(first, second)
+    save(record(learner(), batches), tmp_path)
+    load(tmp_path, learner(), mg.Batches(Dicts(), plan(), fields=("x", "y")))
+    with pytest.raises(UserError, match="data rows that are read"):
+        load(tmp_path, learner(), mg.Batches(Random(), plan()))
+
+
+class Broken(Random):
+    def __getitem__(self, row: int) -> tuple[Tensor, int]:
+        if row == 5:
+            raise OSError("cannot decode")
+        return data()["x"][row], 0
+
+
+class ByProcess(Random):
+    """Another row in another process."""
+
+    def __getitem__(self, row: int) -> tuple[Tensor, int]:
+        return torch.full((4,), float(os.getpid())), 0
+
+
+class Deadly(Random):
+    def __getitem__(self, row: int) -> tuple[Tensor, int]:
+        if row == 5 and torch.utils.data.get_worker_info() is not None:
+            os.kill(os.getpid(), signal.SIGKILL)
+        return data()["x"][row], 0
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_a_row_that_cannot_be_read_is_named(workers: int) -> None:
+    with pytest.raises(UserError, match=r"^row 5 of the data set cannot be read \(OSError: cannot decode\)"):
+        mg.train(learner(), mg.Batches(Broken(), plan(), workers=workers))
+
+
+def test_a_process_that_is_killed_ends_the_run() -> None:
+    with pytest.raises(UserError, match=r"a process that reads the data ended .*workers=0"):
+        mg.train(learner(), mg.Batches(Deadly(), plan(), workers=1))
 
 
 def test_data_sets_that_cannot_be_replayed_are_refused() -> None:
+    tensors = TensorDataset(data()["x"], data()["y"])
     with pytest.raises(UserError, match="another one when it is read again"):
         mg.Batches(Counting(), plan())
-    with pytest.raises(UserError, match="fields name of the data set are no tensors"):
+    with pytest.raises(UserError, match="another one when another process reads it"):
+        mg.train(learner(), mg.Batches(ByProcess(), plan(), workers=1))
+    with pytest.raises(UserError, match="field name of the data set is no tensor and no number, but a str"):
         mg.Batches(Dicts(), plan())
+    with pytest.raises(UserError, match="no fields z; it has x, y, name"):
+        mg.Batches(Dicts(), plan(), fields=("x", "z"))
+    with pytest.raises(UserError, match=r"shapes \[2\], \[3\].*Padding"):
+        mg.Batches(Texts(), plan(), fields=("tokens",))(0)
+    with pytest.raises(UserError, match="Padding"):
+        mg.Batches(Texts(), plan(), fields=("tokens",), collate=mg.Padding({"words": 0}))
     with pytest.raises(UserError, match="generator has not: give a map-style"):
         mg.Batches((i for i in range(3)), plan())
     with pytest.raises(UserError, match="3 parts and fields"):
         mg.Batches(TensorDataset(data()["x"], data()["y"], data()["y"]), plan())
     with pytest.raises(UserError, match="no rows"):
         mg.Batches([], plan())
+    with pytest.raises(UserError, match="one of the two"):
+        mg.Batches(tensors)
+    with pytest.raises(UserError, match="epochs=2 stands beside a plan"):
+        mg.Batches(tensors, plan(), epochs=2)
+    with pytest.raises(UserError, match="workers must be"):
+        mg.Batches(Random(), plan(), workers=-1)
+    with pytest.raises(UserError, match="only for data sets"):
+        mg.Batches(data(), plan(), workers=1)

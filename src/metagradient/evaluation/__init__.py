@@ -17,9 +17,10 @@ from metagradient.evaluation.ranking import (
     source_precision,
     with_every_label,
 )
-from metagradient.evaluation.retraining import Retraining, join, take
+from metagradient.evaluation.retraining import Retraining
 from metagradient.evaluation.unlearning import agreement, distance, klom, margins, membership_auc
 from metagradient.evaluation.victims import Victims, train_victims
+from metagradient.training.sources import join, take
 
 __all__ = [
     "Correlation",

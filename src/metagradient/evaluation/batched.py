@@ -13,6 +13,7 @@ from metagradient.learners.learner import Learner
 from metagradient.training.batches import Batch, Batches, Fields
 from metagradient.training.metaparameters import DataWeights
 from metagradient.training.run import Progress, cast, check_loss, initial_state, run_mode, train
+from metagradient.training.sources import stream
 from metagradient.training.state import TrainState
 from metagradient.training.steps import step
 
@@ -83,8 +84,8 @@ def losses_of_runs(learner: Learner, states: TrainState, examples: Fields, chunk
             return learner.losses(batch)
 
     with torch.no_grad():
-        for rows in torch.arange(n).split(chunk):
-            fields = {k: v[rows[0] : rows[-1] + 1] for k, v in examples.items()}
+        parts = torch.arange(n).split(chunk)
+        for rows, fields in zip(parts, stream(examples, ((0, rows) for rows in parts)), strict=True):
             batch = Batch(0, rows, fields).to(states.params.device, states.params.dtype)
             if can_batch(learner):
                 part = torch.func.vmap(losses, in_dims=(0, 0, None))(states.params, states.buffers, batch)
@@ -143,7 +144,8 @@ def _train_stack(
 def _batches(batches: Batches | Sequence[Batches]) -> Iterator[Batch]:
     """Step by step, the batch of all runs: one that they share, or theirs stacked."""
     if isinstance(batches, Batches):
-        yield from (batches(t) for t in range(len(batches)))
+        with batches.ahead(range(len(batches))):
+            yield from (batches(t) for t in range(len(batches)))
         return
     if len({len(b) for b in batches}) != 1:
         raise UserError(f"runs that are trained at once need equally many steps, not {[len(b) for b in batches]}")

@@ -9,9 +9,10 @@ from torch import Tensor
 
 from metagradient.errors import UserError
 from metagradient.evaluation.classification import example_losses_of
-from metagradient.evaluation.retraining import Retraining, take
+from metagradient.evaluation.retraining import Retraining
 from metagradient.training.batches import Fields
 from metagradient.training.run import Progress
+from metagradient.training.sources import take
 
 
 def filter_by_loss(

@@ -10,6 +10,7 @@ from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager
 from dataclasses import dataclass, field
 from functools import partial
+from itertools import chain
 from pathlib import Path
 
 import numpy as np
@@ -21,12 +22,13 @@ from torch import Tensor
 from metagradient.errors import UserError
 from metagradient.evaluation.batched import can_batch, losses_of_runs, train_batched
 from metagradient.evaluation.pool import Tick, Unsendable, spread
-from metagradient.files import digest, named_tensors, replacing
+from metagradient.files import digest, digest_of, named_tensors, replacing
 from metagradient.learners.learner import Learner
 from metagradient.training.batches import Batches, Fields
 from metagradient.training.metaparameters import DataWeights
 from metagradient.training.random import generator
 from metagradient.training.run import Progress, initial_state, train
+from metagradient.training.sources import in_parts
 from metagradient.training.state import TrainState
 
 log = logging.getLogger(__name__)
@@ -223,8 +225,9 @@ def run_digest(learner: Learner, batches: Batches, queries: Fields, weights: Ten
     ]
     parts = {"plan": batches.plan, "weights": weights, "decay": learner.decay_mask}
     parts |= dict(zip(start.names(), start.tensors(), strict=True)) | _constants(learner)
-    tensors = (*batches.held().items(), *queries.items(), *parts.items())
-    return digest("\n".join(words), *named_tensors((name, x) for name, x in tensors if x is not None))[:24]
+    tensors = chain(in_parts(batches.examples), in_parts(queries), parts.items())
+    named = ((name, x) for name, x in tensors if x is not None)
+    return digest_of(chain(["\n".join(words)], named_tensors(named)))[:24]
 
 
 def _settings(learner: Learner) -> list[str]:

@@ -6,7 +6,6 @@ import statistics
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
-import torch
 from torch import Tensor
 
 from metagradient.errors import UserError
@@ -16,16 +15,6 @@ from metagradient.learners.routine import Routine
 from metagradient.training.batches import Fields
 from metagradient.training.run import Progress
 from metagradient.training.state import TrainState
-
-
-def take(examples: Fields, rows: Tensor) -> dict[str, Tensor]:
-    """Some rows (a mask [n] or indices) of every field."""
-    return {name: field[rows] for name, field in examples.items()}
-
-
-def join(a: Fields, b: Fields) -> dict[str, Tensor]:
-    """The rows of `a` followed by those of `b`."""
-    return {name: torch.cat([field, b[name]]) for name, field in a.items()}
 
 
 @dataclass

@@ -157,22 +157,23 @@ def replay(
         r.drop_tape()
         expected, last = first.detach(), None  # type: ignore[assignment]
         state = expected
-        for action in r.plan.reverse_actions:
-            match action:
-                case plans.Restore(t):
-                    state = r.storage.load(r.first + t)
-                case plans.Free(t):
-                    r.storage.free(r.first + t)
-                case plans.Save(t):
-                    r.storage.save(r.first + t, state)
-                case plans.Advance(a, b):
-                    state = r.advance(state, r.first + a, r.first + b)
-                case plans.Reverse(a, b):
-                    start, end = r.tape(state, r.first + a, r.first + b)
-                    _check_taped(end, expected, r.first + a, r.first + b)
-                    pull(start, end, r.first + a, r.first + b)
-                    expected = start.detach()
-                    del start, end
+        with r.batches.ahead(_steps(r)):
+            for action in r.plan.reverse_actions:
+                match action:
+                    case plans.Restore(t):
+                        state = r.storage.load(r.first + t)
+                    case plans.Free(t):
+                        r.storage.free(r.first + t)
+                    case plans.Save(t):
+                        r.storage.save(r.first + t, state)
+                    case plans.Advance(a, b):
+                        state = r.advance(state, r.first + a, r.first + b)
+                    case plans.Reverse(a, b):
+                        start, end = r.tape(state, r.first + a, r.first + b)
+                        _check_taped(end, expected, r.first + a, r.first + b)
+                        pull(start, end, r.first + a, r.first + b)
+                        expected = start.detach()
+                        del start, end
         if any(type(m).on_start is not Metaparameter.on_start for m in r.leaves):
             with torch.enable_grad():
                 begun = initial_state(
@@ -184,6 +185,12 @@ def replay(
             ):
                 sum_ += part
     return {m.name: total for m, total in zip(r.leaves, totals, strict=True)}
+
+
+def _steps(r: Recording) -> list[int]:
+    """The steps that are run again, in their order."""
+    moves = [a for a in r.plan.reverse_actions if isinstance(a, plans.Advance | plans.Reverse)]
+    return [r.first + t for move in moves for t in range(move.a, move.b)]
 
 
 def _check_taped(end: TrainState, expected: TrainState, a: int, b: int) -> None:

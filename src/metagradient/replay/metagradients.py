@@ -133,13 +133,14 @@ def metagradient(
     z = [metaparameters] if isinstance(metaparameters, Metaparameter) else list(metaparameters)
     with run_mode(learner, batches):
         recording, state = start_recording(learner, batches, z, checkpoints, memory, storage)
-        for t in range(len(batches)):
-            state = recording.enter(t, state)
-            batch = cast(batches(t), state)
-            before = state
-            state, loss, _ = step(learner, state, batch, t, recording.z, tape=recording.taping)
-            check_loss(loss, batch, t, learner, before)
-            if progress is not None:
-                progress("training", t + 1, len(batches))
+        with batches.ahead(range(len(batches))):
+            for t in range(len(batches)):
+                state = recording.enter(t, state)
+                batch = cast(batches(t), state)
+                before = state
+                state, loss, _ = step(learner, state, batch, t, recording.z, tape=recording.taping)
+                check_loss(loss, batch, t, learner, before)
+                if progress is not None:
+                    progress("training", t + 1, len(batches))
         recording.finish(state)
     return finish_recording(recording, objective, progress)

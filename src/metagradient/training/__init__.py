@@ -14,7 +14,7 @@ from metagradient.training.metaparameters import (
 )
 from metagradient.training.plans import count_plan, epoch_plan, full_batch_plan, given_plan
 from metagradient.training.run import NonFiniteLoss, initial_state, train
-from metagradient.training.sources import Source
+from metagradient.training.sources import Padding, Source
 from metagradient.training.state import TrainState
 from metagradient.training.steps import step
 from metagradient.training.updates import (
@@ -61,6 +61,7 @@ __all__ = [
     "NonFiniteLoss",
     "OneCycle",
     "Optimizer",
+    "Padding",
     "Schedule",
     "Scheduled",
     "Source",

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -10,10 +12,12 @@ from torch import Tensor
 
 from metagradient.errors import UserError
 from metagradient.streams import Library
+from metagradient.training.plans import epoch_plan
 from metagradient.training.random import generator
-from metagradient.training.sources import Source
+from metagradient.training.sources import Source, examples_of, gather, source_of, stream
+from metagradient.training.sources.columns import Fields as Fields
+from metagradient.training.sources.source import Collate, Transform
 
-Fields = Mapping[str, Tensor]
 Augment = Callable[[dict[str, Tensor], torch.Generator], dict[str, Tensor]]
 
 
@@ -65,36 +69,67 @@ def _cast(x: Tensor, device: torch.device | None, dtype: torch.dtype | None) -> 
 class Batches:
     """A training run's data: examples, an index plan and a seed. `batches(t)` is step t's batch.
 
-    Attributes:
-        examples: fields of equal length n, for example {"x": [n, 28, 28], "y": [n]}; given a map-style data set (or a
-            `Source` of one), columns whose rows are fetched when they are asked for.
-        plan: int64 [T, B], rows padded with -1 (see `training.plans`).
+    `Batches(dataset, batch_size=32, epochs=3)` reads any map-style data set; `Batches({"x": x, "y": y}, plan)` tensors.
+
+    Args:
+        data: fields of equal length n, for example {"x": [n, 28, 28], "y": [n]}; or a map-style data set (or a `Source`
+            of one), whose rows are fetched when they are asked for.
+        plan: int64 [T, B], rows padded with -1 (see `training.plans`); None: `epoch_plan` of batch_size and epochs.
         seed: of everything random inside a step: augmentation, dropout. Both are functions of (seed, t).
         augment: (fields of a batch, generator of that step) -> fields.
+        batch_size: examples of a step, in place of a plan.
+        epochs: passes over the data, in place of a plan.
+        fields: of a data set, like transform, collate and workers: see `Source`.
+        transform: see fields.
+        collate: see fields.
+        workers: see fields.
+
+    Attributes:
+        examples: the fields by name; columns, where a data set is read.
 
     Iterating yields batch 0 .. T - 1 once, so the object itself is the loader for
     `Trainer(max_epochs=1).fit(learner, batches)`, and it resumes in the middle exactly.
     """
 
     def __init__(
-        self, examples: Fields | Source | Any, plan: Tensor, seed: int = 0, augment: Augment | None = None
+        self,
+        data: Fields | Source | Any,
+        plan: Tensor | None = None,
+        seed: int = 0,
+        augment: Augment | None = None,
+        *,
+        batch_size: int | None = None,
+        epochs: int | None = None,
+        fields: Sequence[str] | None = None,
+        transform: Transform | None = None,
+        collate: Collate | None = None,
+        workers: int = 0,
     ) -> None:
-        self.source: Source | None = None
-        if not isinstance(examples, Mapping):
-            self.source = examples if isinstance(examples, Source) else Source(examples, seed=int(seed))
-            examples = self.source.columns()
+        examples = data if isinstance(data, Mapping) else None
+        if examples is None or fields or transform or collate or workers:
+            examples = examples_of(
+                data, fields=fields, transform=transform, collate=collate, workers=workers, seed=int(seed)
+            )
         lengths = {name: len(field) for name, field in examples.items()}
         if not lengths or len(set(lengths.values())) != 1:
             raise UserError(f"examples need one or more fields of equal length, not {lengths}")
         self.examples, self.seed, self.augment = dict(examples), int(seed), augment
         self.n_examples = next(iter(lengths.values()))
+        if (plan is None) == (batch_size is None):
+            raise UserError("Batches needs a plan, or batch_size= (and epochs=), one of the two")
+        if plan is None:
+            plan = epoch_plan(self.n_examples, batch_size or 1, 1 if epochs is None else epochs, int(seed))
+        elif epochs is not None:
+            raise UserError(f"epochs={epochs} stands beside a plan, which holds the epochs: leave it out")
         if plan.dim() != 2 or plan.dtype != torch.int64 or not plan.numel():
             raise UserError(f"the plan must be int64 [T, B] with T, B >= 1, not {plan.dtype} {list(plan.shape)}")
         top, bottom = int(plan[:1].max() if plan.stride(0) == 0 else plan.max()), int(plan.min())
         if top >= self.n_examples or bottom < -1:
             raise UserError(f"the plan's indices must lie in [0, {self.n_examples}) or be -1, not in [{bottom}, {top}]")
         self.plan = plan
+        self.source = source_of(self.examples)
         self._start = 0
+        self._read: _Read | None = None
         # A full-batch plan has one row for all steps: gather it once (unless an augmentation may write into it).
         self._constant = plan.stride(0) == 0 and len(plan) > 1 and augment is None and self.source is None
         self._cache: tuple[Tensor, dict[str, Tensor]] | None = None
@@ -110,14 +145,16 @@ class Batches:
             )
         return Batch(t, index, fields, self.seed)
 
+    def _rows(self, t: int) -> Tensor:
+        index = self.plan[t]
+        return index[index >= 0] if bool((index < 0).any()) else index
+
     def _gather(self, t: int) -> tuple[Tensor, dict[str, Tensor]]:
         if self._cache is not None:
             return self._cache
-        index = self.plan[t]
-        if bool((index < 0).any()):
-            index = index[index >= 0]
+        index = self._rows(t)
         if self.source is not None:
-            return index, self.source.fetch(index.tolist(), t) if len(index) else self._none()
+            return index, gather(self.examples, index, t) if self._read is None else self._read(t, index)
         if self._constant and torch.equal(index, torch.arange(self.n_examples, device=index.device)):
             fields = self.examples  # the whole data set in order: nothing to gather
         else:
@@ -126,26 +163,35 @@ class Batches:
             self._cache = index, fields
         return index, fields
 
-    def held(self) -> Fields:
-        """The examples as tensors.
+    @contextmanager
+    def ahead(self, steps: Iterable[int]) -> Iterator[None]:
+        """Inside, the batches of these steps, when they are asked for in this order, have been read ahead.
 
-        Raises:
-            UserError: they are rows of a data set.
+        Nothing is read ahead of tensors, by a source without workers, or inside another `ahead`.
         """
-        if self.source is not None:
-            raise UserError(
-                "this needs the examples as tensors, and these batches read rows of a data set: Batches({'x': x, 'y': y}, plan)"
-            )
-        return self.examples
+        if self.source is None or not self.source.workers or self._read is not None:
+            yield
+            return
+        self._read = _Read(self, steps)
+        try:
+            with self.source.watched():
+                yield
+        finally:
+            self._read.close()
+            self._read = None
 
-    def _none(self) -> dict[str, Tensor]:
-        """The fields of no rows."""
-        return {name: torch.empty(0, *x.shape[1:], dtype=x.dtype) for name, x in self.examples.items()}
+    def with_plan(self, plan: Tensor) -> Batches:
+        """The same examples, seed and augmentation in another order."""
+        return Batches(self.examples, plan, self.seed, self.augment)
 
     def __iter__(self) -> Iterator[Batch]:
         start, self._start = self._start, 0
-        for t in range(start, len(self)):
-            yield self(t)
+        with self.ahead(range(start, len(self))):
+            for t in range(start, len(self)):
+                yield self(t)
+
+    def __getstate__(self) -> dict[str, Any]:
+        return self.__dict__ | {"_read": None}
 
     def to(self, device: torch.device | None = None, dtype: torch.dtype | None = None) -> Batches:
         """The same batches from examples on `device`, floating-point fields as `dtype`."""
@@ -164,3 +210,22 @@ class Batches:
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Nothing to load: the learner's checkpoint knows the step and calls `from_step`."""
+
+
+class _Read:
+    """The rows of some steps, read ahead in order."""
+
+    def __init__(self, batches: Batches, steps: Iterable[int]) -> None:
+        self._examples = batches.examples
+        self._steps = deque(steps)
+        self._stream = stream(self._examples, [(t, batches._rows(t)) for t in self._steps])
+
+    def __call__(self, t: int, rows: Tensor) -> dict[str, Tensor]:
+        """The fields of step t: the next of the steps, or another one, which is read here and now."""
+        if not self._steps or t != self._steps[0]:
+            return gather(self._examples, rows, t)
+        self._steps.popleft()
+        return next(self._stream)
+
+    def close(self) -> None:
+        self._stream.close()

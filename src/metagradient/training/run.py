@@ -59,13 +59,14 @@ def train(
     with run_mode(learner, batches):
         state = initial_state(learner, z) if state is None else state
         z = [m.with_value(m.value.detach().to(state.params.device, state.params.dtype)) for m in z]
-        for t in range(start, stop):
-            batch = cast(batches(t), state)
-            before = state
-            state, loss, _ = step(learner, state, batch, t, z)
-            check_loss(loss, batch, t, learner, before)
-            if progress is not None:
-                progress("training", t + 1 - start, stop - start)
+        with batches.ahead(range(start, stop)):
+            for t in range(start, stop):
+                batch = cast(batches(t), state)
+                before = state
+                state, loss, _ = step(learner, state, batch, t, z)
+                check_loss(loss, batch, t, learner, before)
+                if progress is not None:
+                    progress("training", t + 1 - start, stop - start)
     return state
 
 

@@ -15,6 +15,7 @@ from metagradient.training.batches import Batch, Batches
 from metagradient.training.metaparameters import LearningRates
 from metagradient.training.plans import epoch_plan
 from metagradient.training.run import Progress, cast, run_mode, train
+from metagradient.training.sources import gather
 from metagradient.training.state import TrainState
 from metagradient.unlearning.gradients import gradient_and_product, mean_gradient
 from metagradient.unlearning.methods import Unlearned
@@ -259,7 +260,7 @@ def _mean(run: RecordedRun, of: Callable[[Batch], Tensor], members: Tensor, chun
     rows, total = members.nonzero().flatten(), torch.zeros_like(run.final.params)
     with run_mode(run.learner, run.batches):
         for part in rows.split(chunk):
-            fields = {k: v.index_select(0, part.to(v.device)) for k, v in run.batches.examples.items()}
+            fields = gather(run.batches.examples, part)
             batch = cast(Batch(0, part, fields, run.batches.seed), run.final)
             total += of(batch) * (len(part) / len(rows))
     return total

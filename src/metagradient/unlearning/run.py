@@ -222,7 +222,6 @@ def check(learner: Learner, batches: Batches) -> None:
     Augmentation and dropout draw anew for a smaller batch, batch norm and contrastive losses tie examples together.
     Measured on the first batch of two or more examples: its gradient against the mean of its halves'.
     """
-    batches.held()
     if batches.augment is not None:
         raise UserError(
             "a run with augmentation cannot be unlearned from: its draws change with the batch; leave it out"

@@ -14,11 +14,12 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from metagradient.errors import UserError
-from metagradient.files import checksum, write_text
+from metagradient.files import checksum, digest_of, named_tensors, write_text
 from metagradient.learners.learner import Learner
 from metagradient.replay.storage import DiskStorage, MemoryStorage, Storage
-from metagradient.training.batches import Batches
+from metagradient.training.batches import Batches, Fields
 from metagradient.training.run import initial_state
+from metagradient.training.sources import in_parts, source_of
 from metagradient.training.state import TrainState
 from metagradient.unlearning.history import History
 from metagradient.unlearning.run import RecordedRun
@@ -130,8 +131,14 @@ def made_by(learner: Learner, batches: Batches, initial: TrainState) -> dict[str
         "precision": str(initial.params.dtype).removeprefix("torch."),
         "first parameters": _sum(initial.params),
         "order of batches": _sum(plan),
-        "data": " ".join(f"{name} {list(x.shape)} {_sum(x)}" for name, x in sorted(batches.held().items())),
+        "data": _data(batches.examples),
     }
+
+
+def _data(examples: Fields) -> str:
+    if source_of(examples) is not None:  # a pass over all rows
+        return f"rows that are read, {digest_of(named_tensors(in_parts(examples)))[:16]}"
+    return " ".join(f"{name} {list(x.shape)} {_sum(x)}" for name, x in sorted(examples.items()))
 
 
 def _sum(x: Tensor) -> str:

@@ -26,6 +26,7 @@ from metagradient.errors import UserError
 from metagradient.learners.learner import Learner
 from metagradient.training.batches import Batch, Fields
 from metagradient.training.run import Progress
+from metagradient.training.sources import stream
 from metagradient.training.state import TrainState
 
 CurvatureName = Literal["gauss_newton", "fisher", "identity"]
@@ -43,8 +44,9 @@ class Source:
         return len(next(iter(self.examples.values())))
 
     def batches(self, start: int = 0) -> Iterator[Batch]:
-        for rows in torch.arange(start, self.n).split(self.batch_size):
-            yield Batch(0, rows, {k: v[rows[0] : rows[-1] + 1] for k, v in self.examples.items()})
+        parts = torch.arange(start, self.n).split(self.batch_size) if start < self.n else ()
+        for rows, fields in zip(parts, stream(self.examples, ((0, rows) for rows in parts)), strict=True):
+            yield Batch(0, rows, fields)
 
 
 def curvature_target(name: CurvatureName, labels: int | None, seed: int, own: Target = losses) -> Target:

@@ -12,6 +12,7 @@ from metagradient.errors import UserError
 from metagradient.training.batches import Batch, Fields
 from metagradient.training.metaparameters.metaparameter import Metaparameter
 from metagradient.training.model import Model
+from metagradient.training.sources import stream
 
 
 @dataclass(frozen=True, eq=False)
@@ -50,8 +51,8 @@ class CandidateWeights(Metaparameter):
 
     def chunks(self, like: Tensor) -> Iterator[Batch]:
         """The candidates `chunk` at a time, on `like`'s device and in its dtype."""
-        for part in torch.arange(len(self.value)).split(self.chunk):
-            fields = {k: v.index_select(0, part.to(v.device)) for k, v in self.candidates.items()}
+        parts = torch.arange(len(self.value)).split(self.chunk)
+        for part, fields in zip(parts, stream(self.candidates, ((0, part) for part in parts)), strict=True):
             yield Batch(self.step, part, fields).to(like.device, like.dtype)
 
 

@@ -1,0 +1,154 @@
+"""Examples by field: tensors [n, ...], and columns of a source, which look like them and are read when they are asked for."""
+
+from __future__ import annotations
+
+from collections.abc import Generator, Iterable, Iterator, Mapping
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils.data import TensorDataset
+
+from metagradient.errors import UserError
+from metagradient.training.sources.ahead import Request
+from metagradient.training.sources.source import Source
+
+
+class Column:
+    """A field of a source, where a tensor [n, ...] would stand: its rows are fetched when they are asked for."""
+
+    def __init__(self, source: Source, name: str, dtype: torch.dtype | None = None) -> None:
+        self.source, self.name = source, name
+        one = source.fetch([0], 0)[name]
+        self.dtype = one.dtype if dtype is None else dtype
+        self.shape = torch.Size([len(source), *one.shape[1:]])
+        self.device = torch.device("cpu")
+
+    def __len__(self) -> int:
+        return len(self.source)
+
+    def dim(self) -> int:
+        return len(self.shape)
+
+    def is_floating_point(self) -> bool:
+        return self.dtype.is_floating_point
+
+    def to(self, device: torch.device | None = None, dtype: torch.dtype | None = None) -> Column:
+        """Itself in another precision; rows are moved when they are fetched."""
+        return self if dtype in (None, self.dtype) else Column(self.source, self.name, dtype)
+
+    def index_select(self, dim: int, rows: Tensor) -> Tensor:
+        """Some rows, [m, ...], as they are at step 0."""
+        assert dim == 0
+        return self.of(self.source.fetch(rows.tolist(), 0)) if len(rows) else self.none()
+
+    def of(self, fetched: Mapping[str, Tensor]) -> Tensor:
+        """This field of what the source gave."""
+        return fetched[self.name].to(self.dtype)
+
+    def none(self) -> Tensor:
+        """No rows of it."""
+        return torch.empty(0, *self.shape[1:], dtype=self.dtype)
+
+    def __getitem__(self, rows: Any) -> Tensor:
+        if isinstance(rows, int):
+            return self.index_select(0, torch.tensor([rows]))[0]
+        return self.index_select(0, torch.arange(len(self))[rows])
+
+
+Fields = Mapping[str, Tensor]
+"""Fields of equal length n by name; some of them may be columns of one source."""
+
+
+def examples_of(data: Fields | Source | Any, **settings: Any) -> Fields:
+    """Fields by name, of a dictionary as it is, of a map-style data set (with the settings of `Source`) as columns."""
+    if isinstance(data, Mapping):
+        if any(settings.values()):
+            raise UserError(f"{', '.join(k for k, v in settings.items() if v)}: only for data sets whose rows are read")
+        return data
+    if type(data) is TensorDataset and not any(v for k, v in settings.items() if k not in ("fields", "seed")):
+        names = settings.get("fields") or ("x", "y")[: len(data.tensors)]
+        if len(names) == len(data.tensors):
+            return dict(zip(names, data.tensors, strict=True))
+    source = data if isinstance(data, Source) else Source(data, **settings)
+    return {name: Column(source, name) for name in source.fetch([0], 0)}  # type: ignore[misc]
+
+
+def source_of(examples: Fields) -> Source | None:
+    """The source of the columns among the fields.
+
+    Raises:
+        UserError: there are several.
+    """
+    columns: Iterable[Any] = examples.values()
+    found = {id(x.source): x.source for x in columns if isinstance(x, Column)}
+    if len(found) > 1:
+        raise UserError("the fields are columns of several data sets: give one whose items have all of them")
+    return next(iter(found.values()), None)
+
+
+def gather(examples: Fields, rows: Tensor, t: int = 0) -> dict[str, Tensor]:
+    """Some rows [m] of every field; those of a source, as they are at step t, are fetched once for all of them."""
+    source = source_of(examples)
+    found = source.fetch(rows.tolist(), t) if source is not None and len(rows) else {}
+    return {name: _rows(x, rows, found) for name, x in examples.items()}
+
+
+def stream(examples: Fields, requests: Iterable[tuple[int, Tensor]]) -> Generator[dict[str, Tensor]]:
+    """The rows of each (step, rows [m]) in order, read ahead where a source has processes for it."""
+    source = source_of(examples)
+    if source is None:
+        for _, rows in requests:
+            yield gather(examples, rows)
+        return
+    asked = list(requests)
+    fetched = source.stream(Request(t, rows.tolist()) for t, rows in asked if len(rows))
+    for _, rows in asked:
+        found = next(fetched) if len(rows) else {}
+        yield {name: _rows(x, rows, found) for name, x in examples.items()}
+
+
+def in_parts(examples: Fields, rows: int = 1024) -> Iterator[tuple[str, Tensor]]:
+    """(name, values) of all fields: whole tensors, and columns `rows` at a time."""
+    source = source_of(examples)
+    yield from ((name, x) for name, x in examples.items() if not isinstance(x, Column))
+    if source is not None:
+        columns = {name: x for name, x in examples.items() if isinstance(x, Column)}
+        for part in stream(columns, ((0, part) for part in torch.arange(len(source)).split(rows))):
+            yield from part.items()
+
+
+def _rows(x: Tensor | Column, rows: Tensor, found: Mapping[str, Tensor]) -> Tensor:
+    if isinstance(x, Column):
+        return x.of(found) if len(rows) else x.none()
+    return x.index_select(0, rows.to(x.device))
+
+
+def take(examples: Fields, rows: Tensor) -> dict[str, Tensor]:
+    """Some rows (a mask [n], indices, a slice) of every field; columns stay columns."""
+    source = source_of(examples)
+    part = None if source is None else source.subset(torch.arange(len(source))[rows].tolist())
+    return {name: _column(part, x) if isinstance(x, Column) else x[rows] for name, x in examples.items()}
+
+
+def join(a: Fields, b: Fields) -> dict[str, Tensor]:
+    """The rows of `a` followed by those of `b`; columns stay columns.
+
+    Raises:
+        UserError: a field is a column in one and a tensor in the other.
+    """
+    one, other = source_of(a), source_of(b)
+    both = None if one is None or other is None else one.followed_by(other)
+    found: dict[str, Any] = {}
+    for name, x in a.items():
+        if isinstance(x, Column) != isinstance(b[name], Column):
+            raise UserError(
+                f"field {name} is held as a tensor in one set of examples and read from a data set in the other"
+            )
+        found[name] = _column(both, x) if isinstance(x, Column) else torch.cat([x, b[name]])
+    return found
+
+
+def _column(source: Source | None, like: Column) -> Any:
+    assert source is not None
+    return Column(source, like.name, like.dtype)
