@@ -10,11 +10,18 @@ from typing import TYPE_CHECKING, Any
 
 __version__ = "0.2.0.dev0"
 
-_HOMES = ("metagradient.training", "metagradient.learners", "metagradient.replay", "metagradient.studies.saved")
+_HOMES = (
+    "metagradient.training",
+    "metagradient.learners",
+    "metagradient.replay",
+    "metagradient.studies.saved",
+    "metagradient.studies.calls",
+)
 
 if TYPE_CHECKING:
     from metagradient.learners import *  # noqa: F403
     from metagradient.replay import *  # noqa: F403
+    from metagradient.studies.calls import *  # noqa: F403
     from metagradient.studies.saved import *  # noqa: F403
     from metagradient.training import *  # noqa: F403
 

@@ -16,6 +16,7 @@ from metagradient.replay.adjoint import Objective
 from metagradient.replay.metagradients import Metagradients
 from metagradient.training.batches import Batches, Fields
 from metagradient.training.metaparameters import Metaparameter
+from metagradient.training.sources import take
 from metagradient.training.state import TrainState
 
 STATE = "descent.safetensors"
@@ -102,4 +103,4 @@ class Selection:
         if not self.counts:
             return examples, self.weights
         rows = torch.arange(len(self.weights)).repeat_interleave(self.weights.long())
-        return {name: field[rows] for name, field in examples.items()}, None
+        return take(examples, rows), None

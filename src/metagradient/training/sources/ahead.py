@@ -86,9 +86,8 @@ def ended_in_words(loader: Loader, *broken: type[Exception]) -> Iterator[None]:
     try:
         yield
     except Exception as error:
-        if not isinstance(error, (RuntimeError, *broken)):
-            raise
-        if isinstance(error, RuntimeError) and "DataLoader worker" not in str(error):
+        of_torch = isinstance(error, RuntimeError) and "DataLoader worker" in str(error)
+        if not (of_torch or isinstance(error, broken)):
             raise
         end(loader)
         raise UserError(

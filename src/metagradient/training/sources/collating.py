@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -25,18 +26,19 @@ def as_tensor(name: str, value: Any) -> Tensor:
         return value
     if isinstance(value, np.ndarray | np.generic) and value.dtype.kind in "biuf":
         return torch.from_numpy(np.array(value))  # a copy: the array may be read-only, a memory map's for one
-    if isinstance(value, bool | int | float) or (isinstance(value, list | tuple) and _numbers(value)):
+    if isinstance(value, bool | int | float):
         return torch.as_tensor(value)
+    if isinstance(value, list | tuple) and value:
+        with suppress(ValueError):  # of lists of different length
+            numbers = np.asarray(value)
+            if numbers.dtype.kind in "biuf":
+                return torch.as_tensor(
+                    numbers, dtype=torch.get_default_dtype() if numbers.dtype == np.float64 else None
+                )
     what = f"{type(value).__name__}{f' of {type(value[0]).__name__}' if isinstance(value, list) and value else ''}"
     raise UserError(
         f"field {name} of the data set is no tensor and no number, but a {what}: leave it out, fields=(...), or turn it into "
         "numbers with transform= or collate="
-    )
-
-
-def _numbers(values: Sequence[Any]) -> bool:
-    return bool(values) and all(
-        isinstance(v, bool | int | float) or (isinstance(v, list | tuple) and _numbers(v)) for v in values
     )
 
 

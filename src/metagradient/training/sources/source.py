@@ -82,8 +82,10 @@ class Source:
         Raises:
             UserError: a row cannot be read, or is not what was expected.
         """
-        with _generators_left_alone():
-            items = [self._item(row, fold_in(self.seed, t, row)) for row in rows]
+        items = self._at_once(rows)
+        if items is None:
+            with _generators_left_alone():
+                items = [self._item(row, fold_in(self.seed, t, row)) for row in rows]
         if self.collate is None:
             return stacked(items)
         found = dict(self.collate(items))
@@ -133,6 +135,17 @@ class Source:
         both = copy.copy(self)
         both.dataset, both._ahead = ConcatDataset([self.dataset, other.dataset]), None
         return both
+
+    def _at_once(self, rows: Sequence[int]) -> list[dict[str, Any]] | None:
+        """The items as a table on disk gives them in one go, where nothing random can happen; else None."""
+        if self.transform is not None or not _is_plain_table(self.dataset):
+            return None
+        try:
+            return [self._named(item) for item in self.dataset.__getitems__(list(rows))]
+        except UserError:
+            raise
+        except Exception:  # one by one, the row is found
+            return None
 
     def _item(self, row: int, key: int) -> dict[str, Any]:
         random.seed(key)
@@ -187,6 +200,14 @@ class Source:
                     f"row {row} of the data set {what} (its {name}): a replay needs the same rows; draw from torch's, NumPy's or "
                     "Python's generators, which are seeded around every fetch, or from the generator that transform= is given"
                 )
+
+
+def _is_plain_table(dataset: Any) -> bool:
+    """Whether it is a `datasets.Dataset` (or part of one) without a transform of its own."""
+    if isinstance(dataset, Subset):
+        return _is_plain_table(dataset.dataset)
+    format_ = getattr(dataset, "format", None)
+    return hasattr(dataset, "__getitems__") and isinstance(format_, dict) and format_.get("type") != "custom"
 
 
 @contextmanager

@@ -1,0 +1,107 @@
+"""The questions in one call each, against the parts that they are made of and against what is true."""
+
+import csv
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.utils.data import Dataset
+
+import metagradient as mg
+from metagradient.attribution import TrainedRun, method
+from metagradient.descent import WeightSelection
+from metagradient.errors import UserError
+from metagradient.unlearning import Retrain
+
+N = 60
+
+
+def data(seed: int = 0, wrong: int = 0, n: int = N) -> dict[str, Tensor]:
+    """Two classes apart along the first axis; the first `wrong` labels are flipped."""
+    g = torch.Generator().manual_seed(seed)
+    y = torch.arange(n) % 2
+    x = torch.randn(n, 4, generator=g)
+    x[:, 0] += 3 * (2 * y - 1)
+    return {"x": x, "y": torch.where(torch.arange(n) < wrong, 1 - y, y)}
+
+
+class Rows(Dataset):
+    def __len__(self) -> int:
+        return N
+
+    def __getitem__(self, row: int) -> tuple[Tensor, int]:
+        return data()["x"][row], int(data()["y"][row])
+
+
+def net() -> nn.Module:
+    torch.manual_seed(0)
+    return nn.Linear(4, 2)
+
+
+def test_attribution_in_one_call_is_the_method_on_the_run(tmp_path: Path) -> None:
+    queries = data(1, n=3)
+    found = mg.attribute(net(), data(), queries, "none", training=mg.Training(epochs=3), damping=2.0)
+    routine = mg.Training(epochs=3).routine(net())
+    batches = routine.batches(data(), 0)
+    run = TrainedRun.of(routine.learner(0, len(batches)), batches)
+    assert torch.equal(found.values, method("none", damping=2.0)(run, queries))
+    best, worst = found.top(1, 4)
+    column = found.values[:, 1]
+    assert column[best].tolist() == sorted(column.tolist(), reverse=True)[:4]
+    assert column[worst].tolist() == sorted(column.tolist())[:4]
+    found.csv(tmp_path / "top.csv", 2)
+    rows = list(csv.DictReader((tmp_path / "top.csv").open()))
+    assert [(r["query"], r["rank"]) for r in rows[4:8]] == [("1", "1"), ("1", "2"), ("1", "-1"), ("1", "-2")]
+    assert [int(r["train_index"]) for r in rows[4:8]] == best[:2] + worst[:2]
+
+
+def test_a_model_that_exists_is_asked_as_it_is() -> None:
+    model = net()
+    queries = data(1, n=2)
+    found = mg.attribute(model, data(), queries, "gradient_dot", trained=True)
+
+    def gradient(x: Tensor, y: Tensor) -> Tensor:
+        loss = nn.functional.cross_entropy(model(x[None]), y[None])
+        return torch.cat([g.flatten() for g in torch.autograd.grad(loss, list(model.parameters()))])
+
+    one, other = gradient(data()["x"][5], data()["y"][5]), gradient(queries["x"][0], queries["y"][0])
+    assert float(found.values[5, 0]) == pytest.approx(float(one @ other) / N, rel=1e-4)
+    assert torch.equal(found.learner.model.weight, model.weight)
+
+
+def test_selection_finds_the_wrong_labels() -> None:
+    found = mg.select(
+        lambda: nn.Linear(4, 2),
+        data(wrong=12),
+        data(1, n=40),
+        descent=WeightSelection(metasteps=4),
+        training=mg.Training(epochs=3),
+    )
+    assert found.weights[:12].mean() < found.weights[12:].mean() - 0.2
+
+
+@pytest.mark.parametrize("rows", ["tensors", "read"])
+def test_forgotten_rows_are_gone(rows: str) -> None:
+    examples = data() if rows == "tensors" else Rows()
+    how = mg.Training(epochs=20, batch_size=None, learning_rate=0.5)
+    found = mg.unlearn(net(), examples, torch.arange(N) < 3, training=how, judge=True)
+    assert found.distance_to_retrained is not None
+    assert 0 < found.distance_to_retrained < 0.1 * found.distance
+    truth = mg.unlearn(net(), examples, [0, 1, 2], by=Retrain(), training=how, judge=True)
+    assert truth.distance_to_retrained == 0
+    plain = net()
+    optimizer = torch.optim.SGD(plain.parameters())
+    for t in range(20):
+        optimizer.param_groups[0]["lr"] = mg.Cosine(0.5, 20)(t)
+        optimizer.zero_grad()
+        nn.functional.cross_entropy(plain(data()["x"][3:]), data()["y"][3:]).backward()
+        optimizer.step()
+    torch.testing.assert_close(truth.learner.model.weight, plain.weight)
+
+
+def test_what_does_not_fit_is_one_line() -> None:
+    with pytest.raises(UserError, match=r"held_out=0.01 of 4 validation rows"):
+        mg.select(net(), data(), data(1, n=4), held_out=0.01)
+    with pytest.raises(UserError, match="no setting dampening"):
+        mg.attribute(net(), data(), data(1, n=2), dampening=1.0)
