@@ -1,8 +1,11 @@
 """Rows from somebody's data set: the same run as from tensors in memory, transforms a function of the step."""
 
+import json
 import os
 import random
 import signal
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -345,3 +348,13 @@ def test_data_sets_that_cannot_be_replayed_are_refused() -> None:
         mg.Batches(Random(), plan(), workers=-1)
     with pytest.raises(UserError, match="only for data sets"):
         mg.Batches(data(), plan(), workers=1)
+
+
+@pytest.mark.slow
+def test_a_run_over_rows_on_disk_holds_a_fraction_of_them_and_has_the_same_bits() -> None:
+    script = Path(__file__).parents[2] / "benchmarks" / "larger_than_memory.py"
+    words = [sys.executable, str(script), "--gib", "0.5", "--workers", "1"]
+    said = subprocess.run(words, check=True, capture_output=True, text=True).stdout.splitlines()
+    disk, tensors = json.loads(said[0]), json.loads(said[1])
+    assert disk["bits"] == tensors["bits"]
+    assert disk["peak_mib"] - disk["begin_mib"] < 256 < 512 < tensors["peak_mib"] - tensors["begin_mib"]
