@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from metagradient.data.remote import reach
 from metagradient.data.splits import Table
 from metagradient.files import digest, replacing
 
@@ -20,7 +21,6 @@ log = logging.getLogger(__name__)
 
 _FORMAT = "1"  # raise it when what the cache holds changes, so that an old file is not read as a new one
 _HUB_NAME = re.compile(r"[\w-][\w.-]*(/[\w-][\w.-]*)?")
-_REACH_SECONDS = 3.0
 
 
 @dataclass(frozen=True)
@@ -61,7 +61,12 @@ def read_images(path: str) -> Images:
     if cached.exists():
         return _load(cached)
     if not stats:
-        _reach(path)
+        reach(
+            path,
+            _missing(path),
+            "give a local folder, e.g. data.path=../data/mnist, set HF_HUB_OFFLINE=1 if its files are already in the "
+            "Hugging Face cache, or use data=digits",
+        )
     images = _decode(path, source)
     _save(images, cached)
     return images
@@ -72,25 +77,6 @@ def _missing(path: str) -> str:
         f"data.path={path} does not exist or holds no parquet files; give a local folder or a hub name, "
         "e.g. data.path=ylecun/mnist; without network use data=digits"
     )
-
-
-def _reach(name: str) -> None:
-    """Ask the hub for a set once and briefly: without a network `load_dataset` retries for half a minute."""
-    import huggingface_hub
-    from huggingface_hub.errors import RepositoryNotFoundError
-
-    if huggingface_hub.is_offline_mode():
-        return  # load_dataset then looks into its own cache and answers at once
-    try:
-        huggingface_hub.HfApi().dataset_info(name, timeout=_REACH_SECONDS)
-    except RepositoryNotFoundError:
-        raise FileNotFoundError(_missing(name)) from None
-    except Exception as error:  # whichever HTTP client the hub library uses, its errors share no base class
-        raise ConnectionError(
-            f"data.path={name} is no local folder and the Hugging Face hub cannot be reached "
-            f"({type(error).__name__}); give a local folder, e.g. data.path=../data/mnist, set "
-            "HF_HUB_OFFLINE=1 if its files are already in the Hugging Face cache, or use data=digits"
-        ) from error
 
 
 def _decode(path: str, source: str) -> Images:

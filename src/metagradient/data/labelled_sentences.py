@@ -1,7 +1,7 @@
 """Labelled sentences, as the most frequent words of a vocabulary made from the training rows."""
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -69,7 +69,7 @@ def sentences(
     said = {split: [str(s).split()[:length] for s in part["sentence"]] for split, part in rows.items()}
     known = vocabulary(said["train"], words)
     tables = {
-        split: {"x": tokens(said[split], known, length), "y": torch.tensor(part["label"])}
+        split: {"x": tokens(said[split], known, length, len(said[split])), "y": torch.tensor(part["label"])}
         for split, part in rows.items()
     }
     names = getattr(table.features["label"], "names", None) or sorted({str(c) for c in table["label"]})
@@ -87,7 +87,7 @@ def sentences(
     return noisy
 
 
-def vocabulary(said: Sequence[Sequence[str]], words: int) -> tuple[str, ...]:
+def vocabulary(said: Iterable[Sequence[str]], words: int) -> tuple[str, ...]:
     """The most frequent words of some texts, behind the padding and the unknown word.
 
     Raises:
@@ -101,10 +101,10 @@ def vocabulary(said: Sequence[Sequence[str]], words: int) -> tuple[str, ...]:
     return ("", "?", *sorted(counts, key=lambda word: (-counts[word], word))[: words - 2])
 
 
-def tokens(said: Sequence[Sequence[str]], known: Sequence[str], length: int) -> Tensor:
-    """Texts as places in a vocabulary, int64 [n, length], padded at their ends."""
+def tokens(said: Iterable[Sequence[str]], known: Sequence[str], length: int, n: int) -> Tensor:
+    """`n` texts as places in a vocabulary, int64 [n, length], padded at their ends."""
     place = {word: i for i, word in enumerate(known)}
-    out = torch.full((len(said), length), PADDING)
+    out = torch.full((n, length), PADDING)
     for row, sentence in zip(out, said, strict=True):
         row[: len(sentence)] = torch.tensor([place.get(word, UNKNOWN) for word in sentence], dtype=torch.long)
     return out

@@ -32,6 +32,8 @@ class Splits:
         truth: about the training labels; None where none was corrupted.
         kind: what the examples are.
         features: names of a table's columns; empty: x0, x1, ...
+        categories: of each of a table's columns that holds codes, the values behind the codes 1, 2, ... (0: unknown); () of
+            the others. Empty: no column does.
     """
 
     name: str
@@ -43,6 +45,7 @@ class Splits:
     truth: LabelTruth | None = None
     kind: Kind = "image"
     features: tuple[str, ...] = ()
+    categories: tuple[tuple[str, ...], ...] = ()
 
     def feature(self, column: int) -> str:
         """The name of a table's column."""
@@ -55,9 +58,20 @@ class Splits:
         apart = (rows - mean).abs() / torch.where(deviation > 0, deviation, torch.inf)
         chosen = apart.topk(min(_TOLD, rows.shape[1])).indices.sort().values
         return [
-            ", ".join(f"{self.feature(int(i))} = {row[int(i)]:.3g}" for i in places)
+            ", ".join(f"{self.feature(int(i))} = {self._value(int(i), float(row[int(i)]))}" for i in places)
             for row, places in zip(rows, chosen, strict=True)
         ]
+
+    def _value(self, column: int, value: float) -> str:
+        known = self.categories[column] if self.categories else ()
+        if not known:
+            return f"{value:.3g}"
+        return known[int(value) - 1] if value >= 1 else "unknown"
+
+    @property
+    def category_sizes(self) -> tuple[int, ...]:
+        """Of each column the number of its codes, the unknown one included; 0 of numbers. Empty: no column holds codes."""
+        return tuple(len(known) + 1 if known else 0 for known in self.categories)
 
     @property
     def input_shape(self) -> tuple[int, ...]:

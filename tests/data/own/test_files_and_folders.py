@@ -1,9 +1,11 @@
 """Files and folders as people have them: read, split and told; or refused in one line that names the setting."""
 
+import io
 import logging
 from pathlib import Path
 from typing import Any
 
+import datasets
 import numpy as np
 import pandas as pd
 import pytest
@@ -236,3 +238,69 @@ def test_grey_images_stay_grey_and_given_folders_are_kept(tmp_path: Path) -> Non
     assert torch.equal(splits.train["x"][:, 0, 0, 0] > 0.1, splits.train["y"].bool())
     with pytest.raises(ValueError, match="0 folders of classes"):
         image_folder(str(tmp_path / "train" / "class0"))
+
+
+def encoded(picture_: Image.Image) -> bytes:
+    out = io.BytesIO()
+    picture_.save(out, "PNG")
+    return out.getvalue()
+
+
+@pytest.mark.parametrize("layout", ["feature", "bytes", "paths", "saved"])
+def test_images_in_a_table_are_those_of_a_folder(layout: str, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """One data set as a folder of classes and as a table, in the folder's order of its rows; row 5 is broken."""
+    kinds, pictures = ["cats", "dogs"], [picture(("RGB", "L", "RGBA")[i % 3], (20 + i, 30 - i)) for i in range(24)]
+    for i, each in enumerate(pictures):
+        file = tmp_path / "folder" / kinds[i // 12] / f"{i:02}.png"
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.write_bytes(encoded(each) if i != 5 else b"no image")
+    labels = [i // 12 for i in range(24)]
+    contents = [encoded(each) if i != 5 else b"no image" for i, each in enumerate(pictures)]
+    target = tmp_path / "a.parquet"
+    if layout in ("feature", "saved"):
+        features = datasets.Features({"image": datasets.Image(), "label": datasets.ClassLabel(names=kinds)})
+        rows = {"image": [{"bytes": c, "path": None} for c in contents], "label": labels}
+        table = datasets.Dataset.from_dict(rows, features=features)
+        target = tmp_path / "saved" if layout == "saved" else target
+        table.save_to_disk(target) if layout == "saved" else table.to_parquet(target)
+    elif layout == "bytes":
+        pd.DataFrame({"image": contents, "label": [kinds[i] for i in labels]}).to_parquet(target)
+    else:
+        paths = [{"bytes": None, "path": f"folder/{kinds[i // 12]}/{i:02}.png"} for i in range(24)]
+        pd.DataFrame({"image": paths, "label": [kinds[i] for i in labels]}).to_parquet(target)
+    expected = image_folder(str(tmp_path / "folder"), size=16, seed=4)
+    caplog.clear()
+    splits = image_folder(str(target), size=16, seed=4)
+    assert splits.classes == expected.classes
+    for name in ("train", "validation", "test"):
+        for key in ("x", "y"):
+            assert torch.equal(getattr(splits, name)[key], getattr(expected, name)[key])
+    assert "1 rows are no images or cut short, and left out: row 5" in caplog.text
+
+
+def test_images_of_a_divided_table_keep_its_splits(tmp_path: Path) -> None:
+    for split, count, grey in (("train", 40, 0), ("test", 10, 100)):
+        rows = [encoded(Image.fromarray(np.full((8, 8), grey + i, dtype=np.uint8))) for i in range(count)]
+        frame_ = pd.DataFrame({"img": rows, "kind": [None if i == 0 else "ab"[i % 2] for i in range(count)]})
+        frame_.to_parquet(tmp_path / f"{split}.parquet")
+    splits = image_folder(str(tmp_path), size=8, image="img", target="kind", validation=0.25)
+    greys = [sorted((t["x"][:, 0, 0, 0] * 255).round().int().tolist()) for t in (splits.train, splits.validation)]
+    assert len(greys[1]) == 10
+    assert sorted(greys[0] + greys[1]) == list(range(1, 40))
+    test = (splits.test["x"][:, 0, 0, 0] * 255).round().int()
+    assert sorted(test.tolist()) == list(range(101, 110))
+    assert torch.equal(splits.test["y"], test % 2)
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"image": "img"}, r"data\.image=img: no such column; did you mean data\.image=image\?"),
+        ({"image": "kind"}, r"data\.image=kind holds .*string, and no images"),
+        ({"target": "labels"}, r"data\.target=labels: no such column; there are: kind"),
+    ],
+)
+def test_tables_without_images_are_told(settings: dict[str, str], message: str, tmp_path: Path) -> None:
+    pd.DataFrame({"image": [b"x"], "kind": ["a"]}).to_parquet(tmp_path / "a.parquet")
+    with pytest.raises(ValueError, match=message):
+        image_folder(str(tmp_path / "a.parquet"), **settings)  # type: ignore[arg-type]

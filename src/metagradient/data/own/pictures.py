@@ -1,30 +1,35 @@
-"""Images of the user's own: a folder of classes."""
+"""Images of the user's own: a folder of classes, or a table with a column of images."""
 
 from __future__ import annotations
 
+import io
 import logging
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-import psutil
 import torch
 from PIL import Image, UnidentifiedImageError
+from torch import Tensor
 
 from metagradient.data.corruption import LabelNoise
-from metagradient.data.own.rows import NAMES, Shares, divide
+from metagradient.data.own.files import must_fit
+from metagradient.data.own.rows import NAMES, WORDS, Shares, divide
+from metagradient.data.own.tabled_pictures import is_table, read_tabled
 from metagradient.data.splits import Splits, corrupt, standardise
 
 log = logging.getLogger(__name__)
 
 _ENDINGS = (".png", ".jpg", ".jpeg", ".bmp", ".gif", ".webp", ".tif", ".tiff", ".ppm", ".pgm")
-_FOLDERS = {"train": ("train", "training"), "validation": ("validation", "valid", "val"), "test": ("test",)}
 
 
 def image_folder(
     path: str,
     size: int = 32,
     channels: int | None = None,
+    image: str = "image",
+    target: str = "label",
     train: int | None = None,
     validation: float = 0.1,
     test: float = 0.2,
@@ -33,16 +38,23 @@ def image_folder(
     noise: LabelNoise | None = None,
     seed: int = 0,
 ) -> Splits:
-    """A folder with a folder of images for each class; or with folders train, test (and validation) of such folders.
+    """A folder with a folder of images for each class, or with folders train, test (and validation) of such; or a table.
+
+    A table is a Parquet file, a folder of them or of `save_to_disk`, or a name of the hub, with a column of images (encoded,
+    as bytes or {bytes, path}: what `datasets.Image` stores) and one of classes. A source that is divided already keeps its
+    splits; a validation or test split that it lacks is drawn from its training rows.
 
     Images are cut to a square around their centre and resized (bilinear). Transparency is laid on white; palettes, CMYK
-    and the like become RGB. Files that are no images or cut short are left out, counted and named.
+    and the like become RGB. Files and rows that are no images or cut short are left out, counted and named. One image is
+    decoded at a time.
 
     Args:
-        path: the folder.
+        path: the folder or table.
         size: pixels of a side.
         channels: 1 (grey) or 3; None: 1 where every image is grey.
-        train: as in `table_file`, like validation, test, stratify, noise and seed; of given folders only `train` is read.
+        image: a table's column of images.
+        target: a table's column of classes.
+        train: as in `table_file`, like validation, test, stratify, noise and seed.
         validation: see train.
         test: see train.
         stratify: see train.
@@ -51,17 +63,51 @@ def image_folder(
         seed: see train.
 
     Raises:
-        FileNotFoundError: no such folder.
+        FileNotFoundError: no such folder or table.
+        ConnectionError: a hub set, and no network.
         ValueError: no images, one class alone, too few rows, too little memory.
     """
+    if channels not in (None, 1, 3):
+        raise ValueError(f"data.channels must be 1, 3 or null, not {channels}")
+    found = _tabled(path, image, target) if is_table(path) else _foldered(path)
+    n = len(found.y)
+    must_fit(5 * n * (channels or 3) * size * size, path, f"set data.size={size // 2}")
+    pictures, kept = _read(found, size)
+    mode = "L" if channels == 1 or (channels is None and all(each.mode == "L" for each in pictures)) else "RGB"
+    y = found.y[kept]
+    given = None if found.given is None else found.given[kept]
+    rows = divide(y, Shares(train, validation, test, stratify, seed), given=given)
+    labels = torch.from_numpy(y)
+    tables = {name: {"x": _stacked(pictures, rows[name], mode, size), "y": labels[rows[name]]} for name in NAMES}
+    splits = Splits(Path(path).name, tables["train"], tables["validation"], tables["test"], found.classes, kind="image")
+    return corrupt(standardise(splits) if standardize else splits, noise, seed)
+
+
+@dataclass(frozen=True)
+class _Found:
+    """Images that are not decoded yet: where each is, its name for people, its class y [n], its split where it is given."""
+
+    encoded: Iterable[Path | bytes | None]
+    names: Sequence[str]
+    y: np.ndarray
+    classes: tuple[str, ...]
+    given: np.ndarray | None
+    unit: str
+
+
+def _tabled(path: str, image: str, target: str) -> _Found:
+    table = read_tabled(path, image, target)
+    return _Found(table.encoded(), [f"row {row}" for row in table.rows], table.y, table.classes, table.given, "rows")
+
+
+def _foldered(path: str) -> _Found:
     folder = Path(path).expanduser()
     if not folder.is_dir():
         raise FileNotFoundError(
-            f"data.path={path} does not exist or is no folder: give a folder with one folder for each class"
+            f"data.path={path} does not exist or is no folder: give a folder with one folder for each class, or Parquet files "
+            "with a column of images"
         )
-    if channels not in (None, 1, 3):
-        raise ValueError(f"data.channels must be 1, 3 or null, not {channels}")
-    given = {name: next((folder / w for w in words if (folder / w).is_dir()), None) for name, words in _FOLDERS.items()}
+    given = {name: next((folder / w for w in words if (folder / w).is_dir()), None) for name, words in WORDS.items()}
     divided = given["train"] is not None and given["test"] is not None
     roots = {name: root for name, root in given.items() if root is not None} if divided else {"all": folder}
     classes = sorted({child.name for root in roots.values() for child in root.iterdir() if child.is_dir()})
@@ -78,52 +124,45 @@ def image_folder(
     ]
     if not files:
         raise ValueError(f"data.path={path} has no images ({', '.join(_ENDINGS)}) in its folders")
-    _fits(len(files), size, channels or 3, path)
-    pixels, kept = _read(files, size, channels)
-    y = np.array([label for _, label, _ in kept], dtype=np.int64)
-    if divided:
-        origin = np.array([name for name, _, _ in kept])
-        order = np.random.default_rng([seed, 0]).permutation(len(y))
-        rows = {name: order[origin[order] == name] for name in NAMES}
-        rows["train"] = rows["train"][:train]
-    else:
-        rows = divide(y, Shares(train, validation, test, stratify, seed))
-    data, labels = torch.from_numpy(pixels), torch.from_numpy(y)
-    tables = {name: {"x": data[rows[name]], "y": labels[rows[name]]} for name in NAMES}
-    splits = Splits(folder.name, tables["train"], tables["validation"], tables["test"], tuple(classes), kind="image")
-    return corrupt(standardise(splits) if standardize else splits, noise, seed)
+    return _Found(
+        [file for _, _, file in files],
+        [str(file) for _, _, file in files],
+        np.array([label for _, label, _ in files], dtype=np.int64),
+        tuple(classes),
+        np.array([name for name, _, _ in files], dtype=object) if divided else None,
+        "files",
+    )
 
 
-def _fits(count: int, size: int, channels: int, path: str) -> None:
-    needed, free = 8 * count * channels * size * size, psutil.virtual_memory().available
-    if needed > free:
-        raise ValueError(
-            f"data.path={path}: {count} images of {size}x{size} take {needed / 2**30:.1f} GiB and {free / 2**30:.1f} are free: set data.size={size // 2}"
-        )
-
-
-def _read(
-    files: Iterable[tuple[str, int, Path]], size: int, channels: int | None
-) -> tuple[np.ndarray, list[tuple[str, int, Path]]]:
-    """[n, C, size, size] in [0, 1], and the files that could be read."""
-    pixels, kept, broken, coloured = [], [], [], channels == 3
-    for name, label, file in files:
+def _read(found: _Found, size: int) -> tuple[list[Image.Image], np.ndarray]:
+    """The images that can be read, grey or RGB, size by size; and their places among all."""
+    pictures, kept, broken = [], [], []
+    for place, encoded in enumerate(found.encoded):
         try:
-            with Image.open(file) as opened:
-                picture = _square(opened, size)
+            if encoded is None:
+                raise ValueError("a row without an image")
+            with Image.open(io.BytesIO(encoded) if isinstance(encoded, bytes) else encoded) as opened:
+                pictures.append(_square(opened, size))
         except (UnidentifiedImageError, OSError, ValueError, SyntaxError, Image.DecompressionBombError):
-            broken.append(str(file))
+            broken.append(found.names[place])
             continue
-        coloured = coloured or picture.mode == "RGB"
-        pixels.append(picture)
-        kept.append((name, label, file))
+        kept.append(place)
     if broken:
-        log.warning("%d files are no images or cut short, and left out: %s", len(broken), ", ".join(broken[:5]))
+        log.warning(
+            "%d %s are no images or cut short, and left out: %s", len(broken), found.unit, ", ".join(broken[:5])
+        )
     if not kept:
-        raise ValueError(f"none of the {len(broken)} image files can be read, {broken[0]} for one")
-    mode = "L" if channels == 1 or not coloured else "RGB"
-    stacked = np.stack([np.asarray(p.convert(mode), dtype=np.float32) / 255 for p in pixels])
-    return (stacked[:, None] if mode == "L" else np.ascontiguousarray(stacked.transpose(0, 3, 1, 2))), kept
+        raise ValueError(f"none of the {len(broken)} images can be read, {broken[0]} for one")
+    return pictures, np.array(kept, dtype=np.int64)
+
+
+def _stacked(pictures: Sequence[Image.Image], rows: np.ndarray, mode: str, size: int) -> Tensor:
+    """Some images as float32 [n, C, size, size] in [0, 1]."""
+    x = np.empty((len(rows), len(mode), size, size), dtype=np.float32)
+    for out, row in zip(x, rows, strict=True):
+        pixels = np.asarray(pictures[row].convert(mode), dtype=np.float32) / 255
+        out[...] = pixels if mode == "L" else pixels.transpose(2, 0, 1)
+    return torch.from_numpy(x)
 
 
 def _square(picture: Image.Image, size: int) -> Image.Image:

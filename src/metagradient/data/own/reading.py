@@ -1,13 +1,17 @@
-"""A file of rows as a data frame, and its labels as class numbers."""
+"""Rows as a data frame, and their labels as class numbers."""
 
 from __future__ import annotations
 
 import logging
+from collections.abc import Collection, Sequence
 from difflib import get_close_matches
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+
+from metagradient.data.own.files import bytes_of, frame_of, must_fit
+from metagradient.data.own.places import Part, find
+from metagradient.data.own.rows import GIVEN
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -17,54 +21,49 @@ log = logging.getLogger(__name__)
 _MOST_CLASSES = 1000
 
 
-def _libsvm(path: Path) -> pd.DataFrame:
-    import pandas as pd
-    from sklearn.datasets import load_svmlight_file
-
-    x, y = load_svmlight_file(str(path))
-    frame = pd.DataFrame(x.toarray(), columns=[f"x{i}" for i in range(x.shape[1])])
-    frame["target"] = [f"{v:g}" for v in y]
-    return frame
-
-
-_ENDINGS = (".csv", ".tsv", ".parquet", ".jsonl", ".ndjson", ".libsvm", ".svm")
-
-
-def _read(file: Path, ending: str) -> pd.DataFrame:
-    import pandas as pd  # a third of a second that other data need not pay
-
-    if ending in (".libsvm", ".svm"):
-        return _libsvm(file)
-    if ending == ".parquet":
-        return pd.read_parquet(file)
-    if ending in (".jsonl", ".ndjson"):
-        return pd.read_json(file, lines=True)
-    return pd.read_csv(file, sep="\t" if ending == ".tsv" else ",")
-
-
 def read_frame(path: str) -> pd.DataFrame:
-    """The rows of a CSV, TSV, Parquet, JSON Lines or LIBSVM file (its label is the column `target`); `.gz` as well.
+    """The rows at `data.path` (`places.find`), numbered from 0 in the order of its files.
+
+    Where the source itself is divided, the column `GIVEN` says train, validation or test. The label of a LIBSVM file is
+    the column `target`.
 
     Raises:
         FileNotFoundError: no such file.
-        ValueError: another kind of file, or one that cannot be read.
+        ConnectionError: a hub set, and no network.
+        ValueError: another kind of file, one that cannot be read, no rows, too little memory.
     """
-    file = Path(path).expanduser()
-    if not file.is_file():
-        raise FileNotFoundError(f"data.path={path} does not exist or is no file: give a {', '.join(_ENDINGS)} file")
-    suffix = next((s for s in reversed(file.suffixes) if s not in (".gz", ".bz2", ".xz", ".zst")), "").lower()
-    if suffix not in _ENDINGS:
-        raise ValueError(
-            f"data.path={path}: files are read by their ending, {', '.join(_ENDINGS)} (and .gz), not '{suffix}'"
-        )
-    try:
-        frame = _read(file, suffix)
-    except Exception as error:
-        raise ValueError(f"data.path={path} cannot be read as {suffix[1:]}: {str(error).splitlines()[0]}") from error
-    if frame.empty:
+    parts = find(path)
+    must_fit(sum(bytes_of(part.rows) for part in parts), path)
+    return read_parts(parts, path)
+
+
+def read_parts(parts: Sequence[Part], path: str, without: Collection[str] = ()) -> pd.DataFrame:
+    """The rows of some parts as `read_frame` gives them, without some columns.
+
+    Raises:
+        ValueError: a file that cannot be read, files of different columns, no rows.
+    """
+    import pandas as pd
+
+    frames = [frame_of(part.rows, without) for part in parts]
+    for part, frame in zip(parts, frames, strict=True):
+        if odd := set(frame.columns) ^ set(frames[0].columns):
+            raise ValueError(
+                f"data.path={path}: {parts[0].name} and {part.name} differ in their columns ({', '.join(sorted(odd)[:5])}): give "
+                "files of the same columns, or one of them"
+            )
+    whole = frames[0] if len(frames) == 1 else pd.concat(frames, ignore_index=True)
+    if whole.empty:
         raise ValueError(f"data.path={path} has no rows")
-    frame.columns = [str(name) for name in frame.columns]
-    return frame
+    if parts[0].split is not None:
+        said = [str(part.split) for part in parts]
+        whole[GIVEN] = pd.Categorical(np.repeat(said, [len(frame) for frame in frames]))
+    return whole
+
+
+def given(frame: pd.DataFrame) -> np.ndarray | None:
+    """Train, validation or test of each row [n], where the source is divided."""
+    return frame[GIVEN].to_numpy(dtype=object) if GIVEN in frame else None
 
 
 def column(frame: pd.DataFrame, name: str, setting: str) -> pd.Series:
@@ -74,11 +73,16 @@ def column(frame: pd.DataFrame, name: str, setting: str) -> pd.Series:
         ValueError: no such column; near names and all of them are told.
     """
     if name not in frame.columns:
-        near = get_close_matches(name, list(frame.columns), n=1)
-        there = ", ".join(list(frame.columns)[:12]) + (", ..." if len(frame.columns) > 12 else "")
-        hint = f"did you mean {setting}={near[0]}? " if near else ""
-        raise ValueError(f"{setting}={name}: no such column; {hint}there are: {there}")
+        raise missing_column(name, [each for each in frame.columns if each != GIVEN], setting)
     return frame[name]
+
+
+def missing_column(name: str, names: Sequence[str], setting: str) -> ValueError:
+    """The error that there is no such column: near names and all of them are told."""
+    near = get_close_matches(name, names, n=1)
+    there = ", ".join(names[:12]) + (", ..." if len(names) > 12 else "")
+    hint = f"did you mean {setting}={near[0]}? " if near else ""
+    return ValueError(f"{setting}={name}: no such column; {hint}there are: {there}")
 
 
 def labelled(frame: pd.DataFrame, target: str) -> tuple[pd.DataFrame, np.ndarray, tuple[str, ...]]:

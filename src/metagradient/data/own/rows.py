@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import logging
+from collections.abc import Collection
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -10,12 +12,18 @@ import numpy as np
 if TYPE_CHECKING:
     import pandas as pd
 
+log = logging.getLogger(__name__)
+
 NAMES = ("train", "validation", "test")
-_WORDS = {
+WORDS = {
     "train": ("train", "training"),
     "validation": ("validation", "valid", "val", "dev"),
     "test": ("test", "testing", "eval"),
 }
+"""What people call the splits."""
+
+GIVEN = "(split of the source)"
+"""The column of rows whose source is divided already, which says train, validation or test."""
 
 
 @dataclass(frozen=True)
@@ -35,8 +43,8 @@ class Shares:
     stratify: bool = False
     seed: int = 0
 
-    def sizes(self, n: int) -> dict[str, int]:
-        """Rows of each split.
+    def sizes(self, n: int, drawn: Collection[str] = ("validation", "test")) -> dict[str, int]:
+        """Rows of each split, out of `n`; beside train only those of `drawn`.
 
         Raises:
             ValueError: nothing is left for one of them.
@@ -47,10 +55,10 @@ class Shares:
                 raise ValueError(
                     f"data.{name} is a share in (0, 1) or a number of rows, not {wanted}: set data.{name}=0.1"
                 )
-            sizes[name] = round(wanted * n) if wanted < 1 else int(wanted)
+            sizes[name] = 0 if name not in drawn else round(wanted * n) if wanted < 1 else int(wanted)
         left = n - sum(sizes.values())
         sizes["train"] = left if self.train is None else min(self.train, left)
-        if sizes["test"] < 1 or sizes["train"] < 1:
+        if ("test" in drawn and sizes["test"] < 1) or sizes["train"] < 1:
             raise ValueError(
                 f"{n} rows cannot be divided into train={self.train or 'the rest'}, validation={self.validation} and "
                 f"test={self.test}: set for example data.validation=0.1 data.test=0.2 data.train=null"
@@ -59,7 +67,11 @@ class Shares:
 
 
 def divide(
-    y: np.ndarray, shares: Shares, split: pd.Series | None = None, group: pd.Series | None = None
+    y: np.ndarray,
+    shares: Shares,
+    split: pd.Series | None = None,
+    group: pd.Series | None = None,
+    given: np.ndarray | None = None,
 ) -> dict[str, np.ndarray]:
     """Row numbers of each split, in random order.
 
@@ -68,6 +80,7 @@ def divide(
         shares: used where there is no `split`.
         split: a column that says train, validation or test.
         group: a column whose equal values stay together; whole groups are dealt out until a split is full.
+        given: train, validation or test of each row, by its source; what the source lacks is drawn from its training rows.
 
     Raises:
         ValueError: a column with other words, an empty split, too few rows or groups.
@@ -75,7 +88,7 @@ def divide(
     order = np.random.default_rng([shares.seed, 0]).permutation(len(y))
     if split is not None:
         words = split.astype(str).str.strip().str.lower().to_numpy()
-        known = {word: name for name, several in _WORDS.items() for word in several}
+        known = {word: name for name, several in WORDS.items() for word in several}
         odd = sorted({word for word in words if word not in known})
         if odd:
             raise ValueError(
@@ -86,7 +99,25 @@ def divide(
         if not len(divided["train"]) or not len(divided["test"]):
             raise ValueError(f"data.split={split.name} gives no rows to train or to test")
         return divided
-    sizes = shares.sizes(len(y))
+    if given is None:
+        return _drawn(order, y, shares, group)
+    divided = {name: order[given[order] == name] for name in NAMES}
+    lacking = [name for name in ("validation", "test") if not len(divided[name])]
+    own = _drawn(divided["train"], y, shares, group, lacking)
+    for name in lacking:
+        log.info("the source has no %s rows: %d of its training rows are", name, len(own[name]))
+    return divided | {name: own[name] for name in ("train", *lacking)}
+
+
+def _drawn(
+    order: np.ndarray,
+    y: np.ndarray,
+    shares: Shares,
+    group: pd.Series | None,
+    drawn: Collection[str] = ("validation", "test"),
+) -> dict[str, np.ndarray]:
+    """The rows of `order`, shared out between train and `drawn`."""
+    sizes = shares.sizes(len(order), drawn)
     if group is not None:
         return _by_group(order, group, sizes)
     if shares.stratify:
@@ -118,7 +149,7 @@ def _by_group(order: np.ndarray, group: pd.Series, sizes: dict[str, int]) -> dic
         members = order[codes[order] == code]
         name = next((n for n in ("test", "validation") if len(divided[n]) < sizes[n]), "train")
         divided[name] += members.tolist()
-    if not divided["train"] or not divided["test"]:
+    if not divided["train"] or (sizes["test"] and not divided["test"]):
         raise ValueError(
             f"data.group={group.name} has {len(seen)} groups, too few to be divided: lower data.test or data.validation"
         )

@@ -1,24 +1,24 @@
-"""A table of the user's own: numbers standardised, categories one-hot, missing values told."""
+"""A table of the user's own: numbers standardised, categories one-hot or coded, missing values told."""
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from metagradient.data.corruption import LabelNoise
-from metagradient.data.own.reading import column, labelled, read_frame
-from metagradient.data.own.rows import NAMES, Shares, divide
+from metagradient.data.own.columns import Column, Encoding, fit
+from metagradient.data.own.files import must_fit
+from metagradient.data.own.reading import column, given, labelled, read_frame
+from metagradient.data.own.rows import GIVEN, NAMES, Shares, divide
 from metagradient.data.splits import Splits, corrupt
 
 if TYPE_CHECKING:
     import pandas as pd
-
-log = logging.getLogger(__name__)
 
 
 def table_file(
@@ -34,33 +34,39 @@ def table_file(
     missing: Literal["impute", "refuse"] = "impute",
     categories: int = 50,
     standardize: bool = True,
+    encode: Encoding = "onehot",
     noise: LabelNoise | None = None,
     seed: int = 0,
 ) -> Splits:
-    """The rows of a file, one column of which is the class.
+    """The rows of a table, one column of which is the class.
 
     Numbers are standardised by the training rows' mean and deviation, their missing values set to the training median.
-    Words and truth values are one-hot by the training rows' categories; another value, or none, is all zeros.
+    Words and truth values are one-hot by the training rows' categories (another value, or none, is all zeros), or codes
+    1, 2, ... (0) for a model that embeds them. A source that is divided already keeps its splits; a validation or test
+    split that it lacks is drawn from its training rows.
 
     Args:
-        path: a CSV, TSV, Parquet, JSON Lines or LIBSVM file.
+        path: a CSV, TSV, Parquet, JSON Lines or LIBSVM file, a folder of such files or of `save_to_disk`, or `owner/name`
+            or `owner/name:configuration` of the Hugging Face hub.
         target: the column of classes.
         train: rows to train on; None: all that are left.
         validation: a share of the rows, or a number; test likewise.
         test: see validation.
-        split: a column that says train, validation or test, in place of shares.
+        split: a column that says train, validation or test, in place of shares and of the source's own splits.
         group: a column whose equal values never stand in two splits.
         stratify: the classes in the same proportions in each split.
         drop: columns that are not read.
         missing: "refuse" missing values in place of imputing them.
         categories: the most values that a column of words may have.
         standardize: False leaves numbers as they are.
+        encode: words as "onehot" features or as "codes", `Splits.categories`.
         noise: on training labels.
         seed: of the split and the noise.
 
     Raises:
         FileNotFoundError: no such file.
-        ValueError: no such column, columns that are neither numbers nor categories, infinite numbers.
+        ConnectionError: a hub set, and no network.
+        ValueError: no such column, columns that are neither numbers nor categories, infinite numbers, too little memory.
     """
     frame, y, classes = labelled(read_frame(path), target)
     for name in (*drop, *filter(None, (split, group))):
@@ -70,18 +76,18 @@ def table_file(
         Shares(train, validation, test, stratify, seed),
         None if split is None else frame[split],
         None if group is None else frame[group],
+        given(frame),
     )
-    read = [name for name in frame.columns if name not in (target, split, group, *drop)]
+    read = [name for name in frame.columns if name not in (target, split, group, GIVEN, *drop)]
     if not read:
         raise ValueError(f"data.path={path} has no columns beside data.target={target}")
-    columns, names = [], []
-    for name in read:
-        values, own = _encoded(frame[name], rows["train"], missing, categories, standardize)
-        columns.append(values)
-        names += own
-    x = torch.from_numpy(np.concatenate(columns, axis=1).astype(np.float32))
+    columns = [fit(frame[name], rows["train"], missing, categories, standardize, encode) for name in read]
+    names = [name for each in columns for name in each.names]
+    must_fit(4 * len(y) * len(names), path, "set data.encode=codes, or read fewer columns or rows")
     labels = torch.from_numpy(y)
-    tables = {split: {"x": x[rows[split]], "y": labels[rows[split]]} for split in NAMES}
+    tables = {
+        split: {"x": _filled(frame, columns, rows[split], len(names)), "y": labels[rows[split]]} for split in NAMES
+    }
     splits = Splits(
         Path(path).name,
         tables["train"],
@@ -90,46 +96,15 @@ def table_file(
         classes,
         kind="table",
         features=tuple(names),
+        categories=tuple(each.categories for each in columns) if any(each.categories for each in columns) else (),
     )
     return corrupt(splits, noise, seed)
 
 
-def _encoded(
-    values: pd.Series, train: np.ndarray, missing: str, categories: int, standardize: bool
-) -> tuple[np.ndarray, list[str]]:
-    """A column as numbers [n, k], and the names of its k features."""
-    import pandas as pd
-
-    name, absent = str(values.name), int(values.isna().sum())
-    if absent and missing == "refuse":
-        raise ValueError(f"column {name} is missing in {absent} rows: set data.missing=impute, or data.drop=[{name}]")
-    if pd.api.types.is_datetime64_any_dtype(values):
-        raise ValueError(f"column {name} is a date, which is neither a number nor a category: set data.drop=[{name}]")
-    if pd.api.types.is_numeric_dtype(values) and not pd.api.types.is_bool_dtype(values):
-        numbers = values.to_numpy(dtype=np.float64, na_value=np.nan)
-        if np.isinf(numbers).any():
-            raise ValueError(
-                f"column {name} is infinite in {int(np.isinf(numbers).sum())} rows: mend them, or set data.drop=[{name}]"
-            )
-        seen = numbers[train][~np.isnan(numbers[train])]
-        if not len(seen):
-            raise ValueError(f"column {name} is missing in every training row: set data.drop=[{name}]")
-        if absent:
-            log.warning(
-                "column %s: %d missing values are set to the training median, %g", name, absent, np.median(seen)
-            )
-            numbers = np.where(np.isnan(numbers), np.median(seen), numbers)
-        if standardize:
-            spread = numbers[train].std()
-            numbers = (numbers - numbers[train].mean()) / (spread if spread > 0 else 1.0)
-        return numbers[:, None], [name]
-    words = values.astype("string")
-    known = sorted(words.iloc[train].dropna().unique())
-    if len(known) > categories:
-        raise ValueError(
-            f"column {name} has {len(known)} different values, more than data.categories={categories}: raise it, or set data.drop=[{name}]"
-        )
-    if absent:
-        log.warning("column %s: %d missing values belong to no category", name, absent)
-    hot = np.stack([(words == word).fillna(False).to_numpy() for word in known], axis=1).astype(np.float64)
-    return hot, [f"{name} = {word}" for word in known]
+def _filled(frame: pd.DataFrame, columns: Sequence[Column], rows: np.ndarray, width: int) -> Tensor:
+    """Some rows as float32 [n, width], written column by column."""
+    x = np.empty((len(rows), width), dtype=np.float32)
+    at = 0
+    for each in columns:
+        x[:, at : (at := at + len(each.names))] = each.encode(frame[each.name].iloc[rows])
+    return torch.from_numpy(x)

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
 
 import torch
 
 from metagradient.data.corruption import LabelNoise
 from metagradient.data.labelled_sentences import SentenceSplits, tokens, vocabulary
-from metagradient.data.own.reading import column, labelled, read_frame
+from metagradient.data.own.files import must_fit
+from metagradient.data.own.reading import column, given, labelled, read_frame
 from metagradient.data.own.rows import NAMES, Shares, divide
 from metagradient.data.splits import corrupt
 
@@ -28,10 +30,10 @@ def text_file(
     noise: LabelNoise | None = None,
     seed: int = 0,
 ) -> SentenceSplits:
-    """The rows of a file with a column of texts and one of classes.
+    """The rows of a table with a column of texts and one of classes.
 
     Args:
-        path: a CSV, TSV, Parquet or JSON Lines file.
+        path: as in `table_file`: a file, a folder, or a name of the hub.
         target: the column of classes.
         text: the column of texts, divided at white space.
         length: words of a text that are read.
@@ -47,20 +49,27 @@ def text_file(
 
     Raises:
         FileNotFoundError: no such file.
-        ValueError: no such column, too few rows or words.
+        ConnectionError: a hub set, and no network.
+        ValueError: no such column, too few rows or words, too little memory.
     """
     frame, y, classes = labelled(read_frame(path), target)
-    said = [str(s).split()[:length] for s in column(frame, text, "data.text").fillna("")]
+    texts = column(frame, text, "data.text").fillna("")
     rows = divide(
         y,
         Shares(train, validation, test, stratify, seed),
         None if split is None else column(frame, split, "data.split"),
         None if group is None else column(frame, group, "data.group"),
+        given(frame),
     )
-    known = vocabulary([said[i] for i in rows["train"]], words)
+
+    def said(name: str) -> Iterator[list[str]]:
+        return (str(each).split()[:length] for each in texts.iloc[rows[name]])
+
+    known = vocabulary(said("train"), words)
     labels = torch.from_numpy(y)
+    must_fit(8 * len(y) * length, path, "set a smaller data.length, or read fewer rows")
     tables = {
-        name: {"x": tokens([said[i] for i in rows[name]], known, length), "y": labels[rows[name]]} for name in NAMES
+        name: {"x": tokens(said(name), known, length, len(rows[name])), "y": labels[rows[name]]} for name in NAMES
     }
     splits = SentenceSplits(
         Path(path).name, tables["train"], tables["validation"], tables["test"], classes, kind="text", vocabulary=known

@@ -1,0 +1,159 @@
+"""One file of rows, or one Arrow data set, as a data frame; and how large it will be."""
+
+from __future__ import annotations
+
+import bz2
+import gzip
+import json
+import lzma
+from collections.abc import Callable, Collection, Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import psutil
+
+if TYPE_CHECKING:
+    import datasets
+    import pandas as pd
+    import pyarrow as pa
+
+ENDINGS = (".csv", ".tsv", ".parquet", ".jsonl", ".ndjson", ".libsvm", ".svm")
+"""Of the files that hold rows; each may be compressed."""
+
+_OPENERS: dict[str, Callable[[Any], Any]] = {".gz": gzip.open, ".bz2": bz2.open, ".xz": lzma.open}
+_COMPRESSED = (*_OPENERS, ".zst")
+_SAMPLE = 2**20
+
+
+def ending(file: Path) -> str:
+    """`.csv` of a.csv and of a.csv.gz."""
+    return next((s for s in reversed(file.suffixes) if s not in _COMPRESSED), "").lower()
+
+
+def frame_of(rows: Path | datasets.Dataset, without: Collection[str] = ()) -> pd.DataFrame:
+    """All rows, numbered from 0; columns of `datasets.ClassLabel` as categories with the classes' names, -1 as missing.
+
+    Args:
+        rows: a file of a known ending, or an Arrow data set.
+        without: columns that an Arrow data set or a Parquet file need not read.
+
+    Raises:
+        ValueError: a file that cannot be read.
+    """
+    if isinstance(rows, Path):
+        try:
+            frame = _frame_of_file(rows, without)
+            names = class_names(schema(rows)) if ending(rows) == ".parquet" else {}
+        except Exception as error:
+            kind, said = ending(rows)[1:], (str(error).splitlines() or [type(error).__name__])[0]
+            raise ValueError(f"data.path={rows} cannot be read as {kind}: {said}") from error
+    else:
+        table = rows.remove_columns([name for name in rows.column_names if name in without]).with_format("arrow")[:]
+        # columns of one chunk without missing values are not copied: they stay maps of the files
+        frame, names = table.to_pandas(split_blocks=True, self_destruct=True), class_names(schema(rows))
+    frame.columns = [str(name) for name in frame.columns]
+    for name in names.keys() & set(frame.columns):
+        frame[name] = _named(frame[name], names[name])
+    return frame.reset_index(drop=True)
+
+
+def _frame_of_file(file: Path, without: Collection[str]) -> pd.DataFrame:
+    import pandas as pd  # a third of a second that other data need not pay
+
+    kind = ending(file)
+    if kind in (".libsvm", ".svm"):
+        return _libsvm(file)
+    if kind == ".parquet":
+        return pd.read_parquet(file, columns=[n for n in schema(file).names if n not in without] if without else None)
+    if kind in (".jsonl", ".ndjson"):
+        return pd.read_json(file, lines=True)
+    return pd.read_csv(file, sep="\t" if kind == ".tsv" else ",")
+
+
+def _libsvm(path: Path) -> pd.DataFrame:
+    import pandas as pd
+    from sklearn.datasets import load_svmlight_file
+
+    x, y = load_svmlight_file(str(path))
+    must_fit(12 * x.shape[0] * x.shape[1], str(path))
+    frame = pd.DataFrame(x.toarray(), columns=[f"x{i}" for i in range(x.shape[1])])
+    frame["target"] = [f"{v:g}" for v in y]
+    return frame
+
+
+def _named(codes: pd.Series, names: list[str]) -> pd.Series:
+    import pandas as pd
+
+    numbers = codes.fillna(-1).astype("int64")
+    return pd.Series(pd.Categorical.from_codes(numbers.where(numbers >= 0, -1), names), codes.index, name=codes.name)
+
+
+def schema(rows: Path | datasets.Dataset) -> pa.Schema:
+    """The Arrow schema of a Parquet file or a data set."""
+    import pyarrow.parquet as pq
+
+    return pq.read_schema(rows) if isinstance(rows, Path) else rows.features.arrow_schema
+
+
+def class_names(of: pa.Schema) -> dict[str, list[str]]:
+    """The classes' names of each `datasets.ClassLabel` column, which `datasets` writes into a schema's metadata."""
+    kept = (of.metadata or {}).get(b"huggingface")
+    features = json.loads(kept).get("info", {}).get("features", {}) if kept else {}
+    return {
+        name: feature["names"]
+        for name, feature in features.items()
+        if isinstance(feature, dict) and feature.get("_type") == "ClassLabel" and feature.get("names")
+    }
+
+
+def values_of(rows: Path | datasets.Dataset, column: str, chunk: int = 64) -> Iterator[Any]:
+    """The values of one column of a Parquet file or a data set, `chunk` of them in memory."""
+    import pyarrow.parquet as pq
+
+    if isinstance(rows, Path):
+        with pq.ParquetFile(rows) as file:
+            for batch in file.iter_batches(chunk, columns=[column]):
+                yield from batch.column(0).to_pylist()
+    else:
+        for batch in rows.select_columns([column]).with_format("arrow").iter(chunk):
+            yield from batch.column(0).to_pylist()
+
+
+def bytes_of(rows: Path | datasets.Dataset) -> float:
+    """About the memory of the rows as a data frame and as float32 tensors beside it."""
+    import pyarrow.parquet as pq
+
+    if not isinstance(rows, Path):
+        return 1.5 * rows.data.nbytes
+    try:
+        if ending(rows) == ".parquet":
+            meta = pq.read_metadata(rows)
+            held = sum(meta.row_group(i).total_byte_size for i in range(meta.num_row_groups))
+            return 1.5 * max(8 * meta.num_rows * meta.num_columns, held)
+        # a number of n characters takes 8 bytes and 4 more: about as many as its text and half of it
+        return 1.5 * rows.stat().st_size * _expansion(rows)
+    except (OSError, EOFError, ValueError, lzma.LZMAError):
+        return 0.0  # reading it will say what is wrong
+
+
+def _expansion(file: Path) -> float:
+    """Bytes of text for each byte of the file, by its beginning."""
+    opener = _OPENERS.get(file.suffix)
+    if opener is None:
+        return 1.0
+    with file.open("rb") as raw, opener(raw) as text:
+        return len(text.read(_SAMPLE)) / max(raw.tell(), 1)
+
+
+def must_fit(needed: float, path: str, instead: str = "read fewer columns or rows") -> None:
+    """Refuse what does not fit in free memory.
+
+    Raises:
+        ValueError: it does not; how much it is, and what to do.
+    """
+    free = psutil.virtual_memory().available
+    if needed > free:
+        raise ValueError(
+            f"data.path={path} would take about {needed / 2**30:.1f} GiB of memory, and {free / 2**30:.1f} are free: {instead}, or "
+            "ask for the rows one batch at a time in the library, mg.Batches(dataset, plan)"
+        )

@@ -1,0 +1,89 @@
+"""Images that stand in a table: a column of encoded images beside one of labels."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from metagradient.data.own.files import schema, values_of
+from metagradient.data.own.places import Part, find, is_hub_name, is_saved
+from metagradient.data.own.reading import given, labelled, missing_column, read_parts
+
+PARQUET = (".parquet",)
+
+
+@dataclass(frozen=True)
+class Tabled:
+    """Encoded images by row: the rows that have a label, their class numbers, and where they are.
+
+    Attributes:
+        rows: row numbers [m] of those with a label, ascending.
+        y: class numbers [m].
+        classes: their names.
+        given: train, validation or test of each [m], by the source; None where it is not divided.
+    """
+
+    parts: tuple[Part, ...]
+    image: str
+    rows: np.ndarray
+    y: np.ndarray
+    classes: tuple[str, ...]
+    given: np.ndarray | None
+
+    def encoded(self) -> Iterator[bytes | Path | None]:
+        """The file or its content of each row with a label, in order, a few in memory at once; None: the row has none."""
+        wanted, number = set(self.rows.tolist()), itertools.count()
+        for part in self.parts:
+            folder = part.rows.parent if isinstance(part.rows, Path) else Path()
+            for value in values_of(part.rows, self.image):
+                if next(number) in wanted:
+                    yield _content(value, folder)
+
+
+def is_table(path: str) -> bool:
+    """Whether `data.path` is a table of images and not a folder of image files."""
+    place = Path(path).expanduser()
+    if place.is_dir():
+        return is_saved(place) or any(place.rglob("*.parquet"))
+    return place.suffix in PARQUET if place.is_file() else is_hub_name(path)
+
+
+def read_tabled(path: str, image: str, target: str) -> Tabled:
+    """The images and labels of Parquet files, of a folder of `save_to_disk` or of a hub set; no image is read yet.
+
+    Raises:
+        FileNotFoundError: nothing there.
+        ConnectionError: a hub set, and no network.
+        ValueError: no such columns, or an image column that holds something else.
+    """
+    parts = tuple(find(path, PARQUET))
+    for part in parts:
+        kind = schema(part.rows)
+        if image not in kind.names:
+            raise missing_column(image, kind.names, "data.image")
+        if not _holds_images(kind.field(image).type):
+            raise ValueError(
+                f"data.image={image} holds {kind.field(image).type}, and no images: bytes, or {{bytes, path}}, as datasets.Image"
+            )
+    frame, y, classes = labelled(read_parts(parts, path, without=(image,)), target)
+    return Tabled(parts, image, frame.index.to_numpy(), y, classes, given(frame))
+
+
+def _holds_images(kind: Any) -> bool:
+    import pyarrow.types as types
+
+    if types.is_struct(kind):
+        return kind.get_field_index("bytes") >= 0 or kind.get_field_index("path") >= 0
+    return bool(types.is_binary(kind) or types.is_large_binary(kind))
+
+
+def _content(value: Any, folder: Path) -> bytes | Path | None:
+    if isinstance(value, dict):
+        kept, path = value.get("bytes"), value.get("path")
+        return kept if kept is not None or path is None else folder / path
+    return value
