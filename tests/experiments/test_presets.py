@@ -63,7 +63,13 @@ def test_every_preset_takes_every_method() -> None:
             assert instantiate(options, _convert_="all").metasteps > 0
 
 
-OWN = {"mnist_logistic_fast": (12, 3), "mnist_mlp": (2, 50), "mnist_readme": (5, 20), "rcv1_logistic": (10, 10)}
+OWN = {
+    "higgs_logistic": (3, 300),
+    "mnist_logistic_fast": (12, 3),
+    "mnist_mlp": (2, 50),
+    "mnist_readme": (5, 20),
+    "rcv1_logistic": (10, 10),
+}
 
 
 @pytest.mark.parametrize("preset", [preset for experiment, preset in PRESETS if experiment == "unlearning"])

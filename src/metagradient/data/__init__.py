@@ -1,6 +1,7 @@
 """Data sets with a recorded truth; nothing here knows the rest of metagradient."""
 
 from metagradient.data.augmentation import GaussianNoise, RandomShift
+from metagradient.data.collisions import higgs
 from metagradient.data.corruption import LabelNoise, LabelTruth
 from metagradient.data.labelled_sentences import SentenceSplits, sentences
 from metagradient.data.own import array_file, image_folder, table_file, text_file
@@ -22,6 +23,7 @@ __all__ = [
     "characters",
     "covtype",
     "digits",
+    "higgs",
     "hub",
     "image_folder",
     "rcv1",
