@@ -1,7 +1,9 @@
 """Files of a user's own through the command line: no preset of ours comes with them, and one line says what is missing."""
 
+import gzip
 from pathlib import Path
 
+import datasets
 import numpy as np
 import pandas as pd
 import pytest
@@ -78,3 +80,51 @@ def test_what_is_missing_is_asked_for(folder: Path) -> None:
         done = run_in(folder, "selection", *QUICK, *overrides)
         assert done.status == 2
         assert message in done.err
+
+
+CODES = ("data=table", "data.path=people.csv", "data.target=income", "data.encode=codes")
+
+
+def test_categories_are_embedded(folder: Path, tmp_path: Path) -> None:
+    """Through influence functions and exact scores, which know the embeddings; and refused where codes would be numbers."""
+    for experiment in ("attribution", "unlearning"):
+        extra = ("method=deltagrad_guarded",) if experiment == "unlearning" else ()  # no convex loss
+        overrides = (*QUICK, *CODES, f"data.path={folder / 'people.csv'}", "model=table_mlp", *extra)
+        done = run_in(tmp_path, experiment, *overrides)
+        assert done.status == 0, done.err
+    refused = run_in(folder, "selection", *QUICK, *CODES, "model=mlp")
+    assert refused.status == 2
+    assert "set model=table_mlp" in refused.err
+    moved = run_in(folder, "poisoning", *QUICK, *CODES, "model=table_mlp")
+    assert moved.status == 2
+    assert "codes cannot be moved" in moved.err
+
+
+def test_a_saved_data_set_with_splits_of_its_own(folder: Path, tmp_path: Path) -> None:
+    rows = pd.read_csv(folder / "people.csv")
+    parts = {"train": rows.iloc[:200], "test": rows.iloc[200:]}
+    held = {name: datasets.Dataset.from_pandas(part, preserve_index=False) for name, part in parts.items()}
+    datasets.DatasetDict(held).save_to_disk(tmp_path / "people")
+    done = run_in(tmp_path, "selection", *QUICK, "data=table", "data.path=people", "data.target=income", "model=linear")
+    assert done.status == 0, done.err
+    (directory,) = tmp_path.glob("outputs/selection/*")
+    log = (directory / "run.log").read_text()
+    assert "the source has no validation rows: 40 of its training rows are" in log
+
+
+def test_higgs_with_the_papers_preset(tmp_path: Path) -> None:
+    rng = np.random.default_rng(0)
+    y = rng.integers(0, 2, 700)
+    rows = np.column_stack([y, rng.normal(size=(700, 28)) + 0.5 * y[:, None]])
+    with gzip.open(tmp_path / "HIGGS.csv.gz", "wt") as file:
+        np.savetxt(file, rows, delimiter=",", fmt="%.18e")
+    small = ("data.official=100", "learner.batch_size=100", "learner.epochs=60", "sets=1", "logger.mode=disabled")
+    done = run_in(tmp_path, "unlearning", "experiment=higgs_logistic", "data.path=HIGGS.csv.gz", *small)
+    assert done.status == 0, done.err
+    (directory,) = tmp_path.glob("outputs/unlearning/*")
+    metrics = mg.load(directory).metrics
+    assert metrics["result/error_ratio"] > 5  # 360 steps, 320 of them exact
+    assert metrics["result/test_accuracy"] > 0.8
+    missing = run_in(tmp_path, "unlearning", "experiment=higgs_logistic", "data.path=no.csv.gz")
+    assert missing.status == 2
+    assert "download HIGGS.csv.gz from https://archive.ics.uci.edu" in missing.err

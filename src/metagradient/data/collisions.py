@@ -115,7 +115,7 @@ def _read(file: Path, chunk: int) -> tuple[np.ndarray, np.ndarray]:
 
 
 @contextmanager
-def _opened(file: Path) -> Iterator[IO[bytes]]:
+def _opened(file: Path) -> Iterator[IO[bytes] | gzip.GzipFile]:
     """The file's text, with a progress bar over its bytes: the whole of it takes minutes."""
     from rich.console import Console
     from rich.progress import open as followed

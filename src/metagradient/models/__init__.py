@@ -11,6 +11,7 @@ from metagradient.models.pretrained import (
     timm,
 )
 from metagradient.models.resnet import ResNet9, resnet9
+from metagradient.models.tables import TableMLP
 from metagradient.models.two_tower import TwoTower
 from metagradient.models.weights import load_weights, read_weights
 
@@ -20,6 +21,7 @@ __all__ = [
     "LoRALinear",
     "ResNet9",
     "SentenceClassifier",
+    "TableMLP",
     "TextClassifier",
     "TwoTower",
     "hf_image_classifier",

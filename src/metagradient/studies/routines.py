@@ -28,7 +28,8 @@ log = logging.getLogger(__name__)
 
 def classifier_routine(cfg: DictConfig, splits: Splits) -> mg.Routine:
     """The routine of `cfg.learner` and `cfg.model` for a classification data set."""
-    return _routine(cfg, mg.Classifier, input_shape=splits.input_shape, classes=len(splits.classes))
+    coded = {"categories": splits.category_sizes} if splits.categories else {}
+    return _routine(cfg, mg.Classifier, input_shape=splits.input_shape, classes=len(splits.classes), **coded)
 
 
 def language_routine(cfg: DictConfig, splits: TextSplits) -> mg.Routine:
@@ -94,6 +95,10 @@ def _model(cfg: DictConfig, sizes: Mapping[str, Any]) -> nn.Module:
     """`cfg.model`, called with those of its settings and of the data's sizes that it takes."""
     path = str(cfg.model._target_)
     if path.startswith("metagradient."):
+        if "categories" in sizes and "categories" not in _takes(_located(path, "model"))[0]:
+            raise UserError(
+                "data.encode=codes: codes are no numbers to this model; set model=table_mlp, which embeds them, or data.encode=onehot"
+            )
         return build(cfg.model, **sizes)
     target = _located(path, "model")
     takes, anything = _takes(target)

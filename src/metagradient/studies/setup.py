@@ -86,6 +86,8 @@ def classification(cfg: DictConfig, *, inputs: bool = False) -> Splits:
         raise UserError(
             f"data={name} has words, which cannot be moved by small steps: choose images or tables, data=digits"
         )
+    if inputs and splits.categories:
+        raise UserError("data.encode=codes: codes cannot be moved by small steps; set data.encode=onehot")
     return splits
 
 

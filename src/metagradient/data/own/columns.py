@@ -169,4 +169,5 @@ def _codes(values: pd.Series, known: Sequence[str]) -> np.ndarray:
     """Places among `known`, -1 of others."""
     import pandas as pd
 
-    return pd.Categorical(values.astype("string"), categories=list(known)).codes.astype(np.int64)
+    places = pd.Index(known, dtype="string").get_indexer(pd.Index(values.astype("string")))
+    return np.asarray(places, dtype=np.int64)
