@@ -12,7 +12,7 @@ import numpy as np
 import torch
 
 from metagradient.data.corruption import LabelNoise
-from metagradient.data.own.files import must_fit
+from metagradient.data.own.formats.files import must_fit
 from metagradient.data.splits import Splits, Table, corrupt, draw, standardise
 
 _FEATURES = (

@@ -11,8 +11,8 @@ import pytest
 import torch
 
 from metagradient.data import Splits, table_file, text_file
-from metagradient.data.own import files
-from metagradient.data.own.places import find, split_of
+from metagradient.data.own.formats import files
+from metagradient.data.own.formats.places import find, split_of
 from metagradient.data.own.reading import read_frame
 
 N = 120
@@ -186,7 +186,7 @@ def test_names_of_the_hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> No
 
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(datasets, "load_dataset", load)
-    monkeypatch.setattr("metagradient.data.own.places.reach", lambda name, *_: asked.append(name))
+    monkeypatch.setattr("metagradient.data.own.formats.places.reach", lambda name, *_: asked.append(name))
     splits = table_file("owner/people:small", "kind", standardize=False)
     assert heights(splits)[2] == list(range(80, 120))
     assert asked == ["owner/people", ("owner/people", "small")]

@@ -14,7 +14,7 @@ from PIL import Image, UnidentifiedImageError
 from torch import Tensor
 
 from metagradient.data.corruption import LabelNoise
-from metagradient.data.own.files import must_fit
+from metagradient.data.own.formats.files import must_fit
 from metagradient.data.own.rows import NAMES, WORDS, Shares, divide
 from metagradient.data.own.tabled_pictures import is_table, read_tabled
 from metagradient.data.splits import Splits, corrupt, standardise

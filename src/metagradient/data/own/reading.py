@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from metagradient.data.own.files import bytes_of, frame_of, must_fit
-from metagradient.data.own.places import Part, find
+from metagradient.data.own.formats.files import bytes_of, frame_of, must_fit
+from metagradient.data.own.formats.places import Part, find
 from metagradient.data.own.rows import GIVEN
 
 if TYPE_CHECKING:

@@ -10,8 +10,8 @@ from typing import Any
 
 import numpy as np
 
-from metagradient.data.own.files import schema, values_of
-from metagradient.data.own.places import Part, find, is_hub_name, is_saved
+from metagradient.data.own.formats.files import schema, values_of
+from metagradient.data.own.formats.places import Part, find, is_hub_name, is_saved
 from metagradient.data.own.reading import given, labelled, missing_column, read_parts
 
 PARQUET = (".parquet",)

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from metagradient.data.corruption import LabelNoise
 from metagradient.data.own.columns import Column, Encoding, fit
-from metagradient.data.own.files import must_fit
+from metagradient.data.own.formats.files import must_fit
 from metagradient.data.own.reading import column, given, labelled, read_frame
 from metagradient.data.own.rows import GIVEN, NAMES, Shares, divide
 from metagradient.data.splits import Splits, corrupt

@@ -9,7 +9,7 @@ import torch
 
 from metagradient.data.corruption import LabelNoise
 from metagradient.data.labelled_sentences import SentenceSplits, tokens, vocabulary
-from metagradient.data.own.files import must_fit
+from metagradient.data.own.formats.files import must_fit
 from metagradient.data.own.reading import column, given, labelled, read_frame
 from metagradient.data.own.rows import NAMES, Shares, divide
 from metagradient.data.splits import corrupt

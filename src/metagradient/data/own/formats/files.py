@@ -23,6 +23,7 @@ ENDINGS = (".csv", ".tsv", ".parquet", ".jsonl", ".ndjson", ".libsvm", ".svm")
 _OPENERS: dict[str, Callable[[Any], Any]] = {".gz": gzip.open, ".bz2": bz2.open, ".xz": lzma.open}
 _COMPRESSED = (*_OPENERS, ".zst")
 _SAMPLE = 2**20
+_CHUNK = 50_000
 
 
 def ending(file: Path) -> str:
@@ -49,7 +50,6 @@ def frame_of(rows: Path | datasets.Dataset, without: Collection[str] = ()) -> pd
             raise ValueError(f"data.path={rows} cannot be read as {kind}: {said}") from error
     else:
         table = rows.remove_columns([name for name in rows.column_names if name in without]).with_format("arrow")[:]
-        # columns of one chunk without missing values are not copied: they stay maps of the files
         frame, names = table.to_pandas(split_blocks=True, self_destruct=True), class_names(schema(rows))
     frame.columns = [str(name) for name in frame.columns]
     for name in names.keys() & set(frame.columns):
@@ -64,10 +64,44 @@ def _frame_of_file(file: Path, without: Collection[str]) -> pd.DataFrame:
     if kind in (".libsvm", ".svm"):
         return _libsvm(file)
     if kind == ".parquet":
-        return pd.read_parquet(file, columns=[n for n in schema(file).names if n not in without] if without else None)
+        return _of_parquet(file, without)
     if kind in (".jsonl", ".ndjson"):
         return pd.read_json(file, lines=True)
-    return pd.read_csv(file, sep="\t" if kind == ".tsv" else ",")
+    return _delimited(file, "\t" if kind == ".tsv" else ",")
+
+
+def _of_parquet(file: Path, without: Collection[str]) -> pd.DataFrame:
+    """Column by column, since a table of all of them and its frame would be two copies."""
+    import pandas as pd
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    with pq.ParquetFile(file) as source:
+        kept = source.schema_arrow
+        index = [name for name in (kept.pandas_metadata or {}).get("index_columns", ()) if isinstance(name, str)]
+        columns = {}
+        for name in [n for n in kept.names if n not in index and n not in without]:
+            columns[name] = source.read(columns=[name]).column(0).to_pandas()
+            pa.default_memory_pool().release_unused()  # which it would keep for the next column, and the next
+    return pd.DataFrame(columns, copy=False)
+
+
+def _delimited(file: Path, separator: str) -> pd.DataFrame:
+    """Chunk by chunk: the parser's own pieces and their frame would be two copies.
+
+    A column of numbers in some chunks and of words in others is one of words, and read again as such.
+    """
+    import pandas as pd
+
+    pieces: dict[str, list[pd.Series]] = {}
+    for chunk in pd.read_csv(file, sep=separator, chunksize=_CHUNK):
+        for name, values in chunk.items():
+            pieces.setdefault(str(name), []).append(values.copy())
+    mixed = [name for name, parts in pieces.items() if len({pd.api.types.is_numeric_dtype(p) for p in parts}) > 1]
+    columns = {name: pd.concat(pieces.pop(name), ignore_index=True) for name in list(pieces)}
+    if mixed:
+        columns |= dict(pd.read_csv(file, sep=separator, usecols=mixed, dtype=str).items())
+    return pd.DataFrame(columns, copy=False)
 
 
 def _libsvm(path: Path) -> pd.DataFrame:

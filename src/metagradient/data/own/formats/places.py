@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from metagradient.data.own.files import ENDINGS, ending
+from metagradient.data.own.formats.files import ENDINGS, ending
 from metagradient.data.own.rows import WORDS
 from metagradient.data.remote import reach
 
