@@ -275,7 +275,7 @@ def test_images_in_a_table_are_those_of_a_folder(layout: str, tmp_path: Path, ca
     for name in ("train", "validation", "test"):
         for key in ("x", "y"):
             assert torch.equal(getattr(splits, name)[key], getattr(expected, name)[key])
-    assert "1 rows are no images or cut short, and left out: row 5" in caplog.text
+    assert "1 rows are no images or cut short, and left out: 5" in caplog.text
 
 
 def test_images_of_a_divided_table_keep_its_splits(tmp_path: Path) -> None:

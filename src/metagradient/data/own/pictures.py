@@ -85,10 +85,13 @@ def image_folder(
 
 @dataclass(frozen=True)
 class _Found:
-    """Images that are not decoded yet: where each is, its name for people, its class y [n], its split where it is given."""
+    """Images that are not decoded yet: their contents, places (row numbers, or files' paths in the folder) and classes y [n].
+
+    `given` is the split of each where the source is divided, `unit` what the places are called.
+    """
 
     encoded: Iterable[Path | bytes | None]
-    names: Sequence[str]
+    places: np.ndarray
     y: np.ndarray
     classes: tuple[str, ...]
     given: np.ndarray | None
@@ -97,15 +100,15 @@ class _Found:
 
 def _tabled(path: str, image: str, target: str) -> _Found:
     table = read_tabled(path, image, target)
-    return _Found(table.encoded(), [f"row {row}" for row in table.rows], table.y, table.classes, table.given, "rows")
+    return _Found(table.encoded(), table.rows, table.y, table.classes, table.given, "rows")
 
 
 def _foldered(path: str) -> _Found:
     folder = Path(path).expanduser()
     if not folder.is_dir():
         raise FileNotFoundError(
-            f"data.path={path} does not exist or is no folder: give a folder with one folder for each class, or Parquet files "
-            "with a column of images"
+            f"data.path={path} does not exist or is no folder: give a folder with one folder for each class, or Parquet files (or "
+            "owner/name of the Hugging Face hub) with a column of images"
         )
     given = {name: next((folder / w for w in words if (folder / w).is_dir()), None) for name, words in WORDS.items()}
     divided = given["train"] is not None and given["test"] is not None
@@ -126,7 +129,7 @@ def _foldered(path: str) -> _Found:
         raise ValueError(f"data.path={path} has no images ({', '.join(_ENDINGS)}) in its folders")
     return _Found(
         [file for _, _, file in files],
-        [str(file) for _, _, file in files],
+        np.array([file.relative_to(folder).as_posix() for _, _, file in files]),
         np.array([label for _, label, _ in files], dtype=np.int64),
         tuple(classes),
         np.array([name for name, _, _ in files], dtype=object) if divided else None,
@@ -144,7 +147,7 @@ def _read(found: _Found, size: int) -> tuple[list[Image.Image], np.ndarray]:
             with Image.open(io.BytesIO(encoded) if isinstance(encoded, bytes) else encoded) as opened:
                 pictures.append(_square(opened, size))
         except (UnidentifiedImageError, OSError, ValueError, SyntaxError, Image.DecompressionBombError):
-            broken.append(found.names[place])
+            broken.append(str(found.places[place]))
             continue
         kept.append(place)
     if broken:
@@ -152,7 +155,7 @@ def _read(found: _Found, size: int) -> tuple[list[Image.Image], np.ndarray]:
             "%d %s are no images or cut short, and left out: %s", len(broken), found.unit, ", ".join(broken[:5])
         )
     if not kept:
-        raise ValueError(f"none of the {len(broken)} images can be read, {broken[0]} for one")
+        raise ValueError(f"none of the {len(broken)} {found.unit} is an image that can be read, {broken[0]} for one")
     return pictures, np.array(kept, dtype=np.int64)
 
 
