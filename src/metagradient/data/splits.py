@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from metagradient.data.corruption import LabelNoise, LabelTruth
+from metagradient.data.origins import Origin
 
 Table = dict[str, Tensor]
 """x [n, ...] and y [n] int64 of n examples."""
@@ -32,6 +33,8 @@ class Splits:
         truth: about the training labels; None where none was corrupted.
         kind: what the examples are.
         features: names of a table's columns; empty: x0, x1, ...
+        source: the user's own file or folder, as it was given; empty for data of other origin.
+        origins: by split, where in the source its examples stand; empty where there is no source.
     """
 
     name: str
@@ -43,6 +46,8 @@ class Splits:
     truth: LabelTruth | None = None
     kind: Kind = "image"
     features: tuple[str, ...] = ()
+    source: str = ""
+    origins: dict[str, Origin] = field(default_factory=dict)
 
     def feature(self, column: int) -> str:
         """The name of a table's column."""

@@ -12,6 +12,7 @@ import torch
 from PIL import Image, UnidentifiedImageError
 
 from metagradient.data.corruption import LabelNoise
+from metagradient.data.origins import origins
 from metagradient.data.own.rows import NAMES, Shares, divide
 from metagradient.data.splits import Splits, corrupt, standardise
 
@@ -82,15 +83,25 @@ def image_folder(
     pixels, kept = _read(files, size, channels)
     y = np.array([label for _, label, _ in kept], dtype=np.int64)
     if divided:
-        origin = np.array([name for name, _, _ in kept])
+        split = np.array([name for name, _, _ in kept])
         order = np.random.default_rng([seed, 0]).permutation(len(y))
-        rows = {name: order[origin[order] == name] for name in NAMES}
+        rows = {name: order[split[order] == name] for name in NAMES}
         rows["train"] = rows["train"][:train]
     else:
         rows = divide(y, Shares(train, validation, test, stratify, seed))
     data, labels = torch.from_numpy(pixels), torch.from_numpy(y)
     tables = {name: {"x": data[rows[name]], "y": labels[rows[name]]} for name in NAMES}
-    splits = Splits(folder.name, tables["train"], tables["validation"], tables["test"], tuple(classes), kind="image")
+    places = np.array([file.relative_to(folder).as_posix() for _, _, file in kept])
+    splits = Splits(
+        folder.name,
+        tables["train"],
+        tables["validation"],
+        tables["test"],
+        tuple(classes),
+        kind="image",
+        source=path,
+        origins=origins(places, None, rows),
+    )
     return corrupt(standardise(splits) if standardize else splits, noise, seed)
 
 

@@ -42,6 +42,11 @@ def _read(file: Path, ending: str) -> pd.DataFrame:
     return pd.read_csv(file, sep="\t" if ending == ".tsv" else ",")
 
 
+def ending(file: Path) -> str:
+    """What kind of file it says it is: `.csv` of people.csv.gz."""
+    return next((s for s in reversed(file.suffixes) if s not in (".gz", ".bz2", ".xz", ".zst")), "").lower()
+
+
 def read_frame(path: str) -> pd.DataFrame:
     """The rows of a CSV, TSV, Parquet, JSON Lines or LIBSVM file (its label is the column `target`); `.gz` as well.
 
@@ -52,7 +57,7 @@ def read_frame(path: str) -> pd.DataFrame:
     file = Path(path).expanduser()
     if not file.is_file():
         raise FileNotFoundError(f"data.path={path} does not exist or is no file: give a {', '.join(_ENDINGS)} file")
-    suffix = next((s for s in reversed(file.suffixes) if s not in (".gz", ".bz2", ".xz", ".zst")), "").lower()
+    suffix = ending(file)
     if suffix not in _ENDINGS:
         raise ValueError(
             f"data.path={path}: files are read by their ending, {', '.join(_ENDINGS)} (and .gz), not '{suffix}'"
@@ -64,7 +69,7 @@ def read_frame(path: str) -> pd.DataFrame:
     if frame.empty:
         raise ValueError(f"data.path={path} has no rows")
     frame.columns = [str(name) for name in frame.columns]
-    return frame
+    return frame.reset_index(drop=True)  # from here on the index is the row's number in the file
 
 
 def column(frame: pd.DataFrame, name: str, setting: str) -> pd.Series:

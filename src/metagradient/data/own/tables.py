@@ -11,8 +11,10 @@ import numpy as np
 import torch
 
 from metagradient.data.corruption import LabelNoise
+from metagradient.data.origins import origins
 from metagradient.data.own.reading import column, labelled, read_frame
 from metagradient.data.own.rows import NAMES, Shares, divide
+from metagradient.data.own.verbatim import identifiers
 from metagradient.data.splits import Splits, corrupt
 
 if TYPE_CHECKING:
@@ -29,6 +31,7 @@ def table_file(
     test: float = 0.2,
     split: str | None = None,
     group: str | None = None,
+    id: str | None = None,
     stratify: bool = False,
     drop: Sequence[str] = (),
     missing: Literal["impute", "refuse"] = "impute",
@@ -50,6 +53,7 @@ def table_file(
         test: see validation.
         split: a column that says train, validation or test, in place of shares.
         group: a column whose equal values never stand in two splits.
+        id: a column that names the rows, which results then carry; no feature.
         stratify: the classes in the same proportions in each split.
         drop: columns that are not read.
         missing: "refuse" missing values in place of imputing them.
@@ -65,13 +69,14 @@ def table_file(
     frame, y, classes = labelled(read_frame(path), target)
     for name in (*drop, *filter(None, (split, group))):
         column(frame, name, "data.drop" if name in drop else "data.split" if name == split else "data.group")
+    ids = None if id is None else identifiers(path, frame, id)
     rows = divide(
         y,
         Shares(train, validation, test, stratify, seed),
         None if split is None else frame[split],
         None if group is None else frame[group],
     )
-    read = [name for name in frame.columns if name not in (target, split, group, *drop)]
+    read = [name for name in frame.columns if name not in (target, split, group, id, *drop)]
     if not read:
         raise ValueError(f"data.path={path} has no columns beside data.target={target}")
     columns, names = [], []
@@ -90,6 +95,8 @@ def table_file(
         classes,
         kind="table",
         features=tuple(names),
+        source=path,
+        origins=origins(frame.index.to_numpy(), ids, rows),
     )
     return corrupt(splits, noise, seed)
 
