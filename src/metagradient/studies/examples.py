@@ -1,12 +1,46 @@
-"""Showing examples of a data set, whatever their kind."""
+"""Naming and showing examples of a data set, whatever their kind."""
 
 from collections.abc import Sequence
+from typing import Literal
 
 from matplotlib.figure import Figure
 from torch import Tensor
 
-from metagradient.data import Splits
+from metagradient.data import Splits, TextSplits
 from metagradient.reporting.figures import Passage, image_grid, text_figure
+
+
+def labels(splits: Splits, y: Tensor) -> list[str]:
+    """Labels in words: the class; of several at once those that apply; of numbers the number."""
+    if y.dim() > 1:
+        return ["; ".join(splits.classes[c] for c in row.nonzero().flatten().tolist()) for row in y]
+    if y.is_floating_point():
+        return [f"{value:g}" for value in y.tolist()]
+    return [splits.classes[c] for c in y.tolist()]
+
+
+def identities(
+    splits: Splits | TextSplits, split: Literal["train", "test"], count: int | None = None
+) -> tuple[list[str], list[list[int | str]]]:
+    """What the examples of a split are joined by: names of columns, and a row for each of the first `count` examples.
+
+    `index` is the place in the split; row (or file) and id are the user's own, where the data are; label is the one that
+    was trained with, and truth, of corrupted labels, the right one.
+    """
+    table = getattr(splits, split)
+    n = len(next(iter(table.values()))) if count is None else count
+    header, columns = ["index"], [list[int | str](range(n))]
+    if isinstance(splits, TextSplits):
+        return header, [[i] for i in range(n)]
+    if (origin := splits.origins.get(split)) is not None:
+        header += origin.header
+        columns += [list(column) for column in zip(*(origin.cells(i) for i in range(n)), strict=True)]
+    header.append("label")
+    columns.append([*labels(splits, table["y"][:n])])
+    if splits.truth is not None and split == "train":
+        header.append("truth")
+        columns.append([*labels(splits, splits.truth.y[:n])])
+    return header, [list(row) for row in zip(*columns, strict=True)]
 
 
 def examples_figure(

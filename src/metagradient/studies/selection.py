@@ -3,9 +3,20 @@
 from collections.abc import Mapping, Sequence
 
 from metagradient.data import Splits
+from metagradient.data.own.chosen import write_chosen
 from metagradient.descent import Reading, Selection
 from metagradient.reporting import Record, figures
-from metagradient.studies.examples import examples_figure
+from metagradient.studies.examples import examples_figure, identities, labels
+
+
+def leave(record: Record, splits: Splits, chosen: Selection) -> None:
+    """selection.csv, a row for each training example; and, of a file of the user's, the chosen rows as chosen.*."""
+    unit = chosen.unit.removesuffix("s")
+    header, cells = identities(splits, "train")
+    rows = zip(cells, chosen.weights.tolist(), chosen.kept.tolist(), strict=True)
+    path = record.csv("selection", [*header, unit, "kept"], ([*own, weight, kept] for own, weight, kept in rows))
+    values = chosen.weights.long() if unit == "count" else chosen.weights
+    write_chosen(splits, chosen.kept.numpy(), values.numpy(), unit, path.parent)
 
 
 def draw(
@@ -30,8 +41,8 @@ def draw(
     )
 
     lowest = chosen.weights.argsort(stable=True)[:12]
-    given = [splits.classes[y] for y in splits.train["y"][lowest].tolist()]
-    true = given if truth is None else [splits.classes[y] for y in truth.y[lowest].tolist()]
+    given = labels(splits, splits.train["y"][lowest])
+    true = given if truth is None else labels(splits, truth.y[lowest])
     captions = [a if a == b else f"{a} → {b}" for a, b in zip(given, true, strict=True)]
     title = "most down-weighted" + ("" if truth is None else ": given label → true label")
     flags = [a != b for a, b in zip(given, true, strict=True)]
