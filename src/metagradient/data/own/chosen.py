@@ -94,7 +94,7 @@ def _arrays(source: Path, rows: np.ndarray, name: str, learned: Sequence[float],
     chosen[_unused(name, held)] = np.array(learned)
     if ending(source) == ".npz":
         with path.open("wb") as out:
-            np.savez(out, **chosen)
+            np.savez(out, **chosen)  # type: ignore[arg-type]
     else:
         save_file(chosen, path)
 
