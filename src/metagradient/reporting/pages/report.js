@@ -122,7 +122,8 @@
         const query = tab.queries[shown], place = matching.indexOf(shown);
         if (place >= 0) first = place - (place % LISTED);
         listPage();
-        list.querySelector("[aria-current=true]")?.scrollIntoView({ block: "nearest" });
+        const entry = list.querySelector("[aria-current=true]"); // the list moves, the page stays
+        if (entry) list.scrollTop = entry.offsetTop - list.offsetTop - list.clientHeight / 2;
         const asked = card(data.examples[query.of]);
         asked.classList.add("asked");
         const before = button("← previous", () => step(-1)), after = button("next →", () => step(1));
