@@ -38,14 +38,16 @@ def leave(record: Record, top: int, task: Task, splits: Splits | TextSplits, out
         top: helpful and harmful training examples of each query.
         task: the run that was asked about.
         splits: its data; the queries are the first test examples.
-        outcomes: of all methods; the first that knows self-influence ranks the suspects.
+        outcomes: of all methods; the first that knows self-influence ranks suspects by it.
     """
     scores = next(iter(outcomes[0].scores.values()))
     n, asked = scores.shape
     top = min(top, n)
     helped, harmed = (scores.topk(top, dim=0, largest=largest).indices.T for largest in (True, False))  # [q, top]
-    suspects, note = _suspects(outcomes, scores)
-    wanted = torch.cat([helped.flatten(), harmed.flatten(), suspects[1]]).unique().tolist()
+    suspicions = _suspects(outcomes, scores)
+    suspects = {name: suspicion.topk(min(_SUSPECTS, n)) for name, (_, suspicion) in suspicions.items()}
+    rows = [helped.flatten(), harmed.flatten(), *(found.indices for found in suspects.values())]
+    wanted = torch.cat(rows).unique().tolist()
     train, queries = told(splits, "train", wanted), told(splits, "test", range(asked))
 
     def ranked(rows: Tensor, q: int) -> list[Scored]:
@@ -58,13 +60,19 @@ def leave(record: Record, top: int, task: Task, splits: Splits | TextSplits, out
     _figure(record, splits, task, shown[:_SHOWN], min(top, _EACH))
     _tables(record, splits, shown)
     some = scores.flatten()[:: -(-scores.numel() // _COUNTED)]
-    mistaken = [(train[i], value) for value, i in zip(suspects[0].tolist(), suspects[1].tolist(), strict=True)]
+    rankings = [
+        Ranking(
+            name,
+            f"Training examples by {suspicions[name][0]}. Wrong labels gather at the top.",
+            [(train[i], value) for value, i in zip(found.values.tolist(), found.indices.tolist(), strict=True)],
+        )
+        for name, found in suspects.items()
+    ]
+    bars = [("all scores", Histogram.of(some.numpy()))]
     tabs = (
         Queries("queries", "Test examples; choose one, search, or go on with the arrow keys.", shown),
-        Ranking("suspects", note, mistaken),
-        Distribution(
-            "scores", "Bars grow with the logarithm of the count.", [("all scores", Histogram.of(some.numpy()))]
-        ),
+        *rankings,
+        Distribution("scores", "Bars grow with the logarithm of the count.", bars),
     )
     page = report_page(
         f"{outcomes[0].name}: which training examples helped, and which harmed",
@@ -75,18 +83,15 @@ def leave(record: Record, top: int, task: Task, splits: Splits | TextSplits, out
     record.artifact_path("report.html").write_text(page, encoding="utf-8")
 
 
-def _suspects(outcomes: Sequence[Outcome], scores: Tensor) -> tuple[tuple[Tensor, Tensor], str]:
-    """The training examples that are most likely mislabelled, (values, rows) from the most suspect on, and by what."""
-    for outcome in outcomes:
-        if outcome.self_influence is not None:
-            suspicion = outcome.self_influence
-            note = f"Training examples by self-influence ({outcome.name}): how much their own loss would rise without them."
-            break
-    else:
-        suspicion = -scores.mean(1)
-        note = f"Training examples by their mean harm to the queries ({outcomes[0].name})."
-    found = suspicion.topk(min(_SUSPECTS, len(suspicion)))
-    return (found.values, found.indices), f"{note} Wrong labels gather at the top."
+def _suspects(outcomes: Sequence[Outcome], scores: Tensor) -> dict[str, tuple[str, Tensor]]:
+    """How suspect each training example's label is, [n]: by tab, in words and in numbers."""
+    found = {}
+    knowing = next((outcome for outcome in outcomes if outcome.self_influence is not None), None)
+    if knowing is not None and knowing.self_influence is not None:
+        words = f"self-influence ({knowing.name}): how much their own loss would rise without them"
+        found["suspects by self-influence"] = (words, knowing.self_influence)
+    found["suspects by harm"] = (f"their mean harm to the queries ({outcomes[0].name})", -scores.mean(1))
+    return found
 
 
 def _tables(record: Record, splits: Splits | TextSplits, shown: Sequence[Query]) -> None:
