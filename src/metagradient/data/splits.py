@@ -34,6 +34,7 @@ class Splits:
         kind: what the examples are.
         features: names of a table's columns; empty: x0, x1, ...
         source: the user's own file or folder, as it was given; empty for data of other origin.
+        columns: of the source, those that tell what an example is; empty where there are none, or too many.
         origins: by split, where in the source its examples stand; empty where there is no source.
     """
 
@@ -47,6 +48,7 @@ class Splits:
     kind: Kind = "image"
     features: tuple[str, ...] = ()
     source: str = ""
+    columns: tuple[str, ...] = ()
     origins: dict[str, Origin] = field(default_factory=dict)
 
     def feature(self, column: int) -> str:

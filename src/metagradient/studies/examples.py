@@ -8,6 +8,7 @@ from matplotlib.figure import Figure
 from torch import Tensor
 
 from metagradient.data import Splits, TextSplits
+from metagradient.data.own.verbatim import own_words
 from metagradient.reporting.figures import Passage, image_grid, text_figure
 from metagradient.reporting.pages.report import Example
 
@@ -55,7 +56,7 @@ def told(splits: Splits | TextSplits, split: Split, rows: Sequence[int]) -> dict
     x, given, origin = table["x"][at], labels(splits, table["y"][at]), splits.origins.get(split)
     truth = None if splits.truth is None or split != "train" else labels(splits, splits.truth.y[at])
     pictures = splits.kind == "image"
-    said = [""] * len(rows) if pictures else splits.describe(x)
+    said = [""] * len(rows) if pictures else own_words(splits, split, rows) or splits.describe(x)
     return {
         row: Example(
             row,

@@ -13,6 +13,7 @@ from PIL import Image
 
 from metagradient.data import LabelNoise, Splits, array_file, image_folder, table_file, text_file
 from metagradient.data.own.chosen import write_chosen
+from metagradient.data.own.verbatim import own_words
 
 N = 40
 NUMBERS = [f"{i:04d}" for i in range(N)]
@@ -60,6 +61,19 @@ def test_every_example_says_its_row_and_id(name: str, tmp_path: Path) -> None:
         assert origin.ids.tolist() == [NUMBERS[i] for i in origin.places]
         seen += origin.places.tolist()
     assert sorted(seen) == [i for i in range(N) if i != 2]
+
+
+@pytest.mark.parametrize("name", FILES)
+def test_rows_are_shown_as_the_file_has_them(name: str, tmp_path: Path) -> None:
+    """Not as they were standardised, and dates as they were spelt."""
+    data = people()
+    data.loc[5, "joined"] = None
+    splits = table_file(write(data, tmp_path / name), "income", drop=["number"])
+    places = splits.origins["train"].places.tolist()
+    wanted = ["" if i == 5 else f"0{i % 9 + 1}/02/1999" for i in places]
+    assert own_words(splits, "train", range(len(places))) == [
+        f"age = {i * 1.0}, joined = {day}" for i, day in zip(places, wanted, strict=True)
+    ]
 
 
 def chosen(splits: Splits, folder: Path) -> tuple[Path, list[int], dict[int, float]]:
@@ -174,6 +188,7 @@ def test_texts_know_their_rows_and_names_given_twice_are_told(tmp_path: Path, ca
     splits = text_file(str(tmp_path / "r.csv"), "stars", id="key")
     origin, shown = splits.origins["train"], splits.describe(splits.train["x"])
     assert [said[i] for i in origin.places] == shown
+    assert own_words(splits, "train", [0, 5, 3]) == [said[i] for i in origin.places[[0, 5, 3]]]
     assert "60 rows by 59 values: not all rows are told apart, same stands for several" in caplog.text
     with caplog.at_level(logging.WARNING), pytest.raises(ValueError, match=r"did you mean data\.id=key\?"):
         text_file(str(tmp_path / "r.csv"), "stars", id="keys")

@@ -22,6 +22,8 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
+_TELLING = 12  # columns with which a row is shown as it stands in the file
+
 
 def table_file(
     path: str,
@@ -96,6 +98,7 @@ def table_file(
         kind="table",
         features=tuple(names),
         source=path,
+        columns=tuple(read) if len(read) <= _TELLING else (),
         origins=origins(frame.index.to_numpy(), ids, rows),
     )
     return corrupt(splits, noise, seed)

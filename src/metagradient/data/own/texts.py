@@ -75,6 +75,7 @@ def text_file(
         kind="text",
         vocabulary=known,
         source=path,
+        columns=(text,),
         origins=origins(frame.index.to_numpy(), None if id is None else identifiers(path, frame, id), rows),
     )
     noisy = corrupt(splits, noise, seed)

@@ -9,22 +9,24 @@ import bz2
 import gzip
 import json
 import lzma
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
 
 import numpy as np
 
-from metagradient.data.own.reading import column, ending
+from metagradient.data.own.reading import column, ending, read_frame
 
 if TYPE_CHECKING:
     import pandas as pd
 
+    from metagradient.data.splits import Splits
+
 _OPEN: dict[str, Callable[..., IO[str]]] = {".gz": gzip.open, ".bz2": bz2.open, ".xz": lzma.open}
 
 
-def delimited(file: Path, columns: list[str] | None = None) -> pd.DataFrame:
-    """The cells of a CSV or TSV file as text; an absent one is empty."""
+def delimited(file: Path, columns: Sequence[str] | None = None) -> pd.DataFrame:
+    """The cells of a CSV or TSV file as text, of some columns or all; an absent one is empty."""
     import pandas as pd
 
     separator = "\t" if ending(file) == ".tsv" else ","
@@ -42,6 +44,20 @@ def json_lines(file: Path) -> Iterator[dict[str, Any]]:
     return (json.loads(line) for line in lines(file))
 
 
+def cells(path: str, columns: Sequence[str], rows: Sequence[int]) -> list[list[str]]:
+    """What some rows of a file say in some columns, as the file spells it; what is missing is empty."""
+    file = Path(path).expanduser()
+    kind = ending(file)
+    if kind in (".csv", ".tsv"):
+        return delimited(file, columns).iloc[rows][list(columns)].to_numpy(dtype=str).tolist()
+    if kind in (".jsonl", ".ndjson"):
+        wanted = set(rows)
+        held = {i: row for i, row in enumerate(json_lines(file)) if i in wanted}
+        return [["" if (x := held[i].get(name)) is None else str(x) for name in columns] for i in rows]
+    frame = read_frame(path).iloc[rows][list(columns)]
+    return frame.astype("string").fillna("").to_numpy(dtype=str).tolist()
+
+
 def identifiers(path: str, frame: pd.DataFrame, name: str) -> np.ndarray:
     """What a column says of each row of `frame`, str [n], as the file spells it; a missing name is empty.
 
@@ -53,12 +69,15 @@ def identifiers(path: str, frame: pd.DataFrame, name: str) -> np.ndarray:
     Raises:
         ValueError: no such column.
     """
-    values = column(frame, name, "data.id")
-    file = Path(path).expanduser()
-    if ending(file) in (".csv", ".tsv"):
-        written = delimited(file, [name])[name]
-        return written.to_numpy(dtype=str)[frame.index]
-    if ending(file) in (".jsonl", ".ndjson"):
-        named = [row.get(name) for row in json_lines(file)]
-        return np.array(["" if named[i] is None else str(named[i]) for i in frame.index], dtype=str)
-    return values.astype("string").fillna("").to_numpy(dtype=str)
+    column(frame, name, "data.id")
+    return np.array([said for (said,) in cells(path, [name], frame.index.tolist())], dtype=str)
+
+
+def own_words(splits: Splits, split: str, rows: Sequence[int]) -> list[str] | None:
+    """Examples of a split in the words of the user's file, where it is one of texts or of few columns."""
+    if not splits.columns or split not in splits.origins:
+        return None
+    found = cells(splits.source, splits.columns, splits.origins[split].places[list(rows)].tolist())
+    if splits.kind == "text":
+        return [" ".join(said) for said in found]
+    return [", ".join(f"{name} = {x}" for name, x in zip(splits.columns, said, strict=True)) for said in found]

@@ -19,6 +19,7 @@ from metagradient.reporting.pages.report import (
     Query,
     Ranking,
     Scored,
+    Tab,
     report_page,
 )
 from metagradient.studies.attribution.methods import Outcome
@@ -69,7 +70,7 @@ def leave(record: Record, top: int, task: Task, splits: Splits | TextSplits, out
         for name, found in suspects.items()
     ]
     bars = [("all scores", Histogram.of(some.numpy()))]
-    tabs = (
+    tabs: tuple[Tab, ...] = (
         Queries("queries", "Test examples; choose one, search, or go on with the arrow keys.", shown),
         *rankings,
         Distribution("scores", "Bars grow with the logarithm of the count.", bars),
