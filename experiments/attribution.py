@@ -19,7 +19,7 @@ from metagradient.data import TextSplits
 from metagradient.evaluation import GroundTruth, join, linear_datamodeling_score
 from metagradient.reporting import Progress, Record
 from metagradient.studies import setup, smoothness, stages
-from metagradient.studies.attribution import race, report
+from metagradient.studies.attribution import browsing, race, report
 from metagradient.studies.attribution.checks import check, check_run
 from metagradient.studies.attribution.methods import Methods
 from metagradient.studies.attribution.task import cache, make_task, removals
@@ -90,6 +90,7 @@ def run(cfg: DictConfig, record: Record) -> float | None:
     report.tell(record, cfg, task, outcomes, rows)
     record.cost(training_runs=(cfg.checkpoint is None) + truth.runs)
     report.draw(record, cfg, task, splits, outcomes, rows)
+    browsing.leave(record, cfg.top, task, splits, outcomes)
     if cfg.leave_one_out:
         report.left_out(record, cfg, kept[0], judged[0], outcomes)
     if isinstance(splits, TextSplits):

@@ -6,6 +6,7 @@ are then retrained from scratch with fresh seeds on the chosen data, and the tes
 """
 
 import dataclasses
+import functools
 
 import torch
 from omegaconf import DictConfig
@@ -16,7 +17,8 @@ from metagradient.evaluation import Retraining, accuracy, filter_by_loss, join, 
 from metagradient.reporting import Progress, Record
 from metagradient.streams import Selection
 from metagradient.studies import routines, setup, smoothness, stages
-from metagradient.studies.selection import draw
+from metagradient.studies.saved import save_model
+from metagradient.studies.selection import draw, leave
 from metagradient.studies.trainer import TrainerFit
 from metagradient.training.random import fold_in, generator
 
@@ -67,8 +69,7 @@ def run(cfg: DictConfig, record: Record) -> float:
             chosen = method.run(everything, progress=progress.callback("refit"), stop=chosen.metastep)
             search_cost += chosen.cost
 
-        rows = zip(range(problem.n), chosen.weights.tolist(), chosen.kept.tolist(), strict=True)
-        record.csv("selection", ["index", chosen.unit.removesuffix("s"), "kept"], rows)
+        leave(record, splits, chosen)
 
         # 2. Judge: retrain from scratch on every choice of data, with the same fresh seeds for all.
         unit = len(routine.batches(train, 0))
@@ -76,6 +77,7 @@ def run(cfg: DictConfig, record: Record) -> float:
             [fold_in(cfg.seed, stream, i) for i in range(cfg.retrainings)]
             for stream in (Selection.JUDGE, Selection.TUNER)
         )
+        save = functools.partial(save_model, record)
         judge = Retraining(routine, fresh, unit, progress.callback())
         tuner = Retraining(routine, others, unit, progress.callback())
         by_loss, dropped = filter_by_loss(
@@ -104,7 +106,7 @@ def run(cfg: DictConfig, record: Record) -> float:
             del choices["oracle"]
         tests = {"test": splits.test, **splits.extra_tests}
         accuracies = {
-            key: judge.accuracies(examples, w, tests)
+            key: judge.accuracies(examples, w, tests, keep=None if key else save)
             for key, (_, examples, w) in progress.track(choices.items(), "retraining on each choice", stage="choices")
         }
 

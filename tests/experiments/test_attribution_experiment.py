@@ -7,6 +7,7 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 from by_hand import losses, task_of
@@ -70,8 +71,9 @@ def test_every_method_on_a_run_with_wrong_labels(tmp_path: Path) -> None:
     assert metrics["result/lds_exact_drop0.5"] == pytest.approx(lds_by_hand(folder, scores), abs=1e-6)
     assert {p.stem for p in (folder / "figures").iterdir()} == {"lds", "pareto", "inspection"}
     assert not list(folder.glob("**/*.progress")), "left over"
-    for name in ("top_examples.png", "top_examples.csv", "lds.csv", "wrong_labels_found.csv"):
+    for name in ("top_examples.png", "report.html", "lds.csv", "wrong_labels_found.csv"):
         assert (folder / "artifacts" / name).stat().st_size > 0
+    told_of_every_query(folder, scores)
     assert len(list((folder / "artifacts").glob("scores*.safetensors"))) == 18
     nats = {name: unit_of(folder, f"scores{name}") == "nats" for name in ("", "_dropout_256", "_gradient_dot")}
     assert nats == {"": True, "_dropout_256": True, "_gradient_dot": False}
@@ -84,6 +86,23 @@ def test_every_method_on_a_run_with_wrong_labels(tmp_path: Path) -> None:
     again = json.loads((newest / "metrics.json").read_text())
     assert again["result/lds_theirs_drop0.5"] == pytest.approx(metrics["result/lds_exact_drop0.5"])
     assert again["cost/training_runs"] == 1
+
+
+def told_of_every_query(folder: Path, scores: torch.Tensor) -> None:
+    """top_examples.csv against an argsort of the scores, and the rows' names against the data."""
+    top, train, queries = (
+        pd.read_csv(folder / "artifacts" / f"{name}.csv", dtype=str)
+        for name in ("top_examples", "train_rows", "query_rows")
+    )
+    order, splits = scores.numpy().argsort(axis=0)[::-1], task_of(folder).splits
+    for q in range(6):
+        mine = top[top["query"] == str(q)].set_index("rank")["train_index"].astype(int)
+        assert [mine[str(rank)] for rank in range(1, 11)] == order[:10, q].tolist()
+        assert [mine[str(-rank)] for rank in range(1, 11)] == order[::-1][:10, q].tolist()
+    assert list(train) == ["index", "label", "truth"]
+    assert train["label"].astype(int).tolist() == splits.train["y"].tolist()
+    assert (train["label"] != train["truth"]).tolist() == splits.truth.wrong.tolist()
+    assert queries["label"].astype(int).tolist() == splits.test["y"][:6].tolist()
 
 
 def lds_by_hand(folder: Path, scores: torch.Tensor) -> float:

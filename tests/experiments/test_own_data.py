@@ -2,6 +2,7 @@
 
 import gzip
 from pathlib import Path
+from typing import Any
 
 import datasets
 import numpy as np
@@ -21,7 +22,7 @@ QUICK = (
     "data.test=0.2",
 )
 CASES = {
-    "selection": ("data=table", "data.path=people.csv", "data.target=income", "model=linear"),
+    "selection": ("data=table", "data.path=people.csv", "data.target=income", "data.id=name", "model=linear"),
     "poisoning": ("data=images", "data.path=pictures", "data.size=8", "model=linear"),
     "attribution": (
         "data=text",
@@ -40,7 +41,13 @@ SENTENCES = ("model=sentence_classifier", "model.width=8", "model.heads=2", "mod
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder, rng, n = tmp_path_factory.mktemp("own"), np.random.default_rng(0), 300
     age = rng.normal(40, 10, n)
-    people = {"age": age, "city": rng.choice(["Oslo", "Bern"], n), "income": np.where(age > 42, "high", "low")}
+    names = [f"n{i:04d}" for i in range(n)]
+    people = {
+        "name": names,
+        "age": age,
+        "city": rng.choice(["Oslo", "Bern"], n),
+        "income": np.where(age > 42, "high", "low"),
+    }
     pd.DataFrame(people).to_csv(folder / "people.csv", index=False)
     said = [f"{'good' if i % 2 else 'bad'} {rng.choice(['plot', 'scene'])}" for i in range(n)]
     pd.DataFrame({"review": said, "stars": [5 if i % 2 else 1 for i in range(n)]}).to_csv(
@@ -66,7 +73,32 @@ def test_an_experiment_runs_on_a_file_of_ones_own(
     saved = mg.load(directory)
     assert saved.metrics["status"] == "finished"
     assert saved.config.data.noise.fraction == 0  # no preset's label noise
-    assert len(saved.data().train["y"]) == 180
+    splits = saved.data()
+    assert len(splits.train["y"]) == 180
+    if experiment == "selection":
+        joined(folder / "people.csv", saved)
+    if experiment == "attribution":
+        top = pd.read_csv(saved.artifacts["top_examples.csv"])
+        source = pd.read_csv(folder / "reviews.csv")
+        whole = [f"{source['stars'][i]}: {source['review'][i]}" for i in top["train_row"]]
+        assert top["train_is"].tolist() == whole
+        assert set(top["query_row"]) == set(splits.origins["test"].places[: len(top["query"].unique())])
+        assert pd.read_csv(saved.artifacts["train_rows.csv"])["row"].tolist() == splits.origins["train"].places.tolist()
+
+
+def joined(file: Path, saved: Any) -> None:
+    """selection.csv beside the file's rows, and the rows chosen of it."""
+    source, table = pd.read_csv(file, dtype=str), pd.read_csv(saved.artifacts["selection.csv"], dtype=str)
+    assert list(table) == ["index", "row", "id", "label", "weight", "kept"]
+    rows = table["row"].astype(int)
+    assert source["income"][rows].tolist() == table["label"].tolist()
+    assert source["name"][rows].tolist() == table["id"].tolist()
+    kept = table[table["kept"] == "True"].sort_values("row", key=lambda row: row.astype(int))
+    chosen = pd.read_csv(saved.artifacts["chosen.csv"], dtype=str)
+    assert chosen["weight"].tolist() == kept["weight"].tolist()
+    assert chosen.drop(columns="weight").equals(source.iloc[kept["row"].astype(int)].reset_index(drop=True))
+    page = saved.artifacts["report.html"].read_text()
+    assert '["id","n0001"]' in page
 
 
 def test_what_is_missing_is_asked_for(folder: Path) -> None:
@@ -82,7 +114,7 @@ def test_what_is_missing_is_asked_for(folder: Path) -> None:
         assert message in done.err
 
 
-CODES = ("data=table", "data.path=people.csv", "data.target=income", "data.encode=codes")
+CODES = ("data.id=name", "data=table", "data.path=people.csv", "data.target=income", "data.encode=codes")
 
 
 def test_categories_are_embedded(folder: Path, tmp_path: Path) -> None:
@@ -101,7 +133,7 @@ def test_categories_are_embedded(folder: Path, tmp_path: Path) -> None:
 
 
 def test_a_saved_data_set_with_splits_of_its_own(folder: Path, tmp_path: Path) -> None:
-    rows = pd.read_csv(folder / "people.csv")
+    rows = pd.read_csv(folder / "people.csv").drop(columns="name")
     parts = {"train": rows.iloc[:200], "test": rows.iloc[200:]}
     held = {name: datasets.Dataset.from_pandas(part, preserve_index=False) for name, part in parts.items()}
     datasets.DatasetDict(held).save_to_disk(tmp_path / "people")

@@ -9,6 +9,7 @@ import torch
 from by_hand import accuracy, task_of
 from console import Done, run_in
 
+import metagradient as mg
 from metagradient.training.random import fold_in
 
 SMALL = [
@@ -67,10 +68,15 @@ def test_weights_are_lower_on_wrong_labels_and_models_trained_with_them_are_as_a
     assert [int(row["index"]) for row in rows] == list(range(120))
     weights, wrong = torch.tensor([float(row["weight"]) for row in rows]), splits.truth.wrong
     assert weights[wrong].mean() < weights[~wrong].mean()
+    assert [row["label"] for row in rows] == [str(y) for y in splits.train["y"].tolist()]
+    assert [row["label"] != row["truth"] for row in rows] == wrong.tolist()
     seed = fold_in(cfg.seed, 3, 0)
     for key, w in (("", weights), ("_all_data", None)):
         told = metrics[f"result/test_accuracy{key}"]
         assert told == pytest.approx(accuracy(routine.train(splits.train, seed, w), splits.test), abs=1e-6)
+    saved, (learner, state) = mg.load(finished).learner(), routine.train(splits.train, seed, weights)
+    with torch.no_grad(), learner.evaluating(state):
+        assert torch.equal(saved(splits.test["x"]), learner(splits.test["x"]))
 
 
 def test_the_same_seed_gives_the_same_numbers(finished: Path, tmp_path: Path) -> None:
@@ -86,8 +92,8 @@ def test_counts_are_told_as_counts(tmp_path: Path) -> None:
     assert done.status == 0, done.err
     assert "learned counts" in done.out
     table = next((tmp_path / "outputs" / "selection").glob("*/artifacts/selection.csv")).read_text().splitlines()
-    assert table[0] == "index,count,kept"
-    assert all(float(row.split(",")[1]).is_integer() for row in table[1:])
+    assert table[0] == "index,label,truth,count,kept"
+    assert all(float(row.split(",")[3]).is_integer() for row in table[1:])
 
 
 @pytest.mark.parametrize(

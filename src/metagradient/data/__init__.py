@@ -4,6 +4,7 @@ from metagradient.data.augmentation import GaussianNoise, RandomShift
 from metagradient.data.collisions import higgs
 from metagradient.data.corruption import LabelNoise, LabelTruth
 from metagradient.data.labelled_sentences import SentenceSplits, sentences
+from metagradient.data.origins import Origin
 from metagradient.data.own import array_file, image_folder, table_file, text_file
 from metagradient.data.sources import digits, hub
 from metagradient.data.splits import Splits
@@ -14,6 +15,7 @@ __all__ = [
     "GaussianNoise",
     "LabelNoise",
     "LabelTruth",
+    "Origin",
     "RandomShift",
     "SentenceSplits",
     "Splits",

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from metagradient.data.corruption import LabelNoise, LabelTruth
+from metagradient.data.origins import Origin
 
 Table = dict[str, Tensor]
 """x [n, ...] and y [n] int64 of n examples."""
@@ -34,6 +35,9 @@ class Splits:
         features: names of a table's columns; empty: x0, x1, ...
         categories: of each of a table's columns that holds codes, the values behind the codes 1, 2, ... (0: unknown); () of
             the others. Empty: no column does.
+        source: the user's own file or folder, as it was given; empty for data of other origin.
+        columns: of the source, those that tell what an example is; empty where there are none, or too many.
+        origins: by split, where in the source its examples stand; empty where there is no source.
     """
 
     name: str
@@ -46,6 +50,9 @@ class Splits:
     kind: Kind = "image"
     features: tuple[str, ...] = ()
     categories: tuple[tuple[str, ...], ...] = ()
+    source: str = ""
+    columns: tuple[str, ...] = ()
+    origins: dict[str, Origin] = field(default_factory=dict)
 
     def feature(self, column: int) -> str:
         """The name of a table's column."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import statistics
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
 from torch import Tensor
@@ -43,11 +43,22 @@ class Retraining:
         self.runs += len(self.routine.batches(examples, seed)) / self.unit
         return learner, state
 
-    def accuracies(self, examples: Fields, weights: Tensor | None, tests: dict[str, Fields]) -> dict[str, float]:
-        """Mean accuracy on each test set of models trained on `examples` with loss weights [n] (None: all 1)."""
+    def accuracies(
+        self,
+        examples: Fields,
+        weights: Tensor | None,
+        tests: dict[str, Fields],
+        keep: Callable[[Learner, TrainState], None] | None = None,
+    ) -> dict[str, float]:
+        """Mean accuracy on each test set of models trained on `examples` with loss weights [n] (None: all 1).
+
+        `keep` is handed the first seed's model.
+        """
         results: dict[str, list[float]] = {name: [] for name in tests}
         for seed in self.seeds:
             learner, state = self.train(examples, seed, weights)
+            if keep is not None and seed == self.seeds[0]:
+                keep(learner, state)
             for name, test in tests.items():
                 results[name].append(accuracy(learner, state, test))
         return {name: statistics.fmean(values) for name, values in results.items()}

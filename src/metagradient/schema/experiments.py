@@ -105,6 +105,7 @@ class AttributionConfig:
     seed: int = number(0, **_SEED)
     methods: list[str] = field(default_factory=list)
     queries: int = number(50, whole=True, least=1)
+    top: int = number(10, whole=True, least=1)
     held_out: int = number(50, whole=True, least=1)
     drop: list[float] = number([0.1], each=True, **_SHARE)
     retrainings: int = number(50, whole=True, least=3)

@@ -60,7 +60,9 @@ class Saved:
     def learner(self) -> mg.Learner:
         """The trained model of a run that saved one, in a learner of the run's settings and in evaluation mode."""
         if MODEL not in self.artifacts:
-            raise UserError(f"{self.directory} saved no model: attribution and unlearning save artifacts/{MODEL}")
+            raise UserError(
+                f"{self.directory} saved no model: selection, attribution and unlearning save artifacts/{MODEL}"
+            )
         splits = self.data()
         text = isinstance(splits, TextSplits)
         config = setup.variant(

@@ -3,15 +3,29 @@
 from collections.abc import Mapping, Sequence
 
 from metagradient.data import Splits
+from metagradient.data.own.chosen import write_chosen
 from metagradient.descent import Reading, Selection
 from metagradient.reporting import Record, figures
-from metagradient.studies.examples import examples_figure
+from metagradient.reporting.pages.report import Distribution, Histogram, Ranking, report_page
+from metagradient.studies.examples import examples_figure, identities, labels, told
+
+_TOLD = 200  # examples of the lowest, and of the highest weights that the page shows
+
+
+def leave(record: Record, splits: Splits, chosen: Selection) -> None:
+    """selection.csv, a row for each training example; and, of a file of the user's, the chosen rows as chosen.*."""
+    unit = chosen.unit.removesuffix("s")
+    header, cells = identities(splits, "train")
+    rows = zip(cells, chosen.weights.tolist(), chosen.kept.tolist(), strict=True)
+    path = record.csv("selection", [*header, unit, "kept"], ([*own, weight, kept] for own, weight, kept in rows))
+    values = chosen.weights.long() if unit == "count" else chosen.weights
+    write_chosen(splits, chosen.kept.numpy(), values.numpy(), unit, path.parent)
 
 
 def draw(
     record: Record, splits: Splits, chosen: Selection, readings: Sequence[Reading], references: Mapping[str, float]
 ) -> None:
-    """weights.png, metasteps.png, most_down_weighted.png."""
+    """weights.png, metasteps.png, most_down_weighted.png, report.html."""
     truth = splits.truth
     threshold = float(chosen.weights[chosen.kept].min()) if chosen.kept.any() else None
     wrong = None if truth is None else truth.wrong
@@ -29,12 +43,46 @@ def draw(
         ),
     )
 
+    _browse(record, splits, chosen)
     lowest = chosen.weights.argsort(stable=True)[:12]
-    given = [splits.classes[y] for y in splits.train["y"][lowest].tolist()]
-    true = given if truth is None else [splits.classes[y] for y in truth.y[lowest].tolist()]
+    given = labels(splits, splits.train["y"][lowest])
+    true = given if truth is None else labels(splits, truth.y[lowest])
     captions = [a if a == b else f"{a} → {b}" for a, b in zip(given, true, strict=True)]
     title = "most down-weighted" + ("" if truth is None else ": given label → true label")
     flags = [a != b for a, b in zip(given, true, strict=True)]
     record.figure(
         "most_down_weighted", examples_figure(splits, splits.train["x"][lowest], captions, flags, title=title)
     )
+
+
+def _browse(record: Record, splits: Splits, chosen: Selection) -> None:
+    """report.html: the examples of the lowest and the highest weights, and how the weights are spread."""
+    order = chosen.weights.argsort(stable=True)
+    lowest, highest = order[:_TOLD].tolist(), order.flip(0)[:_TOLD].tolist()
+    train = told(splits, "train", sorted({*lowest, *highest}))
+    parts = [("all training examples", chosen.weights)]
+    if splits.truth is not None:
+        wrong = splits.truth.wrong
+        parts += [("right labels", chosen.weights[~wrong]), ("wrong labels", chosen.weights[wrong])]
+
+    def ranking(name: str, rows: list[int]) -> Ranking:
+        return Ranking(
+            name, f"Training examples by their {chosen.unit}.", [(train[i], float(chosen.weights[i])) for i in rows]
+        )
+
+    tabs = (
+        ranking("most down-weighted", lowest),
+        ranking(f"highest {chosen.unit}", highest),
+        Distribution(
+            chosen.unit,
+            "Bars grow with the logarithm of the count.",
+            [(title, Histogram.of(values.numpy())) for title, values in parts],
+        ),
+    )
+    page = report_page(
+        f"The training examples that were wanted least, and most: {splits.name}",
+        f"The learned {chosen.unit} of {len(chosen.weights)} training examples, of which {int(chosen.kept.sum())} are kept. "
+        "A label that is known to be wrong is red, with the right one behind it.",
+        tabs,
+    )
+    record.artifact_path("report.html").write_text(page, encoding="utf-8")

@@ -9,6 +9,7 @@ import torch
 from safetensors.numpy import load_file
 
 from metagradient.data.corruption import LabelNoise
+from metagradient.data.origins import origins
 from metagradient.data.own.rows import NAMES, Shares, divide
 from metagradient.data.splits import Splits, corrupt, standardise
 
@@ -17,6 +18,7 @@ def array_file(
     path: str,
     x: str = "x",
     y: str = "y",
+    id: str | None = None,
     train: int | None = None,
     validation: float = 0.1,
     test: float = 0.2,
@@ -31,6 +33,7 @@ def array_file(
         path: an .npz or .safetensors file.
         x: the name of the inputs in it.
         y: the name of the labels: integers, words or truth values; the classes are their sorted values.
+        id: the name of an array [n] in it that names the examples, which results then carry.
         train: as in `table_file`, like validation, test, stratify, noise and seed.
         validation: see train.
         test: see train.
@@ -46,9 +49,9 @@ def array_file(
     file = Path(path).expanduser()
     if not file.is_file():
         raise FileNotFoundError(f"data.path={path} does not exist or is no file: give an .npz or .safetensors file")
-    held = _read(file)
-    for setting, name in (("data.x", x), ("data.y", y)):
-        if name not in held:
+    held = read_arrays(file)
+    for setting, name in (("data.x", x), ("data.y", y), ("data.id", id)):
+        if name is not None and name not in held:
             raise ValueError(f"{setting}={name}: no such array; there are: {', '.join(sorted(held))}")
     inputs, labels = held[x], held[y]
     if labels.ndim != 1 or len(labels) != len(inputs) or inputs.ndim < 2:
@@ -57,6 +60,9 @@ def array_file(
         )
     if labels.dtype.kind == "f" and (labels % 1 != 0).any():
         raise ValueError(f"data.y={y} holds fractions, which are no classes")
+    ids = None if id is None else held[id].astype(str)
+    if ids is not None and ids.shape != labels.shape:
+        raise ValueError(f"data.id={id} has shape {list(ids.shape)}: one name for each of {len(labels)} rows is needed")
     names, numbers = np.unique(labels, return_inverse=True)
     image = inputs.dtype == np.uint8 and inputs.ndim in (3, 4)
     if inputs.dtype == np.uint8:
@@ -76,11 +82,25 @@ def array_file(
     tables = {name: {"x": data[rows[name]], "y": targets[rows[name]]} for name in NAMES}
     kind = "image" if data.dim() == 4 and data.shape[1] in (1, 3) else "table"
     classes = tuple(f"{name:g}" if isinstance(name, float | np.floating) else str(name) for name in names)
-    splits = Splits(file.name, tables["train"], tables["validation"], tables["test"], classes, kind=kind)  # type: ignore[arg-type]
+    splits = Splits(
+        file.name,
+        tables["train"],
+        tables["validation"],
+        tables["test"],
+        classes,
+        kind=kind,  # type: ignore[arg-type]
+        source=path,
+        origins=origins(np.arange(len(labels)), ids, rows),
+    )
     return corrupt(standardise(splits) if standardize else splits, noise, seed)
 
 
-def _read(file: Path) -> dict[str, np.ndarray]:
+def read_arrays(file: Path) -> dict[str, np.ndarray]:
+    """The arrays of an .npz or .safetensors file by name.
+
+    Raises:
+        ValueError: another kind of file, or one that cannot be read.
+    """
     try:
         if file.suffix == ".npz":
             with np.load(file, allow_pickle=False) as archive:

@@ -14,6 +14,7 @@ from PIL import Image, UnidentifiedImageError
 from torch import Tensor
 
 from metagradient.data.corruption import LabelNoise
+from metagradient.data.origins import origins
 from metagradient.data.own.formats.files import must_fit
 from metagradient.data.own.rows import NAMES, WORDS, Shares, divide
 from metagradient.data.own.tabled_pictures import is_table, read_tabled
@@ -79,7 +80,16 @@ def image_folder(
     rows = divide(y, Shares(train, validation, test, stratify, seed), given=given)
     labels = torch.from_numpy(y)
     tables = {name: {"x": _stacked(pictures, rows[name], mode, size), "y": labels[rows[name]]} for name in NAMES}
-    splits = Splits(Path(path).name, tables["train"], tables["validation"], tables["test"], found.classes, kind="image")
+    splits = Splits(
+        Path(path).name,
+        tables["train"],
+        tables["validation"],
+        tables["test"],
+        found.classes,
+        kind="image",
+        source=path,
+        origins=origins(found.places[kept], None, rows),
+    )
     return corrupt(standardise(splits) if standardize else splits, noise, seed)
 
 

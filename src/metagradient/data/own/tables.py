@@ -11,14 +11,18 @@ import torch
 from torch import Tensor
 
 from metagradient.data.corruption import LabelNoise
+from metagradient.data.origins import origins
 from metagradient.data.own.columns import Column, Encoding, fit
 from metagradient.data.own.formats.files import must_fit
 from metagradient.data.own.reading import column, given, labelled, read_frame
 from metagradient.data.own.rows import GIVEN, NAMES, Shares, divide
+from metagradient.data.own.verbatim import identifiers
 from metagradient.data.splits import Splits, corrupt
 
 if TYPE_CHECKING:
     import pandas as pd
+
+_TELLING = 12  # columns with which a row is shown as it stands in the file
 
 
 def table_file(
@@ -29,6 +33,7 @@ def table_file(
     test: float = 0.2,
     split: str | None = None,
     group: str | None = None,
+    id: str | None = None,
     stratify: bool = False,
     drop: Sequence[str] = (),
     missing: Literal["impute", "refuse"] = "impute",
@@ -54,6 +59,7 @@ def table_file(
         test: see validation.
         split: a column that says train, validation or test, in place of shares and of the source's own splits.
         group: a column whose equal values never stand in two splits.
+        id: a column that names the rows, which results then carry; no feature.
         stratify: the classes in the same proportions in each split.
         drop: columns that are not read.
         missing: "refuse" missing values in place of imputing them.
@@ -71,6 +77,7 @@ def table_file(
     frame, y, classes = labelled(read_frame(path), target)
     for name in (*drop, *filter(None, (split, group))):
         column(frame, name, "data.drop" if name in drop else "data.split" if name == split else "data.group")
+    ids = None if id is None else identifiers(path, frame, id)
     rows = divide(
         y,
         Shares(train, validation, test, stratify, seed),
@@ -78,7 +85,7 @@ def table_file(
         None if group is None else frame[group],
         given(frame),
     )
-    read = [name for name in frame.columns if name not in (target, split, group, GIVEN, *drop)]
+    read = [name for name in frame.columns if name not in (target, split, group, id, GIVEN, *drop)]
     if not read:
         raise ValueError(f"data.path={path} has no columns beside data.target={target}")
     columns = [fit(frame[name], rows["train"], missing, categories, standardize, encode) for name in read]
@@ -97,6 +104,9 @@ def table_file(
         kind="table",
         features=tuple(names),
         categories=tuple(each.categories for each in columns) if any(each.categories for each in columns) else (),
+        source=path,
+        columns=tuple(read) if len(read) <= _TELLING else (),
+        origins=origins(frame.index.to_numpy(), ids, rows),
     )
     return corrupt(splits, noise, seed)
 

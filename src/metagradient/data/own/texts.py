@@ -9,9 +9,11 @@ import torch
 
 from metagradient.data.corruption import LabelNoise
 from metagradient.data.labelled_sentences import SentenceSplits, tokens, vocabulary
+from metagradient.data.origins import origins
 from metagradient.data.own.formats.files import must_fit
 from metagradient.data.own.reading import column, given, labelled, read_frame
 from metagradient.data.own.rows import NAMES, Shares, divide
+from metagradient.data.own.verbatim import identifiers
 from metagradient.data.splits import corrupt
 
 
@@ -24,6 +26,7 @@ def text_file(
     test: float = 0.2,
     split: str | None = None,
     group: str | None = None,
+    id: str | None = None,
     stratify: bool = False,
     length: int = 64,
     words: int = 2000,
@@ -38,11 +41,12 @@ def text_file(
         text: the column of texts, divided at white space.
         length: words of a text that are read.
         words: size of the vocabulary, padding and the unknown word included; it is made of the training rows alone.
-        train: as in `table_file`, like validation, test, split, group, stratify, noise and seed.
+        train: as in `table_file`, like validation, test, split, group, id, stratify, noise and seed.
         validation: see train.
         test: see train.
         split: see train.
         group: see train.
+        id: see train.
         stratify: see train.
         noise: see train.
         seed: see train.
@@ -72,7 +76,16 @@ def text_file(
         name: {"x": tokens(said(name), known, length, len(rows[name])), "y": labels[rows[name]]} for name in NAMES
     }
     splits = SentenceSplits(
-        Path(path).name, tables["train"], tables["validation"], tables["test"], classes, kind="text", vocabulary=known
+        Path(path).name,
+        tables["train"],
+        tables["validation"],
+        tables["test"],
+        classes,
+        kind="text",
+        vocabulary=known,
+        source=path,
+        columns=(text,),
+        origins=origins(frame.index.to_numpy(), None if id is None else identifiers(path, frame, id), rows),
     )
     noisy = corrupt(splits, noise, seed)
     assert isinstance(noisy, SentenceSplits)

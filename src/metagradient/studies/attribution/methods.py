@@ -3,6 +3,7 @@
 import logging
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 from pathlib import Path
 from time import perf_counter
 from typing import Self
@@ -44,6 +45,11 @@ class Outcome:
     compression: float | None = None
     damping: dict[float, float] = field(default_factory=dict)
     scorer: at.Scorer | None = field(default=None, repr=False)
+
+    @cached_property
+    def self_influence(self) -> Tensor | None:
+        """How much each training example's own loss would rise without it, [n]; None where the method cannot tell."""
+        return None if self.scorer is None else self.scorer.self_influence(max(self.damping.values(), default=1.0))
 
 
 @dataclass(frozen=True)

@@ -1,4 +1,4 @@
-"""What `attribution` shows: scores against retrainings, top examples, wrong labels and sources found, predictions flipped."""
+"""What `attribution` shows: scores against retrainings, wrong labels and sources found, predictions flipped."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -22,15 +22,12 @@ from metagradient.evaluation import (
     with_every_label,
 )
 from metagradient.reporting import Progress, Record
-from metagradient.reporting.examples import Answer, Query, examples_page
-from metagradient.reporting.figures import Passage, text_figure
 from metagradient.reporting.figures import attribution as attribution_figures
 from metagradient.studies import setup
 from metagradient.studies.attribution.methods import Outcome
 from metagradient.studies.attribution.task import Task, cache
-from metagradient.training.batches import Fields
 
-_SHOWN, _EACH = 6, 5  # queries, and helpful and harmful examples of each
+_FLIPPED = 12  # queries whose most helpful examples are removed
 
 
 def tell(
@@ -75,7 +72,7 @@ def draw(
     outcomes: Sequence[Outcome],
     rows: Sequence[dict[str, Any]],
 ) -> None:
-    """lds.png, pareto.png where compressors were compared, top_examples.png of the first method; and how well the model does."""
+    """lds.png, pareto.png where compressors were compared; and how well the model does."""
     if rows:
         record.figure("lds", attribution_figures.lds_bars(rows))
     most = max(cfg.drop, default=None)
@@ -84,70 +81,8 @@ def draw(
         others = {r["method"]: r["lds"] for r in rows if r["drop"] == most and r["method"] in ("none", "gradient_dot")}
         record.figure("pareto", attribution_figures.pareto_figure(points, others))
 
-    scores = next(iter(outcomes[0].scores.values()))
-    shown = min(_SHOWN, scores.shape[1])
-    order = scores[:, :shown].argsort(dim=0, descending=True).T  # [q, n]
-    chosen = torch.cat([order[:, :_EACH], order[:, -_EACH:].flip(1)], dim=1)
-    said, asked = _words(splits, task.train), _words(splits, task.queries)
-    labelled = None if isinstance(splits, TextSplits) or splits.truth is None else splits.truth
-    wrong = None if labelled is None else labelled.wrong[chosen].numpy()
-    if splits.kind == "image":
-        labels = [[said[int(i)] for i in row] for row in chosen]
-        grid = attribution_figures.top_examples_figure(
-            task.queries["x"][:shown], asked[:shown], task.train["x"][chosen], labels, wrong
-        )
-    else:
-        passages = []
-        for q in range(shown):
-            captions = [f"{scores[i, q]:+.2g}" for i in chosen[q]]
-            flags = () if wrong is None else [bool(x) for x in wrong[q]]
-            passages.append(Passage(f"query: {asked[q]}", captions, [said[int(i)] for i in chosen[q]], flags))
-        grid = text_figure(
-            passages, "of each query the training examples that help most, then those that harm most (nats)"
-        )
-    record.figure("top_examples", grid, folder="artifacts")
-    ranks = [*range(1, _EACH + 1), *range(-1, -_EACH - 1, -1)]  # 1: the most helpful; -1: the most harmful
-    table = [
-        [q, asked[q], rank, int(i), said[int(i)], float(scores[i, q])]
-        for q in range(shown)
-        for rank, i in zip(ranks, chosen[q], strict=True)
-    ]
-    header = ["query", "query_is", "rank", "train_index", "train_is", "score"]
     if not isinstance(splits, TextSplits):
         record.result({"test_accuracy": accuracy(task.learner, task.state, splits.test)})
-    if splits.kind != "image":
-        record.table("top_examples", header, [row for row in table if row[0] in (0, shown - 1) or abs(row[2]) < 2])
-    record.csv("top_examples", header, table)
-    queries = [
-        Query(
-            asked[q],
-            task.queries["x"][q].numpy() if splits.kind == "image" else None,
-            [
-                Answer(
-                    int(i),
-                    rank,
-                    float(scores[i, q]),
-                    said[int(i)],
-                    task.train["x"][i].numpy() if splits.kind == "image" else None,
-                    wrong is not None and bool(wrong[q][place]),
-                )
-                for place, (rank, i) in enumerate(zip(ranks, chosen[q], strict=True))
-            ],
-        )
-        for q in range(shown)
-    ]
-    page = examples_page(f"{outcomes[0].name}: which training examples helped, and which harmed", queries)
-    record.artifact_path("top_examples.html").write_text(page, encoding="utf-8")
-
-
-def _words(splits: Splits | TextSplits, table: Fields) -> list[str]:
-    """Each example in words: its class and, unless it is an image, what it says."""
-    if isinstance(splits, TextSplits):
-        return splits.describe(table["tokens"])
-    classes = [splits.classes[int(c)] for c in table["y"]]
-    if splits.kind == "image":
-        return classes
-    return [f"{name}: {text}" for name, text in zip(classes, splits.describe(table["x"]), strict=True)]
 
 
 def left_out(record: Record, cfg: DictConfig, kept: Tensor, losses: Tensor, outcomes: Sequence[Outcome]) -> None:
@@ -183,10 +118,8 @@ def mislabelled(record: Record, task: Task, wrong: Tensor, outcomes: Sequence[Ou
     """Who finds the wrong labels: self-influence, harm to held-out queries, or the training loss alone."""
     suspicions = {"training loss": example_losses_of(task.learner, task.state, task.train)}
     for outcome in outcomes:
-        if outcome.scorer is not None:
-            suspicions[f"{outcome.name}: self-influence"] = outcome.scorer.self_influence(
-                max(outcome.damping.values(), default=1.0)
-            )
+        if outcome.self_influence is not None:
+            suspicions[f"{outcome.name}: self-influence"] = outcome.self_influence
         suspicions[f"{outcome.name}: harm to the queries"] = -next(iter(outcome.scores.values())).mean(1)
     found = {name: mislabel_auc(suspicion, wrong) for name, suspicion in suspicions.items()}
     record.table("wrong_labels_found", ["ranked by", "AUC"], [[name, round(value, 4)] for name, value in found.items()])
@@ -199,7 +132,7 @@ def mislabelled(record: Record, task: Task, wrong: Tensor, outcomes: Sequence[Ou
 
 def brittle(record: Record, cfg: DictConfig, task: Task, classes: int, outcomes: Sequence[Outcome]) -> float:
     """Remove the most helpful examples of some queries and retrain; the trainings that this took."""
-    few = torch.arange(min(_SHOWN * 2, len(task.queries["y"])))
+    few = torch.arange(min(_FLIPPED, len(task.queries["y"])))
     asked, rows = with_every_label(take(task.queries, few), classes), []
     with Progress() as progress:
         truth = GroundTruth(

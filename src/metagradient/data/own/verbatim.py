@@ -1,0 +1,84 @@
+"""Rows of the user's file as they were written, which reading into numbers loses: leading zeros, dates, empty cells.
+
+Rows are counted as `read_frame` counts them: from 0, without a header, blank lines and comments.
+"""
+
+from __future__ import annotations
+
+import bz2
+import gzip
+import json
+import lzma
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import IO, TYPE_CHECKING, Any
+
+import numpy as np
+
+from metagradient.data.own.formats.files import ending
+from metagradient.data.own.reading import column, read_frame
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+    from metagradient.data.splits import Splits
+
+_OPEN: dict[str, Callable[..., IO[str]]] = {".gz": gzip.open, ".bz2": bz2.open, ".xz": lzma.open}
+
+
+def delimited(file: Path, columns: Sequence[str] | None = None) -> pd.DataFrame:
+    """The cells of a CSV or TSV file as text, of some columns or all; an absent one is empty."""
+    import pandas as pd
+
+    separator = "\t" if ending(file) == ".tsv" else ","
+    return pd.read_csv(file, sep=separator, usecols=columns, dtype=str, keep_default_na=False).fillna("")
+
+
+def lines(file: Path) -> Iterator[str]:
+    """The lines of a text file that hold something, without their ends."""
+    with _OPEN.get(file.suffix.lower(), open)(file, "rt", encoding="utf-8") as text:
+        yield from (said for line in text if (said := line.strip()))
+
+
+def json_lines(file: Path) -> Iterator[dict[str, Any]]:
+    """The objects of a JSON Lines file."""
+    return (json.loads(line) for line in lines(file))
+
+
+def cells(path: str, columns: Sequence[str], rows: Sequence[int]) -> list[list[str]]:
+    """What some rows of a file say in some columns, as the file spells it; what is missing is empty."""
+    file = Path(path).expanduser()
+    kind = ending(file)
+    if kind in (".csv", ".tsv"):
+        return delimited(file, columns).iloc[rows][list(columns)].to_numpy(dtype=str).tolist()
+    if kind in (".jsonl", ".ndjson"):
+        wanted = set(rows)
+        held = {i: row for i, row in enumerate(json_lines(file)) if i in wanted}
+        return [["" if (x := held[i].get(name)) is None else str(x) for name in columns] for i in rows]
+    frame = read_frame(path).iloc[rows][list(columns)]
+    return frame.astype("string").fillna("").to_numpy(dtype=str).tolist()
+
+
+def identifiers(path: str, frame: pd.DataFrame, name: str) -> np.ndarray:
+    """What a column says of each row of `frame`, str [n], as the file spells it; a missing name is empty.
+
+    Args:
+        path: the file that was read.
+        frame: rows of it, its index their numbers in the file.
+        name: the column.
+
+    Raises:
+        ValueError: no such column.
+    """
+    column(frame, name, "data.id")
+    return np.array([said for (said,) in cells(path, [name], frame.index.tolist())], dtype=str)
+
+
+def own_words(splits: Splits, split: str, rows: Sequence[int]) -> list[str] | None:
+    """Examples of a split in the words of the user's file, where it is one of texts or of few columns."""
+    if not splits.columns or split not in splits.origins:
+        return None
+    found = cells(splits.source, splits.columns, splits.origins[split].places[list(rows)].tolist())
+    if splits.kind == "text":
+        return [" ".join(said) for said in found]
+    return [", ".join(f"{name} = {x}" for name, x in zip(splits.columns, said, strict=True)) for said in found]

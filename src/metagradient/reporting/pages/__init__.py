@@ -1,0 +1,1 @@
+"""Pages that a run leaves: single files that load nothing and obey nothing that data say."""

@@ -1,0 +1,154 @@
+"""What `attribution` leaves to look at and to join: the top examples of every query, row names, and a page to browse."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from safetensors import safe_open
+from torch import Tensor
+
+from metagradient.data import Splits, TextSplits
+from metagradient.reporting import Record
+from metagradient.reporting.figures import Passage, text_figure
+from metagradient.reporting.figures import attribution as attribution_figures
+from metagradient.reporting.pages.report import (
+    Distribution,
+    Example,
+    Histogram,
+    Queries,
+    Query,
+    Ranking,
+    Scored,
+    Tab,
+    report_page,
+)
+from metagradient.studies.attribution.methods import Outcome
+from metagradient.studies.attribution.task import Task
+from metagradient.studies.examples import identities, told
+
+_SHOWN, _EACH = 6, 5  # queries of the figure, and helpful and harmful examples of each
+_SUSPECTS = 200
+_COUNTED = 2**20  # scores in the histogram of all of them
+
+
+def leave(record: Record, top: int, task: Task, splits: Splits | TextSplits, outcomes: Sequence[Outcome]) -> None:
+    """Of the first method: top_examples.csv and .png, train_rows.csv and query_rows.csv, report.html.
+
+    Args:
+        record: of the run.
+        top: helpful and harmful training examples of each query.
+        task: the run that was asked about.
+        splits: its data; the queries are the first test examples.
+        outcomes: of all methods; the first that knows self-influence ranks suspects by it.
+    """
+    scores = next(iter(outcomes[0].scores.values()))
+    n, asked = scores.shape
+    top = min(top, n)
+    helped, harmed = (scores.topk(top, dim=0, largest=largest).indices.T for largest in (True, False))  # [q, top]
+    suspicions = _suspects(outcomes, scores)
+    suspects = {name: suspicion.topk(min(_SUSPECTS, n)) for name, (_, suspicion) in suspicions.items()}
+    rows = [helped.flatten(), harmed.flatten(), *(found.indices for found in suspects.values())]
+    wanted = torch.cat(rows).unique().tolist()
+    train, queries = told(splits, "train", wanted), told(splits, "test", range(asked))
+
+    def ranked(rows: Tensor, q: int) -> list[Scored]:
+        return [(train[i], float(scores[i, q])) for i in rows[q].tolist()]
+
+    shown = [
+        Query(queries[q], ranked(helped, q), ranked(harmed, q), Histogram.of(scores[:, q].numpy()))
+        for q in range(asked)
+    ]
+    _figure(record, splits, task, shown[:_SHOWN], min(top, _EACH))
+    _tables(record, splits, shown)
+    some = scores.flatten()[:: -(-scores.numel() // _COUNTED)]
+    rankings = [
+        Ranking(
+            name,
+            f"Training examples by {suspicions[name][0]}. Wrong labels gather at the top.",
+            [(train[i], value) for value, i in zip(found.values.tolist(), found.indices.tolist(), strict=True)],
+        )
+        for name, found in suspects.items()
+    ]
+    bars = [("all scores", Histogram.of(some.numpy()))]
+    tabs: tuple[Tab, ...] = (
+        Queries("queries", "Test examples; choose one, search, or go on with the arrow keys.", shown),
+        *rankings,
+        Distribution("scores", "Bars grow with the logarithm of the count.", bars),
+    )
+    page = report_page(
+        f"{outcomes[0].name}: which training examples helped, and which harmed",
+        f"A score, in {_unit(outcomes[0])}, is the predicted rise of the query's loss when the training example is removed: positive ones "
+        "help, negative ones harm. A label that is known to be wrong is red, with the right one behind it.",
+        tabs,
+    )
+    record.artifact_path("report.html").write_text(page, encoding="utf-8")
+
+
+def _suspects(outcomes: Sequence[Outcome], scores: Tensor) -> dict[str, tuple[str, Tensor]]:
+    """How suspect each training example's label is, [n]: by tab, in words and in numbers."""
+    found = {}
+    knowing = next((outcome for outcome in outcomes if outcome.self_influence is not None), None)
+    if knowing is not None and knowing.self_influence is not None:
+        words = f"self-influence ({knowing.name}): how much their own loss would rise without them"
+        found["suspects by self-influence"] = (words, knowing.self_influence)
+    found["suspects by harm"] = (f"their mean harm to the queries ({outcomes[0].name})", -scores.mean(1))
+    return found
+
+
+def _tables(record: Record, splits: Splits | TextSplits, shown: Sequence[Query]) -> None:
+    """train_rows.csv, query_rows.csv, top_examples.csv; and some of the last on the terminal, but of images."""
+    for name, split, count in (("train_rows", "train", None), ("query_rows", "test", len(shown))):
+        header, rows = identities(splits, split, count)  # type: ignore[arg-type]
+        record.csv(name, header, rows)
+    asked, found = shown[0].example, shown[0].helped[0][0]
+    header = ["query", "query_is", "rank", "train_index", "train_is", "score"]
+    header += [f"{whose}_{name}" for whose, one in (("query", asked), ("train", found)) for name, _ in one.place]
+    table: list[list[Any]] = []
+    for query in shown:
+        for sign, side in ((1, query.helped), (-1, query.harmed)):
+            for rank, (one, score) in enumerate(side, start=1):  # 1: the most helpful; -1: the most harmful
+                own = [query.example.index, _says(query.example), sign * rank, one.index, _says(one), score]
+                table.append([*own, *(said for example in (query.example, one) for _, said in example.place)])
+    if splits.kind != "image":
+        some = {0, min(_SHOWN, len(shown)) - 1}
+        few = [row for row in table if row[0] in some or (row[0] < _SHOWN and abs(row[2]) < 2)]
+        record.table("top_examples", header, few)
+    record.csv("top_examples", header, table)
+
+
+def _says(example: Example) -> str:
+    """An example in words: its class and, unless it is an image, what it says."""
+    return ": ".join(filter(None, (example.label, example.says)))
+
+
+def _figure(record: Record, splits: Splits | TextSplits, task: Task, shown: Sequence[Query], each: int) -> None:
+    """top_examples.png."""
+    found = [[*query.helped[:each], *query.harmed[:each]] for query in shown]
+    wrong = [[bool(one.truth) for one, _ in side] for side in found]
+    if splits.kind == "image":
+        rows = torch.tensor([[one.index for one, _ in side] for side in found])
+        captions = [query.example.label for query in shown]
+        labels = [[one.label for one, _ in side] for side in found]
+        grid = attribution_figures.top_examples_figure(
+            task.queries["x"][: len(shown)], captions, task.train["x"][rows], labels, wrong
+        )
+    else:
+        passages = [
+            Passage(
+                f"query: {_says(query.example)}", [f"{s:+.2g}" for _, s in side], [_says(one) for one, _ in side], flags
+            )
+            for query, side, flags in zip(shown, found, wrong, strict=True)
+        ]
+        grid = text_figure(
+            passages, "of each query the training examples that help most, then those that harm most (nats)"
+        )
+    record.figure("top_examples", grid, folder="artifacts")
+
+
+def _unit(outcome: Outcome) -> str:
+    """What the scores on disk say that they are; a file of the user's need not say it."""
+    file, said = outcome.files[0], None
+    if file.suffix == ".safetensors":
+        with safe_open(file, framework="pt") as opened:
+            said = (opened.metadata() or {}).get("unit")
+    return "nats" if said == "nats" else "the method's own unit"
