@@ -80,7 +80,7 @@ class BlockFile:
         if self.path.stat().st_size != len(begin) + size:
             raise UserError(f"{path} is cut short: remove it")
         self._map = np.memmap(self.path, dtype=code, mode="r+", offset=len(begin), shape=shape)
-        self._axis, self._blocks = self._intact()
+        self.axis, self._blocks = self._intact()  # filled by rows (0) or by columns (1)
 
     def _create(self, begin: bytes, size: int) -> None:
         with replacing(self.path) as draft, draft.open("wb") as file:
@@ -108,7 +108,7 @@ class BlockFile:
 
     @property
     def complete(self) -> bool:
-        return self.done == self.shape[self._axis]
+        return self.done == self.shape[self.axis]
 
     @property
     def values(self) -> Tensor:
@@ -128,8 +128,8 @@ class BlockFile:
         self._write(parts, width, 1, cost)
 
     def _write(self, parts: Iterable[Tensor], width: int, axis: int, cost: float) -> None:
-        if axis != self._axis:  # blocks of rows, say, in a file that is now filled by columns
-            self._axis, self._blocks = axis, []
+        if axis != self.axis:  # blocks of rows, say, in a file that is now filled by columns
+            self.axis, self._blocks = axis, []
         start, end, row = self.done, self.done + width, 0
         target = self._part(start, end, axis)
         for part in parts:
