@@ -126,6 +126,9 @@ class AttributionConfig:
     brittleness: list[int] = number([10], each=True, whole=True, least=1)
     smoothness: Any = field(default_factory=Reading)
     race: Any = field(default_factory=Race)
+    aggregate: str | None = None
+    self_influence: bool = False
+    store: str | None = None
     checkpoint: str | None = None
     resume: Any = None
 

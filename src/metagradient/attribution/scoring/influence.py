@@ -24,7 +24,12 @@ from metagradient.attribution.gradients.pieces import Piece
 from metagradient.attribution.gradients.targets import drawn, enumerated
 from metagradient.attribution.scoring.curvature import Curvature, Identity, from_features
 from metagradient.attribution.scoring.scorers import mean_weights
-from metagradient.attribution.scoring.stored_gradients import StoredGradients, examples_digest, model_digest
+from metagradient.attribution.scoring.stored_gradients import (
+    StoredGradients,
+    examples_digest,
+    model_digest,
+    refuse_another,
+)
 from metagradient.errors import UserError
 from metagradient.learners.fingerprint import named
 from metagradient.learners.learner import Learner
@@ -146,17 +151,34 @@ class Influence:
         passes *= len(gradients)
         return CompressedScorer(self, gradients, compress, curvature, source, store, passes, progress)
 
+    def check_store(self, learner: Learner, state: TrainState | Sequence[TrainState], train: Fields) -> None:
+        """Refuse a store of something else, before anything is computed.
+
+        Raises:
+            UserError: what is there is of another model, other examples or other settings.
+        """
+        if self.store is not None:
+            states = [state] if isinstance(state, TrainState) else list(state)
+            refuse_another(Path(self.store).expanduser(), self._about(learner, states, train))
+
     def _store(self, gradients: Sequence[ExampleGradients], train: Fields, k: int) -> StoredGradients | None:
         if self.store is None:
             return None
-        compressor, last = repr(self.compressor), gradients[-1]
+        last = gradients[-1]
+        about = self._about(last.learner, [each.state for each in gradients], train)
+        n = len(next(iter(train.values())))
+        return StoredGradients(Path(self.store).expanduser(), about, n, k, last.state.params.dtype)
+
+    def _about(self, learner: Learner, states: Sequence[TrainState], train: Fields) -> dict[str, str]:
+        """What decides the compressed gradients and the curvature."""
+        compressor = repr(self.compressor)
         if " at 0x" in compressor:
             raise UserError(
                 f"a store tells compressors by how they print, and {self.compressor.name} prints no settings: make it a frozen "
                 "dataclass"
             )
-        about = {
-            "model": model_digest(last.learner, [each.state for each in gradients]),
+        return {
+            "model": model_digest(learner, [learner.update.read(each.detach()) for each in states]),
             "training_set": examples_digest(train),
             "compressor": compressor,
             "curvature": self.curvature,
@@ -165,8 +187,6 @@ class Influence:
             "batch_size": str(self.batch_size),
             "target": named(self.target),
         }
-        n = len(next(iter(train.values())))
-        return StoredGradients(Path(self.store).expanduser(), about, n, k, last.state.params.dtype)
 
 
 def rows_of_an_example(gradients: ExampleGradients, source: Source, target: Target) -> int:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import torch
@@ -23,6 +23,7 @@ from metagradient.training.state import TrainState
 
 log = logging.getLogger(__name__)
 
+_GRADIENTS = "gradients.safetensors"
 _SAMPLED = 256
 """Rows of a data set that is not held as tensors, whose values stand for all."""
 
@@ -51,20 +52,8 @@ class StoredGradients:
     def __init__(self, folder: Path, about: Mapping[str, str], n: int, k: int, dtype: torch.dtype) -> None:
         self.folder, self.about = folder, dict(about)
         self._curvature = folder / "curvature.safetensors"
-        file = folder / "gradients.safetensors"
-        if file.exists():
-            self._refuse_others(_header(file))
-        self.gradients = GradientFile(file, (n, k), dtype, self.about)
-
-    def _refuse_others(self, theirs: Mapping[str, str]) -> None:
-        different = [
-            f"another {name.replace('_', ' ')}" + (f" ({theirs[name]}, not {own})" if len(own) < 64 else "")
-            for name, own in self.about.items()
-            if name in theirs and theirs[name] != own
-        ]
-        if different or theirs.keys() != self.about.keys():
-            what = ", ".join(different) or "something else"
-            raise UserError(f"store={self.folder} holds gradients of {what}: give another folder, or remove it")
+        refuse_another(folder, self.about)
+        self.gradients = GradientFile(folder / _GRADIENTS, (n, k), dtype, self.about)
 
     @property
     def missing(self) -> float:
@@ -102,6 +91,25 @@ class StoredGradients:
             save_file(tensors, draft, metadata=about)
 
 
+def refuse_another(folder: Path, about: Mapping[str, str]) -> None:
+    """Refuse a store that holds gradients of something else.
+
+    Raises:
+        UserError: names what differs.
+    """
+    if not (folder / _GRADIENTS).exists():
+        return
+    theirs = _header(folder / _GRADIENTS)
+    different = [
+        f"another {name.replace('_', ' ')}" + (f" ({theirs[name]}, not {own})" if len(own) < 64 else "")
+        for name, own in about.items()
+        if name in theirs and theirs[name] != own
+    ]
+    if different or theirs.keys() != about.keys():
+        what = ", ".join(different) or "something else"
+        raise UserError(f"store={folder} holds gradients of {what}: give another folder, or remove it")
+
+
 def _header(file: Path) -> dict[str, str]:
     """The metadata of a safetensors file."""
     try:
@@ -111,7 +119,7 @@ def _header(file: Path) -> dict[str, str]:
         raise UserError(f"{file} cannot be read ({error}): remove it, or give another store") from error
 
 
-def model_digest(learner: Learner, states: list[TrainState]) -> str:
+def model_digest(learner: Learner, states: Sequence[TrainState]) -> str:
     """What decides the gradients of a model at some states, in hexadecimal; of code only names are part of it."""
     tensors = {
         f"{name} {i}": x for i, s in enumerate(states) for name, x in (("params", s.params), ("buffers", s.buffers))

@@ -88,7 +88,7 @@ def draw(
     shown = min(_SHOWN, scores.shape[1])
     order = scores[:, :shown].argsort(dim=0, descending=True).T  # [q, n]
     chosen = torch.cat([order[:, :_EACH], order[:, -_EACH:].flip(1)], dim=1)
-    said, asked = _words(splits, task.train), _words(splits, task.queries)
+    said, asked = words(splits, task.train), words(splits, task.queries)
     labelled = None if isinstance(splits, TextSplits) or splits.truth is None else splits.truth
     wrong = None if labelled is None else labelled.wrong[chosen].numpy()
     if splits.kind == "image":
@@ -140,7 +140,7 @@ def draw(
     record.artifact_path("top_examples.html").write_text(page, encoding="utf-8")
 
 
-def _words(splits: Splits | TextSplits, table: Fields) -> list[str]:
+def words(splits: Splits | TextSplits, table: Fields) -> list[str]:
     """Each example in words: its class and, unless it is an image, what it says."""
     if isinstance(splits, TextSplits):
         return splits.describe(table["tokens"])
@@ -183,10 +183,7 @@ def mislabelled(record: Record, task: Task, wrong: Tensor, outcomes: Sequence[Ou
     """Who finds the wrong labels: self-influence, harm to held-out queries, or the training loss alone."""
     suspicions = {"training loss": example_losses_of(task.learner, task.state, task.train)}
     for outcome in outcomes:
-        if outcome.scorer is not None:
-            suspicions[f"{outcome.name}: self-influence"] = outcome.scorer.self_influence(
-                max(outcome.damping.values(), default=1.0)
-            )
+        suspicions |= {f"{name}: self-influence": alone for name, alone in outcome.alone.items()}
         suspicions[f"{outcome.name}: harm to the queries"] = -next(iter(outcome.scores.values())).mean(1)
     found = {name: mislabel_auc(suspicion, wrong) for name, suspicion in suspicions.items()}
     record.table("wrong_labels_found", ["ranked by", "AUC"], [[name, round(value, 4)] for name, value in found.items()])
