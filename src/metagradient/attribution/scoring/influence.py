@@ -242,7 +242,7 @@ class CompressedScorer:
     def prepare(self) -> None:
         if self.store is not None:
             file = self.store.gradients
-            for batch in [] if file.complete else self.source.batches(file.done):
+            for batch in self.source.batches(file.done):
                 file.write_rows(self._along_the_run(batch))
                 self._tell(batch)
         elif self._kept is not None and not self._kept:

@@ -14,6 +14,7 @@ from metagradient.learners.learner import Learner
 from metagradient.training.batches import Batches, Fields
 from metagradient.training.metaparameters import DataWeights
 from metagradient.training.run import train
+from metagradient.training.sources import take
 from metagradient.training.state import TrainState
 
 
@@ -63,7 +64,7 @@ def groups(scorer: Scorer, queries: Fields, start: int = 0) -> list[Fields]:
     """The queries from `start` on, as many together as the scorer's memory allows."""
     count = len(next(iter(queries.values())))
     rows = torch.arange(start, count).split(scorer.at_once(queries))
-    return [{name: field[part[0] : part[-1] + 1] for name, field in queries.items()} for part in rows]
+    return [take(queries, part) for part in rows]
 
 
 def scores(scorer: Scorer, queries: Fields, damping: float) -> Tensor:

@@ -15,17 +15,16 @@ from torch import Tensor
 from metagradient.attribution.scoring.blocks import BlockFile
 from metagradient.attribution.scoring.curvature import Curvature, Dual, Identity, Primal
 from metagradient.errors import UserError
-from metagradient.files import digest, named_tensors, replacing
+from metagradient.files import digest, digest_of, named_tensors, replacing
 from metagradient.learners.fingerprint import constants, named, settings
 from metagradient.learners.learner import Learner
 from metagradient.training.batches import Fields
+from metagradient.training.sources import in_parts
 from metagradient.training.state import TrainState
 
 log = logging.getLogger(__name__)
 
 _GRADIENTS = "gradients.safetensors"
-_SAMPLED = 256
-"""Rows of a data set that is not held as tensors, whose values stand for all."""
 
 
 class GradientFile(BlockFile):
@@ -129,9 +128,5 @@ def model_digest(learner: Learner, states: Sequence[TrainState]) -> str:
 
 
 def examples_digest(examples: Fields) -> str:
-    """The examples' values, in hexadecimal; of rows of a data set that is not held in memory, a sample's."""
-    parts: dict[str, Tensor] = {}
-    for name, field in examples.items():
-        rows = torch.linspace(0, len(field) - 1, min(len(field), _SAMPLED)).long()
-        parts[f"{name} {list(field.shape)}"] = field if isinstance(field, Tensor) else field.index_select(0, rows)
-    return digest(*named_tensors(parts.items()))
+    """The examples' values, in hexadecimal. Reads every row."""
+    return digest_of(named_tensors(in_parts(examples)))
