@@ -79,13 +79,13 @@ def test_scores_for_the_queries_together_and_of_each_row_for_itself(tmp_path: Pa
     trained = at.TrainedRun.of(routine.learner(cfg.seed, len(batches)), batches)
     queries = {name: field[:6] for name, field in splits.test.items()}
     for word, name, weight in (
-        ("exact", "exact", {}),
-        ("exact:alpha", "exact_0.5", {"weight": 0.5}),
-        ("dropout:64", "dropout:64", {}),
+        ("exact", "exact", None),
+        ("exact:alpha", "exact_0.5", 0.5),
+        ("dropout:64", "dropout:64", None),
     ):
         method = at.method(word, damping=30.0)  # a notebook gets what the command line gets
-        torch.testing.assert_close(method.self_influence(trained, **weight), alone[name])
-        torch.testing.assert_close(method.aggregate(trained, queries, **weight), together[name])
+        torch.testing.assert_close(method.self_influence(trained, weight=weight), alone[name])
+        torch.testing.assert_close(method.aggregate(trained, queries, weight=weight), together[name])
 
     kept, true = retrained(newest(tmp_path))
     expected = spearmanr((~kept).float() @ together["exact"], true.mean(1)).statistic

@@ -209,3 +209,13 @@ def test_methods_without_compressed_gradients_have_no_store(word: str, tmp_path:
     run = TrainedRun(learner=LEARNER, batches=BATCHES, state=STATES[-1])
     with pytest.raises(UserError, match="store"):
         method(word, store=str(tmp_path))(run, QUERIES)
+
+
+def test_rows_of_a_data_set_are_told_apart_as_tensors_are(tmp_path: Path) -> None:
+    rows = [(x, y) for x, y in zip(TRAIN["x"], TRAIN["y"], strict=True)]
+    kept = replace(PLAIN, store=tmp_path)
+    whole = scores(kept.fit(LEARNER, STATES[-1], mg.Batches(rows, BATCHES.plan).examples), QUERIES, 0.3)
+    assert torch.equal(whole, scores(PLAIN.fit(LEARNER, STATES[-1], TRAIN), QUERIES, 0.3))
+    rows[9] = (rows[9][0], (rows[9][1] + 1) % C)
+    with pytest.raises(UserError, match="another training set"):
+        kept.fit(LEARNER, STATES[-1], mg.Batches(rows, BATCHES.plan).examples)
