@@ -19,7 +19,7 @@ from metagradient.data import TextSplits
 from metagradient.evaluation import GroundTruth, join, linear_datamodeling_score
 from metagradient.reporting import Progress, Record
 from metagradient.studies import setup, smoothness, stages
-from metagradient.studies.attribution import browsing, race, report
+from metagradient.studies.attribution import browsing, race, report, whole
 from metagradient.studies.attribution.checks import check, check_run
 from metagradient.studies.attribution.methods import Methods
 from metagradient.studies.attribution.task import cache, make_task, removals
@@ -69,7 +69,8 @@ def run(cfg: DictConfig, record: Record) -> float | None:
             return sum(found) / len(found)
 
         # 2. The methods, and 3. their judgement.
-        methods = Methods(cfg, task, quality, folder / "artifacts", progress.callback())
+        mislabelled = not isinstance(splits, TextSplits) and splits.truth is not None and bool(splits.truth.wrong.any())
+        methods = Methods(cfg, task, quality, folder / "artifacts", progress.callback(), mislabelled)
         outcomes, rows = [], []
         for spec in progress.track(specs, "methods", stage="methods"):
             outcome = methods(spec)
@@ -91,13 +92,14 @@ def run(cfg: DictConfig, record: Record) -> float | None:
     record.cost(training_runs=(cfg.checkpoint is None) + truth.runs)
     report.draw(record, cfg, task, splits, outcomes, rows)
     browsing.leave(record, cfg.top, task, splits, outcomes)
+    whole.tell(record, cfg, splits, outcomes, {drop: (kept[drop], judged[drop]) for drop in cfg.drop})
     if cfg.leave_one_out:
         report.left_out(record, cfg, kept[0], judged[0], outcomes)
     if isinstance(splits, TextSplits):
         if bool((splits.query_sources[: cfg.queries] >= 0).any()):
             report.planted(record, task, splits, outcomes)
     else:
-        if splits.truth is not None and bool(splits.truth.wrong.any()):
+        if mislabelled and splits.truth is not None:
             report.mislabelled(record, task, splits.truth.wrong, outcomes)
         if cfg.brittleness:
             record.cost(training_runs=report.brittle(record, cfg, task, len(splits.classes), outcomes))

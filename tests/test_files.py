@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from metagradient.files import checksum, digest, named_tensors, replacing, write_csv, write_text
+from metagradient.files import checksum, digest, named_tensors, replacing, reserve, write_csv, write_text
 
 
 def test_a_failed_write_leaves_the_old_file_and_no_draft(tmp_path: Path) -> None:
@@ -42,3 +42,14 @@ def test_digests_are_sha256_of_the_bytes() -> None:
     named = digest(*named_tensors([("x", x)]))
     assert named == hashlib.sha256(b"x torch.float32 [3, 2]" + values).hexdigest()
     assert named != digest(*named_tensors([("y", x)]))
+
+
+def test_reserved_space_is_really_there(tmp_path: Path) -> None:
+    size = 2**20 + 5
+    with (tmp_path / "reserved").open("wb") as file:
+        file.write(b"head")
+        reserve(file, size)
+    found = (tmp_path / "reserved").stat()
+    assert found.st_size == size
+    assert found.st_blocks * 512 >= size  # a file with a hole has less
+    assert (tmp_path / "reserved").read_bytes()[:5] == b"head\0"

@@ -12,7 +12,7 @@ from metagradient.attribution.scoring.curvature import run_damping
 from metagradient.attribution.scoring.exact import ExactScores, exact_scores
 from metagradient.attribution.scoring.influence import Influence
 from metagradient.attribution.scoring.kernel import KernelInfluence
-from metagradient.attribution.scoring.scorers import Scorer, fit_at_weight, scores
+from metagradient.attribution.scoring.scorers import Scorer, fit_at_weight, scores, write_scores
 from metagradient.attribution.scoring.store import ScoreFile, read_scores
 
 __all__ = [
@@ -44,4 +44,5 @@ __all__ = [
     "run_damping",
     "scores",
     "tracin",
+    "write_scores",
 ]

@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import dataclasses
 import json
 import logging
-import re
-from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 from contextlib import closing, contextmanager
 from dataclasses import dataclass, field
 from functools import partial
@@ -23,6 +21,7 @@ from metagradient.errors import UserError
 from metagradient.evaluation.batched import can_batch, losses_of_runs, train_batched
 from metagradient.evaluation.pool import Tick, Unsendable, spread
 from metagradient.files import digest, digest_of, named_tensors, replacing
+from metagradient.learners.fingerprint import constants, named, settings
 from metagradient.learners.learner import Learner
 from metagradient.training.batches import Batches, Fields
 from metagradient.training.metaparameters import DataWeights
@@ -220,52 +219,14 @@ def run_digest(learner: Learner, batches: Batches, queries: Fields, weights: Ten
         learner.update.described(),
         learner.normalize,
         repr([float(learner.schedule(t)) for t in range(len(batches))]),
-        _named((batches.seed, batches.augment)),
-        *_settings(learner),
+        named((batches.seed, batches.augment)),
+        *settings(learner),
     ]
     parts = {"plan": batches.plan, "weights": weights, "decay": learner.decay_mask}
-    parts |= dict(zip(start.names(), start.tensors(), strict=True)) | _constants(learner)
+    parts |= dict(zip(start.names(), start.tensors(), strict=True)) | constants(learner)
     tensors = chain(in_parts(batches.examples), in_parts(queries), parts.items())
-    named = ((name, x) for name, x in tensors if x is not None)
-    return digest_of(chain(["\n".join(words)], named_tensors(named)))[:24]
-
-
-def _settings(learner: Learner) -> list[str]:
-    """What modules keep as plain attributes and need not print: heads, scales, functions by their names."""
-    common = vars(Learner()).keys()
-    return [
-        f"{name}.{key} = {_named(value)}"
-        for name, module in learner.named_modules()
-        for key, value in sorted(vars(module).items())
-        if key not in common and (callable(value) or _plain(value))
-    ]
-
-
-def _constants(learner: Learner) -> dict[str, Tensor]:
-    """Tensors that a run reads and does not change: frozen parameters, and plain attributes of modules."""
-    frozen = {name: p for name, p in learner.named_parameters() if not p.requires_grad}
-    attributes = {
-        f"{name}.{key}": value
-        for name, module in learner.named_modules()
-        for key, value in vars(module).items()
-        if isinstance(value, Tensor)
-    }
-    return frozen | attributes
-
-
-def _named(value: object) -> str:
-    """As printed, without addresses."""
-    return re.sub(r" at 0x[0-9a-f]+", "", repr(value))
-
-
-def _plain(value: object) -> bool:
-    if isinstance(value, Mapping):
-        return all(map(_plain, value.values()))
-    if isinstance(value, tuple | list):
-        return all(map(_plain, value))
-    if dataclasses.is_dataclass(value) and not isinstance(value, type):
-        return True
-    return isinstance(value, bool | int | float | complex | str)
+    there = ((name, x) for name, x in tensors if x is not None)
+    return digest_of(chain(["\n".join(words)], named_tensors(there)))[:24]
 
 
 def _load(file: Path | None) -> tuple[Tensor, dict[int, str]]:

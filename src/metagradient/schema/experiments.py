@@ -124,6 +124,9 @@ class AttributionConfig:
     none_primal: int = number(8192, whole=True, least=0)
     pca_examples: int = number(4096, whole=True, least=1)
     trak_k: int = number(2048, whole=True, least=1)
+    aggregate: str | None = None
+    self_influence: bool = False
+    store: str | None = None
     brittleness: list[int] = number([10], each=True, whole=True, least=1)
     smoothness: Any = field(default_factory=Reading)
     race: Any = field(default_factory=Race)

@@ -59,11 +59,12 @@ def schedule(cfg: DictConfig, method: Loop, grid: tuple[str, int], equals: Seque
 def attribution(cfg: DictConfig) -> list[Stage]:
     """Stages of `attribution`."""
     exact = sum(len(cfg.drop) if word == "exact:alpha" else word == "exact" for word in map(str, cfg.methods))
+    asked = max(1.0, cfg.queries / 10) + (cfg.aggregate is not None)
     together = 0.2  # retrainings run many at a time
     return [
         *_smoothness(cfg),
         Stage("retrainings", together * (cfg.retrainings * len(cfg.drop) + (cfg.leave_one_out or 0))),
-        Stage("methods", exact * REPLAY * max(1.0, cfg.queries / 10) + len(cfg.methods)),
+        Stage("methods", exact * REPLAY * asked + len(cfg.methods)),
     ]
 
 

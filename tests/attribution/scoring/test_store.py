@@ -1,5 +1,7 @@
 """Scores on disk: valid files from the first moment, resumable, refused where they are of something else."""
 
+import errno
+import os
 from pathlib import Path
 
 import numpy as np
@@ -73,6 +75,35 @@ def test_a_file_of_another_run_is_refused(tmp_path: Path) -> None:
     for shape, recipe in (((7, 4), "two"), ((4, 7), "one"), ((7, 5), "one")):
         with pytest.raises(UserError, match="another run"):
             ScoreFile(tmp_path / "s.safetensors", *shape, recipe)
+
+
+def test_a_full_disk_is_told_before_anything_is_computed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(*_: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "posix_fallocate", full)
+        with pytest.raises(UserError, match=r"takes 112 B, and its disk has .* left"):
+            ScoreFile(tmp_path / "s.safetensors", 7, 4)
+    assert not list(tmp_path.iterdir())
+    path = tmp_path / "s.safetensors"
+    ScoreFile(path, 7, 4)
+    path.write_bytes(path.read_bytes()[:-1])
+    with pytest.raises(UserError, match="cut short"):
+        ScoreFile(path, 7, 4)
+
+
+def test_columns_come_in_parts_and_take_the_place_of_rows(tmp_path: Path) -> None:
+    path = tmp_path / "s.safetensors"
+    ScoreFile(path, 7, 4).write_rows(SCORES[:3])
+    file = ScoreFile(path, 7, 4)
+    file.fill_columns(3, SCORES[:, :3].split(2))
+    assert (file.done, file.axis) == (3, 1)
+    again = ScoreFile(path, 7, 4)
+    assert (again.done, again.axis) == (3, 1)
+    again.fill_columns(1, iter(SCORES[:, 3:].split(5)))
+    assert again.complete
+    torch.testing.assert_close(load_file(path)["scores"], SCORES)
 
 
 def test_scores_from_anywhere(tmp_path: Path) -> None:

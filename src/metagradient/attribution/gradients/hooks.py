@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from metagradient.attribution.gradients.pieces import Piece, Sum
+from metagradient.attribution.gradients.pieces import Dense, Piece, Sum
 from metagradient.attribution.gradients.rules import Batched, Call, by_vmap, rule_of
 from metagradient.errors import UserError
 from metagradient.learners.learner import Learner
@@ -92,6 +92,22 @@ class ExampleGradients:
             self._checked = True
             self._check(batch)
         yield from self._pieces(batch, target)
+
+    def total(self, batches: Iterable[Batch], weights: Tensor) -> list[Piece]:
+        """sum_b weights[b] g_b over examples b, as the pieces of one example: an ordinary backward pass for each batch.
+
+        Args:
+            batches: examples, whose `index` counts into the weights.
+            weights: [n].
+        """
+        gradient = torch.zeros_like(self.state.params)
+        for batch in batches:
+            moved, leaf = batch.to(gradient.device, gradient.dtype), self.state.leaf()
+            with torch.enable_grad(), self.learner.evaluating(leaf):
+                values = self.learner.losses(moved)
+                (part,) = torch.autograd.grad((values * weights[batch.index].to(values)).sum(), leaf.params)
+            gradient += part
+        return [Dense(gradient[p.start : p.start + p.size].view(1, p.rows, p.columns)) for p in self.parameters]
 
     def _pieces(self, batch: Batch, target: Target) -> Iterator[list[Piece]]:
         batch = batch.to(self.state.params.device, self.state.params.dtype)

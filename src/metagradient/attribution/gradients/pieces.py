@@ -51,6 +51,11 @@ class Piece(ABC):
     def squares(self) -> Tensor:
         """The squared norm of each example's gradient, [B]."""
 
+    @property
+    def nbytes(self) -> int:
+        """Memory of its factors, about."""
+        return sum(map(_nbytes, vars(self).values()))
+
     def blocks(self) -> Iterator[tuple[int, int]]:
         """Ranges of rows whose dense blocks stay within BLOCK_BYTES."""
         step = max(1, BLOCK_BYTES // (8 * self.examples * self.columns))
@@ -203,3 +208,12 @@ def _dense_kernel(one: Piece, other: Piece) -> Tensor:
 
 def _dense_squares(piece: Piece) -> Tensor:
     return torch.stack([piece.dense(a, b).square().sum(1) for a, b in piece.blocks()]).sum(0)
+
+
+def _nbytes(part: object) -> int:
+    """Bytes of the tensors of a factor, or of a piece's parts."""
+    if isinstance(part, Tensor):
+        return part.untyped_storage().nbytes()
+    if isinstance(part, Sequence):
+        return sum(map(_nbytes, part))
+    return sum(map(_nbytes, vars(part).values())) if isinstance(part, Piece | Side) else 0

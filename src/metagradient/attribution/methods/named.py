@@ -5,23 +5,26 @@ from __future__ import annotations
 import logging
 from collections.abc import Sequence
 from dataclasses import dataclass, field, fields, replace
+from pathlib import Path
 
+import torch
 from torch import Tensor
 
 from metagradient.attribution.compression.compressors import Compressor, Uncompressed
 from metagradient.attribution.compression.projections import Gaussian
 from metagradient.attribution.methods.packages import PACKAGES, contained
 from metagradient.attribution.methods.run import MethodSettings, TrainedRun
-from metagradient.attribution.methods.spec import OWN, MethodSpec
+from metagradient.attribution.methods.spec import OWN, MethodSpec, slug
 from metagradient.attribution.methods.tracin import checkpoints, tracin
 from metagradient.attribution.methods.trak import TRAK
 from metagradient.attribution.scoring.curvature import run_damping
 from metagradient.attribution.scoring.exact import ExactScores, exact_scores
-from metagradient.attribution.scoring.influence import Influence
+from metagradient.attribution.scoring.influence import MEMORY, Influence
 from metagradient.attribution.scoring.kernel import KernelInfluence
 from metagradient.attribution.scoring.scorers import Scorer, fit_at_weight, scores
 from metagradient.attribution.scoring.store import read_scores
 from metagradient.errors import UserError
+from metagradient.replay.budget import parse_bytes
 from metagradient.streams import Attribution
 from metagradient.training.batches import Fields
 from metagradient.training.random import fold_in
@@ -62,8 +65,39 @@ class Method:
         scorer = self.fit(run, weight=weight, progress=progress)
         return scores(scorer, queries, self.damping(run, scorer))
 
+    def aggregate(
+        self, run: TrainedRun, queries: Fields, *, weight: float | None = None, progress: Progress | None = None
+    ) -> Tensor:
+        """The mean over queries of their scores, [n_train]: about a set of any size, in one pass over it and no matrix.
+
+        Arguments and errors as for a call.
+        """
+        self._able(self.spec.additive, "scores no whole set at once")
+        if self.spec.name == "exact":
+            return self.exact(run, self._weight(weight), progress).aggregate(queries)[0]
+        scorer = self.fit(run, weight=weight, progress=progress)
+        return scorer.aggregate(queries, self.damping(run, scorer))
+
+    def self_influence(
+        self, run: TrainedRun, *, weight: float | None = None, progress: Progress | None = None
+    ) -> Tensor:
+        """How much each training example's own loss would rise without it, [n_train]; wrong labels stand out.
+
+        Exact, this is as many queries as training examples. Arguments and errors as for a call.
+        """
+        self._able(self.spec.reflexive, "has no self-influence")
+        if self.spec.name == "exact":
+            return torch.cat([part for part, _ in self.exact(run, self._weight(weight), progress).self_influence()])
+        scorer = self.fit(run, weight=weight, progress=progress)
+        return scorer.self_influence(self.damping(run, scorer))
+
+    def _able(self, able: bool, what: str) -> None:
+        if not able:
+            raise UserError(f"{self.spec.word} {what}: take dropout:4096, gradient_dot or exact, for example")
+
     def exact(self, run: TrainedRun, weight: float = 1.0, progress: Progress | None = None) -> ExactScores:
         """What computes exact scores, expanded at the run in which every example has this weight."""
+        self._refuse_store()
         s = self.settings
         return ExactScores(
             run.learner,
@@ -80,21 +114,22 @@ class Method:
             return self.fit_to(run, path(run, self.settings.checkpoints), progress)
         if self.spec.where == "alpha":
             return fit_at_weight(
-                lambda state: self.fit_to(run, state, progress), run.learner, run.batches, self._weight(weight)
+                lambda state: self.fit_to(run, state, progress, weight), run.learner, run.batches, self._weight(weight)
             )
         return self.fit_to(run, run.state, progress)
 
     def fit_to(
-        self, run: TrainedRun, state: TrainState | Sequence[TrainState], progress: Progress | None = None
+        self,
+        run: TrainedRun,
+        state: TrainState | Sequence[TrainState],
+        progress: Progress | None = None,
+        weight: float | None = None,
     ) -> Scorer:
-        """The scorer at a given state, or at the mean over several along the run."""
+        """The scorer at a given state (of a run in which every example has `weight`), or at the mean over several."""
         s, name = self.settings, self.spec.name
+        self._refuse_store()
         if self.spec.compressed:
-            compressor = self.compressor or self.spec.compressor()
-            examples = min(run.n, s.pca_examples)
-            ours = compressor.for_run(fold_in(s.seed, Attribution.MASKS, s.mask_seed), examples)
-            influence = Influence(ours, s.curvature, s.labels, s.batch, seed=s.seed)
-            return influence.fit(run.learner, state, run.train, progress)
+            return self.influence(run.n, weight).fit(run.learner, state, run.train, progress)
         if name in ("none", "gradient_dot", "cosine"):
             return self._uncompressed(run).fit(run.learner, state, run.train, progress)  # type: ignore[arg-type]
         if name == "tracin":
@@ -104,6 +139,23 @@ class Method:
         assert name in PACKAGES, name
         with contained():
             return PACKAGES[name](run, s)
+
+    def influence(self, n: int, weight: float | None = None) -> Influence:
+        """The influence function of a method on compressed gradients, for n training examples."""
+        s, compressor = self.settings, self.compressor or self.spec.compressor()
+        ours = compressor.for_run(fold_in(s.seed, Attribution.MASKS, s.mask_seed), min(n, s.pca_examples))
+        folder = slug(self.spec.word if weight is None else f"{self.spec.word}_{weight:g}")
+        store = None if s.store is None else Path(s.store).expanduser() / folder
+        return Influence(
+            ours, s.curvature, s.labels, s.batch, seed=s.seed, store=store, memory=_memory(s.replay_memory)
+        )
+
+    def _refuse_store(self) -> None:
+        if self.settings.store is not None and not self.spec.storable:
+            raise UserError(
+                f"store={self.settings.store} keeps compressed gradients, as of dropout:4096, not what {self.spec.word} looks at: "
+                "leave store out"
+            )
 
     def damping(self, run: TrainedRun, scorer: Scorer) -> float:
         """The damping in the scorer's units."""
@@ -123,16 +175,16 @@ class Method:
         return 1.0 if weight is None else weight
 
     def _uncompressed(self, run: TrainedRun) -> Influence | KernelInfluence:
-        s, name = self.settings, self.spec.name
+        s, name, memory = self.settings, self.spec.name, _memory(self.settings.replay_memory)
         if name != "none":
-            return KernelInfluence("identity", batch_size=s.batch, cosine=name == "cosine")
+            return KernelInfluence("identity", batch_size=s.batch, cosine=name == "cosine", memory=memory)
         if run.state.params.numel() <= s.none_primal:  # the matrix [P, P] itself; labels are enumerated where asked for
-            return Influence(Uncompressed(), s.curvature, s.labels, s.batch, seed=s.seed)
+            return Influence(Uncompressed(), s.curvature, s.labels, s.batch, seed=s.seed, memory=memory)
         if s.labels is None and s.curvature == "gauss_newton":
             log.warning(
                 "none: kernels of %d rows for one drawn label each, not for every class: labels=2 draws more", run.n
             )
-        return KernelInfluence(s.curvature, 1 if s.labels is None else s.labels, s.batch, seed=s.seed)
+        return KernelInfluence(s.curvature, 1 if s.labels is None else s.labels, s.batch, seed=s.seed, memory=memory)
 
     def _tracin(self, run: TrainedRun, progress: Progress | None) -> Scorer:
         assert self.spec.count is not None
@@ -174,6 +226,11 @@ def method(word: str | Compressor, settings: MethodSettings | None = None, **ove
     if isinstance(word, str):
         return Method(MethodSpec.parse(word), chosen)
     return Method(MethodSpec(word.name, OWN), chosen, word)
+
+
+def _memory(given: str | int | None) -> int:
+    """What the gradients of queries that are scored together may take, in bytes."""
+    return MEMORY if given is None else parse_bytes(given)
 
 
 def path(run: TrainedRun, count: int) -> list[TrainState]:

@@ -45,8 +45,16 @@ class PackageScorer:
             found = torch.stack([self.score(queries, damping) for damping in dampings])
         yield torch.nan_to_num(found.detach().float(), nan=torch.inf)[:, start:]
 
+    def at_once(self, queries: Fields) -> int:
+        return len(next(iter(queries.values())))  # the package divides them as it likes
+
+    def aggregate(self, queries: Fields, damping: float, weights: Tensor | None = None) -> Tensor:
+        raise UserError(
+            "other packages score query by query, not a whole set at once: leave them out, or average scores"
+        )
+
     def self_influence(self, damping: float) -> Tensor:
-        raise NotImplementedError
+        raise UserError("self-influence is not asked of other packages: leave them out")
 
 
 def dattri_trak(run: TrainedRun, settings: MethodSettings) -> PackageScorer:

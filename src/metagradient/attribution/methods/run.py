@@ -59,7 +59,10 @@ class MethodSettings:
         none_primal: `none` forms the [P, P] curvature up to this P, and works with kernels beyond.
         pca_examples: that PCA is fitted on.
         trak_k: the projection of TRAK.
-        replay_checkpoints, replay_memory: of exact scores, as for `metagradient`.
+        replay_checkpoints, replay_memory: of exact scores, as for `metagradient`; the memory is also what the gradients
+            of queries that are scored together may take.
+        store: a folder that keeps compressed gradients of the training examples, one within it for each method: asked
+            again about the same model, such a method passes over no training example.
     """
 
     curvature: CurvatureName = "gauss_newton"
@@ -74,3 +77,4 @@ class MethodSettings:
     trak_k: int = 2048
     replay_checkpoints: str = "auto"
     replay_memory: str | int | None = None
+    store: str | None = None

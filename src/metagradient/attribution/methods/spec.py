@@ -104,6 +104,21 @@ class MethodSpec:
         """Whether it has a damping to choose."""
         return self.compressed or self.name in ("none", "trak", *PACKAGES)
 
+    @property
+    def storable(self) -> bool:
+        """Whether a store can keep its gradients: compressed ones, by a compressor that is not fitted on the examples."""
+        return self.compressed and self.name != "pca"
+
+    @property
+    def additive(self) -> bool:
+        """Whether it scores a whole set at once."""
+        return self.name not in PACKAGES and self.name != "file"
+
+    @property
+    def reflexive(self) -> bool:
+        """Whether it scores training examples for themselves."""
+        return self.additive and self.name != "cosine"
+
     def compressor(self) -> Compressor:
         """The compressor that it names."""
         assert self.count is not None

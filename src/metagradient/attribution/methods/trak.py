@@ -11,7 +11,7 @@ from torch import Tensor
 from metagradient.attribution.compression.compressors import Compressor
 from metagradient.attribution.gradients.hooks import losses
 from metagradient.attribution.scoring.influence import Influence, Source
-from metagradient.attribution.scoring.scorers import Weighted
+from metagradient.attribution.scoring.scorers import Weighted, mean_weights
 from metagradient.learners.learner import Learner
 from metagradient.training.batches import Batch, Fields
 from metagradient.training.run import Progress
@@ -70,6 +70,14 @@ class TRAKScorer:
             rows = part.shape[1]
             yield part * own[first : first + rows].unsqueeze(1) * others
             first += rows
+
+    def at_once(self, queries: Fields) -> int:
+        return self.mean.at_once(queries)
+
+    def aggregate(self, queries: Fields, damping: float, weights: Tensor | None = None) -> Tensor:
+        others = self._doubt(queries)
+        given = (mean_weights(queries) if weights is None else weights).to(others)
+        return self.mean.aggregate(queries, damping, given * others) * self._doubt(self.source.examples)
 
     def self_influence(self, damping: float) -> Tensor:
         return self.mean.self_influence(damping) * self._doubt(self.source.examples).square()

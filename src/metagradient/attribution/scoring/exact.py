@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from metagradient.learners.learner import Learner
-from metagradient.replay import example_losses, metagradient
+from metagradient.replay import Objective, example_losses, mean_loss, metagradient
 from metagradient.replay.budget import available_bytes, measure, parse_bytes
 from metagradient.replay.storage import Storage
 from metagradient.training.batches import Batches, Fields
@@ -50,29 +50,47 @@ class ExactScores:
     def columns(self, queries: Fields, start: int = 0) -> Iterator[tuple[Tensor, float]]:
         """(scores [n, q'], cost) of the queries from `start` on, one chunk of them a replay."""
         count = len(next(iter(queries.values())))
-        weights = DataWeights(torch.full((self.batches.n_examples,), float(self.at)))
-        width, memory = self._chunk(count, weights)
+        width, memory = self._chunk(count)
         for rows in torch.arange(start, count).split(width):
             chosen = {k: v[rows[0] : rows[-1] + 1] for k, v in queries.items()}
-            result = metagradient(
-                self.learner,
-                self.batches,
-                weights,
-                example_losses(chosen),
-                checkpoints=self.checkpoints,
-                memory=memory,
-                storage=self.storage,
-                progress=self.progress,
-            )
-            yield -result["weights"].T.cpu(), result.cost
+            found, cost = self._replayed(example_losses(chosen), memory)
+            yield found.T, cost
             if self.progress is not None:
                 self.progress("exact scores", int(rows[-1]) + 1, count)
 
-    def _chunk(self, count: int, weights: DataWeights) -> tuple[int, int]:
+    def aggregate(self, queries: Fields) -> tuple[Tensor, float]:
+        """The mean over queries of their scores, [n], and its cost: one replay of their mean loss, however many they are."""
+        return self._replayed(mean_loss(queries), self.memory)
+
+    def self_influence(self, start: int = 0) -> Iterator[tuple[Tensor, float]]:
+        """(score[i, i] [b], cost) of the training examples from `start` on: each is a query, so n of them are replayed."""
+        for block, cost in self.columns(self.batches.examples, start):
+            own = torch.arange(start, start + block.shape[1])
+            yield block[own, own - start], cost
+            start += block.shape[1]
+
+    def _replayed(self, objective: Objective, memory: str | int | None) -> tuple[Tensor, float]:
+        """- d objective / d w, [n] or [Q, n], and the cost of the replay."""
+        result = metagradient(
+            self.learner,
+            self.batches,
+            self._weights(),
+            objective,
+            checkpoints=self.checkpoints,
+            memory=memory,
+            storage=self.storage,
+            progress=self.progress,
+        )
+        return -result["weights"].cpu(), result.cost
+
+    def _weights(self) -> DataWeights:
+        return DataWeights(torch.full((self.batches.n_examples,), float(self.at)))
+
+    def _chunk(self, count: int) -> tuple[int, int]:
         """Queries in one replay, and the memory that is left for its checkpoints and tape."""
         with run_mode(self.learner, self.batches):
             state = initial_state(self.learner)
-            footprint = measure(self.learner, self.batches, state, [weights], 0)
+            footprint = measure(self.learner, self.batches, state, [self._weights()], 0)
         budget = available_bytes(state.params.device) if self.memory is None else parse_bytes(self.memory)
         # In the pull of a step every query has a cotangent of the state, its successor, and one of the activations.
         each = 3 * footprint.state + footprint.taped_step

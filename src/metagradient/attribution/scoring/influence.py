@@ -10,8 +10,9 @@ units. F is the Gauss-Newton matrix (the default), the empirical Fisher or the i
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Literal
 
 import torch
@@ -22,7 +23,15 @@ from metagradient.attribution.gradients.hooks import ExampleGradients, Target, l
 from metagradient.attribution.gradients.pieces import Piece
 from metagradient.attribution.gradients.targets import drawn, enumerated
 from metagradient.attribution.scoring.curvature import Curvature, Identity, from_features
+from metagradient.attribution.scoring.scorers import mean_weights
+from metagradient.attribution.scoring.stored_gradients import (
+    StoredGradients,
+    examples_digest,
+    model_digest,
+    refuse_another,
+)
 from metagradient.errors import UserError
+from metagradient.learners.fingerprint import named
 from metagradient.learners.learner import Learner
 from metagradient.training.batches import Batch, Fields
 from metagradient.training.run import Progress
@@ -30,6 +39,9 @@ from metagradient.training.sources import stream
 from metagradient.training.state import TrainState
 
 CurvatureName = Literal["gauss_newton", "fisher", "identity"]
+
+MEMORY = 2**30
+"""Bytes that the gradients of queries which are scored together may take, by default."""
 
 
 @dataclass(frozen=True)
@@ -71,6 +83,9 @@ class Influence:
         batch_size: examples at a time.
         cache: bytes that the training examples' compressed gradients may take in memory; beyond, they are
             recomputed for each set of queries.
+        store: a folder that keeps the training examples' compressed gradients and the curvature on disk instead, also
+            for later processes: asked about the same model and data again, they pass over no training example.
+        memory: bytes that the queries' gradients may take; more queries are scored one group after another.
         target: whose gradients are compared (and make up the empirical Fisher): the losses.
     """
 
@@ -81,6 +96,8 @@ class Influence:
     cache: int = 2**30
     seed: int = 0
     target: Target = losses
+    store: str | Path | None = None
+    memory: int = MEMORY
 
     def fit(
         self,
@@ -108,18 +125,68 @@ class Influence:
                 if progress is not None:
                     progress(what, int(batch.index[-1]) + 1, source.n)
 
+        def fitting() -> Iterator[list[Piece]]:
+            if self.store is not None:
+                raise UserError(
+                    f"store={self.store} is read without a look at the training examples, and {self.compressor.name} is "
+                    "fitted on them: leave store out, or take dropout"
+                )
+            return go(self.target, "fitting")
+
         like = states[-1].params
-        compress = self.compressor.bind(gradients[-1].parameters, like, lambda: go(self.target, "fitting"))
-        curvature: Curvature = Identity()
-        passes = 1.0
-        if self.curvature != "identity":
+        compress = self.compressor.bind(gradients[-1].parameters, like, fitting)
+        store = self._store(gradients, train, compress.k)
+        curvature = None if store is None else store.curvature(like)
+        passes = 1.0 if store is None else store.missing
+        if curvature is None and self.curvature == "identity":
+            curvature = Identity()
+        elif curvature is None:
             target = curvature_target(self.curvature, self.labels, self.seed, self.target)
             n, each = source.n * len(gradients), rows_of_an_example(gradients[-1], source, target)
             features = (compress(pieces) for pieces in go(target, "curvature"))
             curvature = from_features(features, n, n * each, compress.k)
             passes += (1 + 2 * each) / 3
+            if store is not None:
+                store.keep(curvature)
         passes *= len(gradients)
-        return CompressedScorer(gradients, compress, curvature, source, self.target, self.cache, passes, progress)
+        return CompressedScorer(self, gradients, compress, curvature, source, store, passes, progress)
+
+    def check_store(self, learner: Learner, state: TrainState | Sequence[TrainState], train: Fields) -> None:
+        """Refuse a store of something else, before anything is computed.
+
+        Raises:
+            UserError: what is there is of another model, other examples or other settings.
+        """
+        if self.store is not None:
+            states = [state] if isinstance(state, TrainState) else list(state)
+            refuse_another(Path(self.store).expanduser(), self._about(learner, states, train))
+
+    def _store(self, gradients: Sequence[ExampleGradients], train: Fields, k: int) -> StoredGradients | None:
+        if self.store is None:
+            return None
+        last = gradients[-1]
+        about = self._about(last.learner, [each.state for each in gradients], train)
+        n = len(next(iter(train.values())))
+        return StoredGradients(Path(self.store).expanduser(), about, n, k, last.state.params.dtype)
+
+    def _about(self, learner: Learner, states: Sequence[TrainState], train: Fields) -> dict[str, str]:
+        """What decides the compressed gradients and the curvature."""
+        compressor = repr(self.compressor)
+        if " at 0x" in compressor:
+            raise UserError(
+                f"a store tells compressors by how they print, and {self.compressor.name} prints no settings: make it a frozen "
+                "dataclass"
+            )
+        return {
+            "model": model_digest(learner, [learner.update.read(each.detach()) for each in states]),
+            "training_set": examples_digest(train),
+            "compressor": compressor,
+            "curvature": self.curvature,
+            "labels": str(self.labels),
+            "seed": str(self.seed),
+            "batch_size": str(self.batch_size),
+            "target": named(self.target),
+        }
 
 
 def rows_of_an_example(gradients: ExampleGradients, source: Source, target: Target) -> int:
@@ -136,18 +203,20 @@ class CompressedScorer:
 
     def __init__(
         self,
+        method: Influence,
         gradients: Sequence[ExampleGradients],
         compress: Compress,
         curvature: Curvature,
         source: Source,
-        target: Target,
-        cache: int,
+        store: StoredGradients | None,
         passes: float,
         progress: Progress | None = None,
     ) -> None:
         self.gradients, self.compress, self.curvature, self.source = gradients, compress, curvature, source
-        self.n, self.target, self.passes, self.progress = source.n, target, passes, progress
-        fits = source.n * compress.k * gradients[-1].state.params.element_size() <= cache
+        self.n, self.target, self.memory, self.store = source.n, method.target, method.memory, store
+        self.passes, self.progress = passes, progress
+        self._bytes = gradients[-1].state.params.element_size()
+        fits = store is None and source.n * compress.k * self._bytes <= method.cache
         self._kept: list[Tensor] | None = [] if fits else None
 
     @property
@@ -171,17 +240,29 @@ class CompressedScorer:
         return total / len(self.gradients) if len(self.gradients) > 1 else total
 
     def prepare(self) -> None:
-        if self._kept is not None and not self._kept:
+        if self.store is not None:
+            file = self.store.gradients
+            for batch in self.source.batches(file.done):
+                file.write_rows(self._along_the_run(batch))
+                self._tell(batch)
+        elif self._kept is not None and not self._kept:
             for batch in self.source.batches():
                 self._kept.append(self._along_the_run(batch))
                 self._tell(batch)
 
     def _train_features(self, start: int) -> Iterator[Tensor]:
         self.prepare()
-        if self._kept is None:
+        if self.store is not None:
+            like = self.gradients[-1].state.params
+            chunks: Iterable[Tensor] = (
+                part.to(like.device) for part in self.store.gradients.values.split(self.source.batch_size)
+            )
+        elif self._kept is not None:
+            chunks = self._kept
+        else:
             yield from (self._along_the_run(batch) for batch in self.source.batches(start))
             return
-        for first, chunk in zip(range(0, self.n, self.source.batch_size), self._kept, strict=True):
+        for first, chunk in zip(range(0, self.n, self.source.batch_size), chunks, strict=True):
             if first + len(chunk) > start:
                 yield chunk[max(0, start - first) :]
 
@@ -189,8 +270,23 @@ class CompressedScorer:
         if self.progress is not None:
             self.progress("compressing", int(batch.index[-1]) + 1, self.n)
 
+    def at_once(self, queries: Fields) -> int:
+        # Of a query: its gradient, twice in double precision while it is solved for, the outcome, and a block of scores.
+        each = self.compress.k * (2 * self._bytes + 16) + self.source.batch_size * self._bytes
+        return max(1, self.memory // each)
+
     def chunks(self, queries: Fields, dampings: Sequence[float], start: int = 0) -> Iterator[Tensor]:
         own = torch.cat([self.features(batch) for batch in Source(queries, self.source.batch_size).batches()])
+        return self._against(own, dampings, start)
+
+    def aggregate(self, queries: Fields, damping: float, weights: Tensor | None = None) -> Tensor:
+        given = (mean_weights(queries) if weights is None else weights).to(self.gradients[-1].state.params)
+        batches = Source(queries, self.source.batch_size).batches()
+        total = torch.stack([given[batch.index] @ self.features(batch) for batch in batches]).sum(0, keepdim=True)
+        return torch.cat([part[0, :, 0] for part in self._against(total, [damping])])
+
+    def _against(self, own: Tensor, dampings: Sequence[float], start: int = 0) -> Iterator[Tensor]:
+        """Scores [D, b, q] for the compressed gradients [q, k] of some queries."""
         solved = torch.cat([self.curvature.solve(own, damping) for damping in dampings])  # [D q, k]
         for features in self._train_features(start):
             yield (features @ solved.T / self.n).unflatten(1, (len(dampings), len(own))).movedim(1, 0)

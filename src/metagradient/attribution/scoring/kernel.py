@@ -19,7 +19,14 @@ from torch import Tensor
 from metagradient.attribution.gradients.hooks import ExampleGradients
 from metagradient.attribution.gradients.pieces import Piece
 from metagradient.attribution.scoring.curvature import factor
-from metagradient.attribution.scoring.influence import CurvatureName, Source, curvature_target, rows_of_an_example
+from metagradient.attribution.scoring.influence import (
+    MEMORY,
+    CurvatureName,
+    Source,
+    curvature_target,
+    rows_of_an_example,
+)
+from metagradient.attribution.scoring.scorers import mean_weights
 from metagradient.errors import UserError
 from metagradient.learners.learner import Learner
 from metagradient.training.batches import Fields
@@ -54,6 +61,7 @@ class KernelInfluence:
     batch_size: int = 512
     seed: int = 0
     cosine: bool = False
+    memory: int = MEMORY
 
     def fit(self, learner: Learner, state: TrainState, train: Fields, progress: Progress | None = None) -> KernelScorer:
         if self.cosine and self.curvature != "identity":
@@ -67,7 +75,7 @@ class KernelInfluence:
             passes += (1 + 2 * rows_of_an_example(gradients, source, target)) / 3
             rows = [pieces for batch in source.batches() for pieces in gradients(batch, target)]
             kernel = _gram(rows, progress).double()
-        return KernelScorer(gradients, source, rows, kernel, passes, self.cosine, progress)
+        return KernelScorer(gradients, source, rows, kernel, passes, self.cosine, progress, self.memory)
 
 
 def _gram(rows: Sequence[Pieces], progress: Progress | None) -> Tensor:
@@ -95,9 +103,10 @@ class KernelScorer:
         passes: float,
         cosine: bool = False,
         progress: Progress | None = None,
+        memory: int = MEMORY,
     ) -> None:
         self.gradients, self.source, self.rows, self.kernel = gradients, source, rows, kernel
-        self.n, self.passes, self.cosine, self.progress = source.n, passes, cosine, progress
+        self.n, self.passes, self.cosine, self.progress, self.memory = source.n, passes, cosine, progress, memory
 
     def prepare(self) -> None:
         """Nothing is kept: inner products are computed for each set of queries."""
@@ -120,8 +129,29 @@ class KernelScorer:
         shifted.diagonal().add_(self.n * self._strength(damping))
         return factor(shifted, damping)
 
+    def at_once(self, queries: Fields) -> int:
+        first = next(Source(queries, self.source.batch_size).batches())
+        (pieces,) = self.gradients(first)
+        rows = 0 if self.kernel is None else len(self.kernel)
+        each = sum(piece.nbytes for piece in pieces) // len(first) + 24 * rows + 16 * self.source.batch_size
+        return max(1, self.memory // each)
+
     def chunks(self, queries: Fields, dampings: Sequence[float], start: int = 0) -> Iterator[Tensor]:
         own = [p for batch in Source(queries, self.source.batch_size).batches() for p in self.gradients(batch)]
+        for scaled in self._against(own, dampings, start):
+            yield scaled / _norms(own) if self.cosine else scaled
+
+    def aggregate(self, queries: Fields, damping: float, weights: Tensor | None = None) -> Tensor:
+        source = Source(queries, self.source.batch_size)
+        given = mean_weights(queries) if weights is None else weights
+        if self.cosine:
+            lengths = torch.cat([_norms([pieces]) for batch in source.batches() for pieces in self.gradients(batch)])
+            given = given.to(lengths) / lengths
+        total = self.gradients.total(source.batches(), given)
+        return torch.cat([part[0, :, 0] for part in self._against([total], [damping])])
+
+    def _against(self, own: Sequence[Pieces], dampings: Sequence[float], start: int = 0) -> Iterator[Tensor]:
+        """Scores [D, b, q] for the gradients of some queries, up to their norms where cosines are asked for."""
         solved: list[Tensor] = []
         if self.kernel is not None:
             columns = _cross(self.rows, own).double()
@@ -131,16 +161,18 @@ class KernelScorer:
             (pieces,) = self.gradients(batch)
             direct = _cross([pieces], own)
             if self.kernel is None:
-                scaled = direct / _norms([pieces]).unsqueeze(1) / _norms(own) if self.cosine else direct / self.n
+                scaled = direct / _norms([pieces]).unsqueeze(1) if self.cosine else direct / self.n
                 yield scaled.expand(len(dampings), -1, -1)
-                continue
-            through = _cross([pieces], self.rows)
-            pairs = zip(solved, dampings, strict=True)
-            yield torch.stack([(direct - through @ s) / (self.n * self._strength(c)) for s, c in pairs])
+            else:
+                through = _cross([pieces], self.rows)
+                pairs = zip(solved, dampings, strict=True)
+                yield torch.stack([(direct - through @ s) / (self.n * self._strength(c)) for s, c in pairs])
             if self.progress is not None:
                 self.progress("scoring", int(batch.index[-1]) + 1, self.n)
 
     def self_influence(self, damping: float) -> Tensor:
+        if self.cosine:
+            raise UserError("an example's cosine with itself is 1: ask gradient_dot for its self-influence")
         lower = None if self.kernel is None else self._factor(damping)
         parts = []
         for batch in self.source.batches():

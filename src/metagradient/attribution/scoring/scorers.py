@@ -8,11 +8,13 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
+from metagradient.attribution.scoring.store import ScoreFile
 from metagradient.errors import UserError
 from metagradient.learners.learner import Learner
 from metagradient.training.batches import Batches, Fields
 from metagradient.training.metaparameters import DataWeights
 from metagradient.training.run import train
+from metagradient.training.sources import take
 from metagradient.training.state import TrainState
 
 
@@ -42,14 +44,54 @@ class Scorer(Protocol):
         """Scores [D, b, q] of the training rows from `start` on, for each of D dampings."""
         ...
 
+    def at_once(self, queries: Fields) -> int:
+        """How many of the queries its memory lets `chunks` take together; each such group costs it a pass."""
+        ...
+
+    def aggregate(self, queries: Fields, damping: float, weights: Tensor | None = None) -> Tensor:
+        """sum_q weights[q] score[i, q] for each training example, [n]; weights [q]: by default 1/q each, the mean.
+
+        Scores are linear in the query's gradient, so a set of any size takes one pass over it and no [n, q].
+        """
+        ...
+
     def self_influence(self, damping: float) -> Tensor:
         """score[i, i] for each training example: how much its own loss would rise without it, [n]."""
         ...
 
 
+def groups(scorer: Scorer, queries: Fields, start: int = 0) -> list[Fields]:
+    """The queries from `start` on, as many together as the scorer's memory allows."""
+    count = len(next(iter(queries.values())))
+    rows = torch.arange(start, count).split(scorer.at_once(queries))
+    return [take(queries, part) for part in rows]
+
+
 def scores(scorer: Scorer, queries: Fields, damping: float) -> Tensor:
     """All scores [n, q] in memory."""
-    return torch.cat([chunk[0] for chunk in scorer.chunks(queries, [damping])])
+    parts = [torch.cat([chunk[0] for chunk in scorer.chunks(group, [damping])]) for group in groups(scorer, queries)]
+    return parts[0] if len(parts) == 1 else torch.cat(parts, dim=1)
+
+
+def write_scores(file: ScoreFile, scorer: Scorer, queries: Fields, damping: float) -> None:
+    """All scores to disk, from where the file stands: row by row, or a group of queries at a time where those are many."""
+    if file.complete:
+        return
+    if scorer.at_once(queries) >= len(next(iter(queries.values()))):
+        for (block,) in scorer.chunks(queries, [damping], file.done if file.axis == 0 else 0):
+            file.write_rows(block)
+        return
+    for group in groups(scorer, queries, file.done if file.axis == 1 else 0):
+        width = len(next(iter(group.values())))
+        file.fill_columns(width, (block for (block,) in scorer.chunks(group, [damping])))
+
+
+def mean_weights(queries: Fields) -> Tensor:
+    """1/q for each of q queries, [q]."""
+    count = len(next(iter(queries.values())))
+    if count == 0:
+        raise UserError("a mean over no queries: give some")
+    return torch.full((count,), 1 / count, dtype=torch.float64)
 
 
 class Weighted:
@@ -67,6 +109,13 @@ class Weighted:
         columns = [scorer.chunks(queries, dampings, start) for scorer in self.scorers]
         for parts in zip(*columns, strict=True):
             yield torch.stack([w * part for w, part in zip(self.weights, parts, strict=True)]).sum(0)
+
+    def at_once(self, queries: Fields) -> int:
+        return min(scorer.at_once(queries) for scorer in self.scorers)
+
+    def aggregate(self, queries: Fields, damping: float, weights: Tensor | None = None) -> Tensor:
+        pairs = zip(self.weights, self.scorers, strict=True)
+        return torch.stack([w * scorer.aggregate(queries, damping, weights) for w, scorer in pairs]).sum(0)
 
     def self_influence(self, damping: float) -> Tensor:
         pairs = zip(self.weights, self.scorers, strict=True)

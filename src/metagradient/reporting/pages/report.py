@@ -46,6 +46,11 @@ class Example:
     place: tuple[tuple[str, str], ...] = ()
     image: np.ndarray | None = None
 
+    @property
+    def words(self) -> str:
+        """Its class and, unless it is an image, what it says."""
+        return ": ".join(filter(None, (self.label, self.says)))
+
 
 Scored = tuple[Example, float]
 

@@ -13,7 +13,6 @@ from metagradient.reporting.figures import Passage, text_figure
 from metagradient.reporting.figures import attribution as attribution_figures
 from metagradient.reporting.pages.report import (
     Distribution,
-    Example,
     Histogram,
     Queries,
     Query,
@@ -107,18 +106,13 @@ def _tables(record: Record, splits: Splits | TextSplits, shown: Sequence[Query])
     for query in shown:
         for sign, side in ((1, query.helped), (-1, query.harmed)):
             for rank, (one, score) in enumerate(side, start=1):  # 1: the most helpful; -1: the most harmful
-                own = [query.example.index, _says(query.example), sign * rank, one.index, _says(one), score]
+                own = [query.example.index, query.example.words, sign * rank, one.index, one.words, score]
                 table.append([*own, *(said for example in (query.example, one) for _, said in example.place)])
     if splits.kind != "image":
         some = {0, min(_SHOWN, len(shown)) - 1}
         few = [row for row in table if row[0] in some or (row[0] < _SHOWN and abs(row[2]) < 2)]
         record.table("top_examples", header, few)
     record.csv("top_examples", header, table)
-
-
-def _says(example: Example) -> str:
-    """An example in words: its class and, unless it is an image, what it says."""
-    return ": ".join(filter(None, (example.label, example.says)))
 
 
 def _figure(record: Record, splits: Splits | TextSplits, task: Task, shown: Sequence[Query], each: int) -> None:
@@ -135,7 +129,7 @@ def _figure(record: Record, splits: Splits | TextSplits, task: Task, shown: Sequ
     else:
         passages = [
             Passage(
-                f"query: {_says(query.example)}", [f"{s:+.2g}" for _, s in side], [_says(one) for one, _ in side], flags
+                f"query: {query.example.words}", [f"{s:+.2g}" for _, s in side], [one.words for one, _ in side], flags
             )
             for query, side, flags in zip(shown, found, wrong, strict=True)
         ]

@@ -1,5 +1,6 @@
 """What `attribution` refuses before anything is trained, and before the retrainings."""
 
+import logging
 from collections.abc import Sequence
 
 from omegaconf import DictConfig
@@ -7,7 +8,10 @@ from omegaconf import DictConfig
 from metagradient import attribution as at
 from metagradient.attribution.methods.spec import COMPRESSORS
 from metagradient.errors import UserError
+from metagradient.studies.attribution.methods import settings_of
 from metagradient.studies.attribution.task import Task
+
+log = logging.getLogger(__name__)
 
 
 def check(cfg: DictConfig) -> list[at.MethodSpec]:
@@ -26,6 +30,14 @@ def check(cfg: DictConfig) -> list[at.MethodSpec]:
     specs = [at.MethodSpec.parse(str(word)) for word in cfg.methods]
     if cfg.checkpoint is not None:
         _check_checkpoint(cfg, specs)
+    if cfg.aggregate not in (None, "queries", "validation", "test"):
+        raise UserError(f"aggregate must be queries, validation, test or null, not '{cfg.aggregate}'")
+    if cfg.aggregate is not None:
+        _told(f"aggregate={cfg.aggregate}", specs, [s for s in specs if s.additive])
+    if cfg.self_influence:
+        _told("self_influence=true", specs, [s for s in specs if s.reflexive])
+    if cfg.store is not None:
+        _told(f"store={cfg.store}", specs, [s for s in specs if s.storable])
     for spec in specs:
         if spec.where == "alpha" and not cfg.drop:
             raise UserError(f"{spec.word} looks at shares removed: give some, drop=[0.5], or methods=[{spec.plain}]")
@@ -37,6 +49,19 @@ def check(cfg: DictConfig) -> list[at.MethodSpec]:
             known = ", ".join(f"{name}:k" for name in COMPRESSORS)
             raise UserError(f"race.methods: no compressor '{word}'; there are: {known}")
     return specs
+
+
+def _told(setting: str, specs: Sequence[at.MethodSpec], able: Sequence[at.MethodSpec]) -> None:
+    """Which methods a setting does not concern.
+
+    Raises:
+        UserError: it concerns none.
+    """
+    others = ", ".join(spec.word for spec in specs if spec not in able)
+    if not able:
+        raise UserError(f"{setting} is not for {others}: add dropout:4096 to methods, or leave it out")
+    if others:
+        log.info("%s is not for %s, which goes without", setting, others)
 
 
 def _check_checkpoint(cfg: DictConfig, specs: Sequence[at.MethodSpec]) -> None:
@@ -66,7 +91,7 @@ def check_run(cfg: DictConfig, specs: Sequence[at.MethodSpec], task: Task) -> No
     """Refuse what this run cannot have, before the retrainings.
 
     Raises:
-        UserError: no damping of its own, too few steps or too many parameters.
+        UserError: no damping of its own, too few steps or too many parameters, a store of something else.
     """
     if cfg.damping == "run":
         at.run_damping(task.learner, task.batches)
@@ -79,3 +104,6 @@ def check_run(cfg: DictConfig, specs: Sequence[at.MethodSpec], task: Task) -> No
             f"none:path holds the [P, P] curvature, and P = {size} is more than none_primal={cfg.none_primal}: "
             "compress, methods=[dropout:8192:path]"
         )
+    if cfg.store is not None:
+        for spec in (spec for spec in specs if spec.storable and spec.where == "end"):
+            at.Method(spec, settings_of(cfg)).influence(task.n).check_store(task.learner, task.state, task.train)

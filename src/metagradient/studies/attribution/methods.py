@@ -3,7 +3,6 @@
 import logging
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
-from functools import cached_property
 from pathlib import Path
 from time import perf_counter
 from typing import Self
@@ -20,8 +19,10 @@ from metagradient.attribution.gradients.pieces import Piece
 from metagradient.attribution.methods.named import path
 from metagradient.attribution.methods.packages import PackageScorer
 from metagradient.attribution.methods.spec import slug
+from metagradient.attribution.scoring.scorers import write_scores
 from metagradient.evaluation import check_scores, run_digest
 from metagradient.studies.attribution.task import Task
+from metagradient.training.batches import Fields
 
 log = logging.getLogger(__name__)
 
@@ -34,6 +35,8 @@ class Outcome:
         seconds: of everything but the tuning.
         compression: of one pass of the compressor over the training examples;.
         damping: the one used for each drop fraction.
+        aggregate: scores [n] for a whole set, where asked for; by name, with the share kept of a method at alpha.
+        alone: self-influence [n] by name, likewise, and of one method in any case.
     """
 
     name: str
@@ -44,12 +47,13 @@ class Outcome:
     k: int | None = None
     compression: float | None = None
     damping: dict[float, float] = field(default_factory=dict)
-    scorer: at.Scorer | None = field(default=None, repr=False)
+    aggregate: dict[str, Tensor] = field(default_factory=dict)
+    alone: dict[str, Tensor] = field(default_factory=dict)
 
-    @cached_property
+    @property
     def self_influence(self) -> Tensor | None:
-        """How much each training example's own loss would rise without it, [n]; None where the method cannot tell."""
-        return None if self.scorer is None else self.scorer.self_influence(max(self.damping.values(), default=1.0))
+        """How much each training example's own loss would rise without it, [n]; None where it was not computed."""
+        return next(iter(self.alone.values()), None)
 
 
 @dataclass(frozen=True)
@@ -62,6 +66,9 @@ class Timed:
     @property
     def name(self) -> str:
         return self.inner.name
+
+    def __repr__(self) -> str:
+        return repr(self.inner)  # a store tells compressors by how they print
 
     def for_run(self, seed: int, examples: int) -> Self:
         return replace(self, inner=self.inner.for_run(seed, examples))
@@ -92,6 +99,7 @@ def settings_of(cfg: DictConfig) -> at.MethodSettings:
         "none_primal",
         "pca_examples",
         "trak_k",
+        "store",
     )
     return at.MethodSettings(
         **{name: cfg[name] for name in names},
@@ -105,7 +113,8 @@ class Methods:
     """Runs the methods one after the other; `judge(scores [n, held out], drops)` is what dampings are tuned for.
 
     At alpha, a method looks for each share removed at the run in which the weight of every example is the share kept.
-    Along the path, gradients and curvature are means over the run's checkpoints.
+    Along the path, gradients and curvature are means over the run's checkpoints. Where labels are known to be wrong
+    (`mislabelled`), methods that look at the end give self-influence unasked.
     """
 
     def __init__(
@@ -115,10 +124,13 @@ class Methods:
         judge: Callable[[Tensor, Sequence[float]], float],
         folder: Path,
         progress: mg.training.run.Progress,
+        mislabelled: bool = False,
     ) -> None:
         self.cfg, self.task, self.judge, self.folder, self.progress = cfg, task, judge, folder, progress
         self.settings = settings_of(cfg)
+        self.mislabelled = mislabelled
         self.drops: Sequence[float] = list(cfg.drop) or [0.0]  # nothing is judged: one set of scores all the same
+        self._suspected = False
         self._first, self._states = True, list[mg.TrainState]()
 
     def __call__(self, spec: at.MethodSpec) -> Outcome:
@@ -126,36 +138,59 @@ class Methods:
         if spec.name == "file":
             found = check_scores(at.read_scores(spec.word), self.task.n, len(next(iter(self.task.queries.values()))))
             return Outcome(Path(spec.word).stem, dict.fromkeys(self.drops, found), [Path(spec.word)], 0.0, 0.0)
+        settings = self.settings if spec.storable else replace(self.settings, store=None)
         if spec.name == "exact":
-            return self._exact(spec)
+            return self._exact(spec, settings)
         timed = Timed(spec.compressor()) if spec.compressed else None
-        method = at.Method(spec, self.settings, timed)
+        method = at.Method(spec, settings, timed)
         outcome = self._scored(method)
         if timed is not None:
             outcome.k = int(timed.clock["k"])
             outcome.compression = timed.clock["seconds"] / timed.clock["examples"] * self.task.n
         return outcome
 
-    def _exact(self, spec: at.MethodSpec) -> Outcome:
-        alpha, start, spent = spec.where == "alpha", perf_counter(), 0.0
-        scores, files = {}, []
+    def _exact(self, spec: at.MethodSpec, settings: at.MethodSettings) -> Outcome:
+        alpha = spec.where == "alpha"
+        outcome = Outcome(spec.word, {}, [], 0.0, 0.0)
         for drop in self.drops if alpha else self.drops[:1]:
+            start = perf_counter()
             weight = 1 - drop if alpha else 1.0
             exact = replace(
-                at.Method(spec, self.settings).exact(self.task, weight, self.progress),
+                at.Method(spec, settings).exact(self.task, weight, self.progress),
                 storage=mg.make_storage(self.cfg.replay.storage, self.cfg.replay.folder),
                 at_once=self.cfg.queries_per_replay,
             )
-            file = self._file(spec, f"exact_{1 - drop:g}" if alpha else spec.word, repr(exact.at))
+            name = f"exact_{1 - drop:g}" if alpha else spec.word
+            file = self._file(spec, name, repr(exact.at))
             if not file.complete:
                 for block, cost in exact.columns(self.task.queries, start=file.done):
                     file.write_columns(block, cost)
-            spent += file.cost
-            scores[drop] = file.scores
-            files.append(file.path)
+            outcome.seconds += perf_counter() - start
+            outcome.runs += file.cost + self._whole(outcome, name, exact)
+            outcome.scores[drop] = file.scores
+            outcome.files.append(file.path)
         if not alpha:
-            scores = dict.fromkeys(self.drops, scores[self.drops[0]])
-        return Outcome(spec.word, scores, files, perf_counter() - start, spent)
+            outcome.scores = dict.fromkeys(self.drops, outcome.scores[self.drops[0]])
+        return outcome
+
+    def _whole(self, outcome: Outcome, name: str, exact: at.ExactScores) -> float:
+        """The score for a whole set and self-influence, where asked for: kept as they come, since they are replays; their cost."""
+        cost = 0.0
+        if self.task.whole is not None:
+            kept = self._scratch("aggregate", name, repr(exact.at), self.task.whole)
+            if not kept.complete:
+                found, spent = exact.aggregate(self.task.whole)
+                kept.write_rows(found.unsqueeze(1), spent)
+            outcome.aggregate[name] = kept.scores[:, 0]
+            cost += kept.cost
+        if self.cfg.self_influence:
+            kept = self._scratch("self_influence", name, repr(exact.at), {})
+            if not kept.complete:
+                for found, spent in exact.self_influence(kept.done):
+                    kept.write_rows(found.unsqueeze(1), spent)
+            outcome.alone[name] = kept.scores[:, 0]
+            cost += kept.cost
+        return cost
 
     def _scored(self, method: at.Method) -> Outcome:
         """Fit, tune the damping on the held-out queries, stream the scores of the others to disk."""
@@ -181,6 +216,8 @@ class Methods:
             sum(part.seconds for part in parts),
             sum(part.runs for part in parts),
             damping={drop: c for part in parts for drop, c in part.damping.items()},
+            aggregate={name: s for part in parts for name, s in part.aggregate.items()},
+            alone={name: s for part in parts for name, s in part.alone.items()},
         )
 
     def _path(self) -> list[mg.TrainState]:
@@ -201,17 +238,21 @@ class Methods:
         start = perf_counter()
         deciding = ("curvature", "labels", "mask_seed", "batch", "checkpoints", "none_primal", "pca_examples", "trak_k")
         file = self._file(spec, name, f"{damping} {[self.cfg[key] for key in deciding]}")
-        if not file.complete:
-            for (block,) in scorer.chunks(t.queries, [damping], file.done):
-                file.write_rows(block)
+        write_scores(file, scorer, t.queries, damping)
         seconds += perf_counter() - start
         passes = scorer.passes * t.n / max(1, int((t.batches.plan >= 0).sum()))  # over the data, in trainings
         shown = dict.fromkeys(drops, damping) if spec.damped else {}
         outcome = Outcome(name, dict.fromkeys(drops, file.scores), [file.path], seconds, runs + passes, damping=shown)
         if isinstance(scorer, PackageScorer):
             outcome.k = scorer.k
-        else:
-            outcome.scorer = scorer
+        if t.whole is not None and spec.additive:
+            outcome.aggregate[name] = scorer.aggregate(t.whole, damping).cpu()
+        suspecting = spec.where != "alpha" and (
+            self.mislabelled or not self._suspected
+        )  # one ranks the page's suspects
+        if spec.reflexive and (self.cfg.self_influence or suspecting):
+            outcome.alone[name] = scorer.self_influence(damping).cpu()
+            self._suspected = True
         return outcome
 
     def _damping(self, method: at.Method, scorer: at.Scorer, drops: Sequence[float]) -> float:
@@ -227,6 +268,12 @@ class Methods:
         if best in (0, len(grid) - 1) and len(grid) > 1:
             log.warning("the best damping, %g, lies at the edge of dampings=%s: widen them", grid[best], grid)
         return float(grid[best])
+
+    def _scratch(self, kind: str, name: str, what: str, asked: Fields) -> at.ScoreFile:
+        """One number for each training example, that a run which is cut short finds again."""
+        t = self.task
+        about = f"{run_digest(t.learner, t.batches, asked)} {kind} {name} {what}"
+        return at.ScoreFile(self.folder / f"{kind}_{slug(name)}.progress", t.n, 1, about)
 
     def _file(self, spec: at.MethodSpec, name: str, what: str) -> at.ScoreFile:
         """scores.safetensors for the first method, scores_<method>.safetensors for the others."""

@@ -118,8 +118,7 @@ def mislabelled(record: Record, task: Task, wrong: Tensor, outcomes: Sequence[Ou
     """Who finds the wrong labels: self-influence, harm to held-out queries, or the training loss alone."""
     suspicions = {"training loss": example_losses_of(task.learner, task.state, task.train)}
     for outcome in outcomes:
-        if outcome.self_influence is not None:
-            suspicions[f"{outcome.name}: self-influence"] = outcome.self_influence
+        suspicions |= {f"{name}: self-influence": alone for name, alone in outcome.alone.items()}
         suspicions[f"{outcome.name}: harm to the queries"] = -next(iter(outcome.scores.values())).mean(1)
     found = {name: mislabel_auc(suspicion, wrong) for name, suspicion in suspicions.items()}
     record.table("wrong_labels_found", ["ranked by", "AUC"], [[name, round(value, 4)] for name, value in found.items()])

@@ -26,12 +26,14 @@ class Task(TrainedRun):
 
     Attributes:
         seconds: that one plain training took; None for a model that was trained elsewhere.
+        whole: the set that one score for each training example is about; None: not asked for.
     """
 
     routine: mg.Routine
     held_out: Fields
     queries: Fields
     seconds: float | None
+    whole: Fields | None = None
 
 
 def make_task(cfg: DictConfig) -> tuple[Task, Splits | TextSplits]:
@@ -46,6 +48,7 @@ def make_task(cfg: DictConfig) -> tuple[Task, Splits | TextSplits]:
             raise UserError(f"{name}={wanted}, but there are only {rows} such rows: lower it, or raise data")
     held_out = take(splits.validation, torch.arange(cfg.held_out))
     queries = take(splits.test, torch.arange(cfg.queries))
+    sets = {"queries": queries, "validation": splits.validation, "test": splits.test}
     seconds = None
     if cfg.checkpoint is None:
         mg.train(learner, batches, stop=min(20, len(batches)))  # warm
@@ -63,6 +66,7 @@ def make_task(cfg: DictConfig) -> tuple[Task, Splits | TextSplits]:
         held_out=held_out,
         queries=queries,
         seconds=seconds,
+        whole=None if cfg.aggregate is None else sets[cfg.aggregate],
     )
     return task, splits
 

@@ -1,0 +1,52 @@
+"""What decides a model's losses besides its state: settings, and tensors that no training moves."""
+
+from __future__ import annotations
+
+import dataclasses
+import re
+from collections.abc import Mapping
+
+from torch import Tensor
+
+from metagradient.learners.learner import Learner
+
+_LEARNED_ON_THE_WAY = {"_outputs"}
+"""Attributes that a learner finds out when it is first used: no settings."""
+
+
+def settings(learner: Learner) -> list[str]:
+    """What modules keep as plain attributes and need not print: heads, scales, functions by their names."""
+    common = vars(Learner()).keys() | _LEARNED_ON_THE_WAY
+    return [
+        f"{name}.{key} = {named(value)}"
+        for name, module in learner.named_modules()
+        for key, value in sorted(vars(module).items())
+        if key not in common and (callable(value) or _plain(value))
+    ]
+
+
+def constants(learner: Learner) -> dict[str, Tensor]:
+    """Tensors that a run reads and does not change: frozen parameters, and plain attributes of modules."""
+    frozen = {name: p for name, p in learner.named_parameters() if not p.requires_grad}
+    attributes = {
+        f"{name}.{key}": value
+        for name, module in learner.named_modules()
+        for key, value in vars(module).items()
+        if isinstance(value, Tensor)
+    }
+    return frozen | attributes
+
+
+def named(value: object) -> str:
+    """As printed, without addresses."""
+    return re.sub(r" at 0x[0-9a-f]+", "", repr(value))
+
+
+def _plain(value: object) -> bool:
+    if isinstance(value, Mapping):
+        return all(map(_plain, value.values()))
+    if isinstance(value, tuple | list):
+        return all(map(_plain, value))
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        return True
+    return isinstance(value, bool | int | float | complex | str)
