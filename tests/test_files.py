@@ -106,6 +106,9 @@ def test_what_was_sealed_is_read_back_or_refused(tmp_path: Path) -> None:
         read_sealed(path)
     path.rmdir()
     path.symlink_to(tmp_path / "nowhere")
+    with pytest.raises(ValueError, match="leads nowhere"):
+        read_sealed(path)
+    path.unlink()
     with pytest.raises(FileNotFoundError):
         read_sealed(path)
 

@@ -87,7 +87,9 @@ def read_sealed(path: Path) -> Any:
         if digest(page["value"]) != page["sha256"]:
             raise ValueError("its checksum is wrong")
         return json.loads(page["value"])
-    except FileNotFoundError:
+    except FileNotFoundError as error:
+        if path.is_symlink():
+            raise ValueError(f"{path} is damaged (a link that leads nowhere)") from error
         raise
     except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise ValueError(f"{path} is damaged ({error})") from error
