@@ -17,6 +17,7 @@ from omegaconf import DictConfig, OmegaConf
 from torch import Tensor
 
 import metagradient as mg
+from metagradient import training
 from metagradient.data import TextSplits
 from metagradient.errors import UserError
 from metagradient.models.weights import load_weights, read_weights, save_weights
@@ -67,11 +68,11 @@ class Saved:
         Raises:
             UserError: it names anything but ours, and the folder is not trusted.
         """
-        self._check()
+        self._check(self.config.data)
         return setup.build(self.config.data)
 
-    def _check(self) -> None:
-        plain = OmegaConf.to_container(self.config, resolve=False)
+    def _check(self, node: Any) -> None:
+        plain = OmegaConf.to_container(node, resolve=False) if OmegaConf.is_config(node) else node
         foreign = sorted({*_targets(plain)} - _ours() - {"None"})
         if foreign and not self.trust:
             raise UserError(
@@ -86,7 +87,7 @@ class Saved:
         Raises:
             UserError: no model was saved; the configuration names anything but ours, and the folder is not trusted.
         """
-        self._check()
+        self._check(self.config)
         if MODEL not in self.artifacts:
             raise UserError(f"{self.directory} saved no model: attribution and unlearning save artifacts/{MODEL}")
         splits = self.data()
@@ -120,8 +121,11 @@ def load(directory: str | Path, *, trust: bool = False) -> Saved:
 
 @cache
 def _ours() -> frozenset[str]:
-    """Every `_target_` that the configuration of this package names: nothing there runs a program or writes a file."""
-    found = set[str]()
+    """Every `_target_` that the configuration of this package names, and the classes of `training`, its optimizers and schedules.
+
+    None of them runs a program or writes a file.
+    """
+    found = {f"metagradient.training.{name}" for name in training.__all__ if isinstance(getattr(training, name), type)}
     todo = [files("metagradient.conf")]
     while todo:
         place = todo.pop()
@@ -129,11 +133,14 @@ def _ours() -> frozenset[str]:
             todo += place.iterdir()
         elif place.name.endswith(".yaml"):
             found |= {*re.findall(r"\b_target_: *([\w.]+)", place.read_text(encoding="utf-8"))}
-    return frozenset(found - {"null"})
+    return frozenset(name for name in found if name.startswith(("metagradient.", "lightning.")))
 
 
 def _targets(node: Any) -> Iterator[str]:
-    if isinstance(node, dict):
+    """What building `node` would call; text that is still to be worked out, which may become anything, counts as well."""
+    if isinstance(node, str) and "${" in node:
+        yield node
+    elif isinstance(node, dict):
         if "_target_" in node:
             yield str(node["_target_"])
         for value in node.values():
