@@ -20,7 +20,7 @@ from metagradient.studies.unlearning.judging import Judged, handed_out, timed
 from metagradient.studies.unlearning.recording import storage
 from metagradient.studies.unlearning.rows import amount
 from metagradient.training.random import generator
-from metagradient.unlearning import Method, RecordedRun, Request, Retrain, Served, stream
+from metagradient.unlearning import Method, RecordedRun, Request, Retrain, Served, stored, stream
 
 log = logging.getLogger(__name__)
 
@@ -64,12 +64,17 @@ def serve(
     def begin() -> Iterator[Served]:
         return stream(method, start, requests, folder, storage=lambda: storage(cfg), progress=progress.callback())
 
-    served = begin()
-    first, every = next(served), cfg.stream.judge_every
-    lost = {*range(every, first.done, every)} - {int(row["requests"]) for row in judged.rows}
-    if lost and not cfg.run_folder:  # what the models before said is gone: back to the first request
-        log.warning("%s lacks judgements: the stream is served again", judged.file)
-        served.close()  # type: ignore[attr-defined]
+    served, every = begin(), cfg.stream.judge_every
+    try:
+        first = next(served)
+        lost = {*range(every, first.done, every)} - {int(row["requests"]) for row in judged.rows}
+        damage = f"{judged.file} lacks judgements" if lost else ""  # of models that are gone
+    except UserError as error:
+        if cfg.run_folder or not stored.exists(folder):
+            raise
+        damage = str(error)
+    if damage and not cfg.run_folder:
+        log.warning("%s; the stream is served again from its first request", damage)
         shutil.rmtree(folder)
         judged, served = Judged(judged.file), begin()
         first = next(served)
