@@ -184,6 +184,8 @@ def received(tmp_path: Path) -> Path:
         make_run(tmp_path / "runs" / f"<i>{i}<i>", config, metrics, {"method": MARKUP}, (f"method={MARKUP}",))
         figures = tmp_path / "runs" / f"<i>{i}<i>" / "figures"
         (figures / "weights.png").rename(figures / "<script>alert(1)<script>.png")
+        (figures / "<script>none<script>.png").write_text("<script>alert(1)</script>")
+    make_run(tmp_path / "runs" / "<script>damaged<script>", {}, {f"result/{MARKUP}": [MARKUP]})
     return tmp_path / "runs"
 
 

@@ -77,7 +77,7 @@ def settings_of(path: Path) -> dict[str, Any]:
         node = yaml.load(text, Loader=_Loader)
     except (yaml.YAMLError, ValueError) as error:
         raise UserError(f"{path} is no YAML of settings ({_short(error)})") from error
-    return _mapping(path, "it", {} if node is None else node)
+    return _mapping(path, "", {} if node is None else node)
 
 
 def _check_events(text: str) -> None:
@@ -99,7 +99,8 @@ def _check_events(text: str) -> None:
 
 def _mapping(path: Path, name: str, node: Any) -> dict[str, Any]:
     if not isinstance(node, dict):
-        raise UserError(f"{path}: {name} must be a mapping of settings, not {_kind(node)}")
+        which = f"{path}: {_short(name)}" if name else str(path)
+        raise UserError(f"{which} must be a mapping of settings, not {_kind(node)}")
     return {str(_plain(path, name, key)): _plain(path, str(key), value) for key, value in node.items()}
 
 
