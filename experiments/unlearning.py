@@ -16,10 +16,10 @@ from omegaconf import DictConfig
 
 from metagradient.reporting import Progress, Record
 from metagradient.studies import routines, setup, stages
-from metagradient.studies.saved import save_model
+from metagradient.studies.saved import has_model, save_model
 from metagradient.studies.unlearning import frontier, stream
 from metagradient.studies.unlearning.figures import draw
-from metagradient.studies.unlearning.judging import Judged, ask, judge
+from metagradient.studies.unlearning.judging import Judged, ask, handed_out, judge
 from metagradient.studies.unlearning.klom import klom_runs, klom_table
 from metagradient.studies.unlearning.recording import recorded
 from metagradient.studies.unlearning.rows import check, to_add, to_delete
@@ -56,8 +56,10 @@ def run(cfg: DictConfig, record: Record) -> float:
             record.result({"predicted_saving": saving, "retrain_instead": saving < WORTHWHILE})
             if saving < WORTHWHILE:
                 log.warning("DeltaGrad would be %.2fx as fast as retraining: too little, retrain instead", saving)
-        method(trained, requests[0])
+        warm = method(trained, requests[0])
         judged = Judged(record.directory / "judged.json", resume=bool(cfg.resume))
+        if judged.rows and not has_model(record):
+            save_model(record, trained.learner, handed_out(cfg, warm.state, 0))
         for i, request in enumerate(progress.track(requests, f"requests to {kind}", stage="requests")):
             if i == len(judged.rows):  # else an interrupted run has been here
                 answer = ask(method, trained, request, i, cfg, progress)

@@ -6,7 +6,9 @@ import contextlib
 import csv
 import errno
 import hashlib
+import json
 import os
+import re
 import shutil
 import zlib
 from collections.abc import Iterable, Iterator, Sequence
@@ -16,6 +18,9 @@ from typing import TYPE_CHECKING, Any, BinaryIO
 
 if TYPE_CHECKING:
     from torch import Tensor
+
+_FORMULA = re.compile(r"[=+\-@\t\r\n＝＋－＠]")
+_NUMBER = re.compile(r"[+-]?(\d+\.?\d*|\.\d+)(e[+-]?\d+)?", re.ASCII | re.IGNORECASE)
 
 
 @contextmanager
@@ -64,11 +69,48 @@ def write_text(path: Path, text: str) -> None:
 
 
 def write_csv(path: Path, header: Sequence[str], rows: Iterable[Sequence[Any]]) -> None:
-    """Write a CSV file as a whole."""
-    with replacing(path) as draft, draft.open("w", newline="", encoding="utf-8") as file:
+    """Write a CSV file as a whole; text that a spreadsheet would run as a formula is written as text."""
+    with replacing(path) as draft, draft.open("w", newline="", encoding="utf-8", errors="backslashreplace") as file:
         writer = csv.writer(file)
-        writer.writerow(header)
-        writer.writerows(rows)
+        writer.writerow(map(_cell, header))
+        writer.writerows(map(_cell, row) for row in rows)
+
+
+def _cell(value: Any) -> Any:
+    """A value as a cell of a CSV file: text that a spreadsheet takes for a formula begins with an apostrophe.
+
+    Numbers stay numbers, those that are written as text too.
+    """
+    if value is None or isinstance(value, int | float):
+        return value
+    text = str(value)
+    return f"'{text}" if _FORMULA.match(text) and not _NUMBER.fullmatch(text) else text
+
+
+def write_sealed(path: Path, value: Any) -> None:
+    """Write what JSON can hold as a whole, beside its checksum: what a program keeps for itself to read again."""
+    text = json.dumps(value)
+    write_text(path, json.dumps({"sha256": digest(text), "value": text}) + "\n")
+
+
+def read_sealed(path: Path) -> Any:
+    """What `write_sealed` wrote.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        ValueError: it is damaged, or no file; the message says how.
+    """
+    try:
+        page = json.loads(path.read_bytes())
+        if digest(page["value"]) != page["sha256"]:
+            raise ValueError("its checksum is wrong")
+        return json.loads(page["value"])
+    except FileNotFoundError as error:
+        if path.is_symlink():
+            raise ValueError(f"{path} is damaged (a link that leads nowhere)") from error
+        raise
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+        raise ValueError(f"{path} is damaged ({error})") from error
 
 
 def digest(*parts: str | bytes | Tensor) -> str:

@@ -4,7 +4,7 @@ import json
 from pathlib import Path
 
 import pytest
-from test_command import run_directory, tiny
+from test_command import command, run_directory, tiny
 
 
 def metrics(directory: Path) -> dict[str, object]:
@@ -76,3 +76,32 @@ def test_a_job_that_fails_before_its_record_says_why(tmp_path: Path) -> None:
     assert metrics(sweep / "1")["error"] == "UserError: no value for needed; give one: needed=..."
     assert "Traceback" in (sweep / "1" / "run.log").read_text()
     assert "2 jobs, 1 finished" in done.stdout
+
+
+def test_a_folder_from_somebody_else_is_not_built(tmp_path: Path) -> None:
+    """Its settings are compared with those of the command line; what they name is not called."""
+    tiny(tmp_path, "end=bug", "seed=3")
+    directory = run_directory(tmp_path)
+    kept = (directory / "config.yaml").read_text()
+    for evil in (
+        "a: {_target_: os.system, command: touch pwned}\n",
+        "a: !!python/object/apply:os.system [touch pwned]\n",
+    ):
+        (directory / "config.yaml").write_text(kept + evil)
+        refused = tiny(tmp_path, "end=bug", "seed=3", f"resume={directory}")
+        assert (refused.returncode, refused.stderr.count("\n")) == (2, 1)
+        tiny(tmp_path, "end=bug", "seed=3", "resume=true")
+        command(tmp_path, "compare", str(directory))
+    assert not list(tmp_path.rglob("pwned"))
+
+
+def test_a_damaged_run_is_passed_over_by_name(tmp_path: Path) -> None:
+    tiny(tmp_path, "end=bug", "seed=3")
+    directory = run_directory(tmp_path)
+    (directory / "config.yaml").write_text("[1]")
+    again = tiny(tmp_path, "end=bug", "seed=3", "resume=true")
+    assert f"resume: passed over {directory.relative_to(tmp_path)}" in again.stderr
+    assert "nothing unfinished with these settings, so a new run" in again.stderr
+    refused = tiny(tmp_path, "end=bug", "seed=3", f"resume={directory}")
+    assert refused.returncode == 2
+    assert "must be a mapping of settings, not a list; remove that file, or leave resume out" in refused.stderr

@@ -261,6 +261,23 @@ def test_bad_input_is_one_clear_line(tmp_path: Path, overrides: list[str], says:
     assert "Traceback" not in err
 
 
+@pytest.mark.parametrize(
+    ("scores", "says"),
+    [
+        (np.full((150, 6), 1j), "holds complex128 values"),
+        (np.ones((6, 150)), "holds [6, 150] = [n_train, n_query], but queries=6: set queries=150, or transpose it"),
+        (np.full((150, 6), np.nan), "900 of the 900 scores are not finite"),
+    ],
+)
+def test_scores_that_are_none_are_refused_before_anything_is_trained(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, scores: np.ndarray, says: str
+) -> None:
+    np.save(tmp_path / "theirs.npy", scores)
+    monkeypatch.setattr("metagradient.experiments.attribution.make_task", lambda cfg: pytest.fail("trained"))
+    status, _, err = run(tmp_path, *SMALL, "drop=[0.5]", f"methods=[{tmp_path / 'theirs.npy'}]")
+    assert (status, says in err, "Traceback" in err) == (2, True, False)
+
+
 def test_a_notebook_gets_what_the_command_line_gets(tmp_path: Path) -> None:
     """`attribution.method(name)` on the run of the same seed: the scores of the artifact, to the bit."""
     words = ["dropout:64:path", "exact", "none:alpha"]

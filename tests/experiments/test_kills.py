@@ -13,6 +13,7 @@ from killing import Kill, Whole, killed, moments, resumed, whole
 from safetensors import safe_open
 
 from metagradient.descent.state import DescentState
+from metagradient.files import read_sealed
 
 COMMON = ["trainer.threads=1", "logger.mode=disabled"]
 DIGITS = ["data.train=300", "data.validation=80", "data.test=100", "learner.epochs=null", "learner.steps=40", *COMMON]
@@ -46,7 +47,7 @@ def judged(directory: Path) -> list[dict[str, float]]:
     """The requests of an unlearning run that were answered and timed: saved, or in the table of a finished run."""
     saved, table = directory / "judged.json", directory / "artifacts" / "requests.csv"
     if saved.exists():
-        return json.loads(saved.read_text())
+        return read_sealed(saved)
     if not table.exists():
         return []
     with table.open(newline="") as file:

@@ -137,7 +137,9 @@ def test_a_model_that_exists_is_asked_about_without_training(folder: Path) -> No
     assert float(scores.abs().max()) > 0
     page = (directory / "artifacts" / "report.html").read_text()
     assert page.count('"helped"') == scores.shape[1]
-    learner = mg.load(directory).learner()
+    with pytest.raises(UserError, match=r"names theirs\.Net: if you trust it"):
+        mg.load(directory).learner()
+    learner = mg.load(directory, trust=True).learner()
     assert torch.equal(learner.model.body[1].weight, theirs.Net((8, 8), 10).body[1].weight)
     refused = {
         ("methods=[exact]",): "a model without its training, which exact replay",

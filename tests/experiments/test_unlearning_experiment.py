@@ -356,3 +356,47 @@ def test_a_sweep_ends_in_a_comparison(tmp_path: Path) -> None:
     assert [(row["run"], row["seeds"]) for row in rows] == [("deltagrad", "2"), ("gradient_ascent", "2")]
     assert float(rows[0]["error_ratio"]) > float(rows[1]["error_ratio"])
     assert (tmp_path / "sweep" / "comparison.png").exists()
+
+
+@pytest.mark.parametrize(
+    ("served", "file", "says"),
+    [
+        ("sets", "judged.json", "judged.json is damaged (its checksum is wrong): everything in it is judged again"),
+        (
+            "sets",
+            "artifacts/model.safetensors",
+            "its checksum is wrong): it is damaged, or cut short; it is made again",
+        ),
+        ("stream", "stream/judged.json", "judged.json lacks judgements; the stream is served again"),
+        ("stream", "stream/run.json", "run.json is damaged"),
+    ],
+)
+def test_what_was_damaged_meanwhile_is_named_and_computed_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, served: str, file: str, says: str
+) -> None:
+    extra = ["sets=3"] if served == "sets" else ["delete.count=2", "stream.requests=4", "stream.judge_every=1"]
+    for place in ("whole", "cut"):
+        (tmp_path / place).mkdir()
+    assert run(tmp_path / "whole", *SMALL, *extra).status == 0
+    add = Judged.add
+
+    def dying(self, row):  # type: ignore[no-untyped-def]
+        if len(self.rows) == 2:
+            raise KeyboardInterrupt
+        add(self, row)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Judged, "add", dying)
+        assert run(tmp_path / "cut", *SMALL, *extra).status == 130
+    (directory,) = (tmp_path / "cut" / "outputs" / "unlearning").iterdir()
+    content = bytearray((directory / file).read_bytes())
+    content[-2 if file.endswith("safetensors") else len(content) * 2 // 3] ^= 1
+    (directory / file).write_bytes(content)
+    done = run(tmp_path / "cut", *SMALL, *extra, "resume=true")
+    assert done.status == 0, done.err
+    assert says in (directory / "run.log").read_text()
+    (metrics, model, steps), (metrics_whole, model_whole, steps_whole) = (
+        kept_of(tmp_path / place) for place in ("cut", "whole")
+    )
+    assert (metrics, steps) == (metrics_whole, steps_whole)
+    assert all(torch.equal(model[name], model_whole[name]) for name in model_whole)

@@ -3,11 +3,14 @@
 import io
 import logging
 from collections.abc import Callable
+from pathlib import Path
 
 import pytest
 from rich.console import Console
 
+from metagradient.replay.progress import ReplayBar
 from metagradient.reporting import progress as module
+from metagradient.reporting import terminal as terminal_module
 from metagradient.reporting.estimate import Estimate, Stage
 from metagradient.reporting.progress import Progress
 
@@ -174,3 +177,36 @@ def test_a_stage_that_was_not_planned_is_refused_by_name() -> None:
         progress.bar("judging", 3, stage="judge")
     with Progress() as progress:
         progress.bar("judging", 3, stage="judge")  # nothing is planned, nothing is estimated
+
+
+def test_what_a_bar_is_called_is_shown_and_not_obeyed(wait: Clock, terminal: io.StringIO) -> None:
+    with Progress() as progress:
+        for _ in progress.track(range(3), "methods=[cosine] [/red] \x1b]0;taken\x07"):
+            wait(1.0)
+            progress._live.refresh()
+    drawn = terminal.getvalue()
+    assert r"methods=[cosine] [/red] \x1b]0;taken\x07" in drawn
+    assert "\x1b]" not in drawn
+
+
+def test_a_replays_own_bar_obeys_nothing_either() -> None:
+    screen = io.StringIO()
+    bar = ReplayBar()
+    bar._bars.live.console = Console(file=screen, force_terminal=True, width=120)
+    with bar:
+        bar("[/red] \x1b]0;taken\x07", 1, 2)
+        bar._bars.refresh()
+    assert r"[/red] \x1b]0;taken\x07" in screen.getvalue()
+    assert "\x1b]" not in screen.getvalue()
+
+
+def test_log_lines_obey_nothing_on_the_terminal_and_in_the_file(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    screen = io.StringIO()
+    monkeypatch.setattr(terminal_module, "console", lambda: Console(file=screen, force_terminal=True, width=100))
+    monkeypatch.setattr(logging.getLogger(), "handlers", [])  # pytest's own, which a lone surrogate would end
+    with terminal_module.logging_to(tmp_path / "run.log"):
+        logging.getLogger("metagradient.test").warning("[/red] methods=[cosine] \x1b[2J\ud800\nnext\tline")
+    assert r"warning: [/red] methods=[cosine] \x1b[2J\ud800" in screen.getvalue()
+    assert r"[/red] methods=[cosine] \x1b[2J\ud800" + "\nnext\tline\n" in (tmp_path / "run.log").read_text()

@@ -6,7 +6,7 @@ from collections import Counter
 import pytest
 from rich.console import Console
 
-from metagradient.reporting.table import format_column, print_end, print_table, tables
+from metagradient.reporting.table import format_column, print_end, print_lines, print_table, tables
 
 
 def test_a_column_shares_its_decimals() -> None:
@@ -70,3 +70,26 @@ def test_no_word_is_broken_at_80_columns() -> None:
 def test_a_table_that_fits_is_one() -> None:
     assert len(tables(["a", "b"], [("x y", 1)], 80)) == 1
     assert len(tables(["a", "b" * 90], [("x y", 1)], 80)) == 1  # nothing helps
+
+
+def test_markup_and_escape_sequences_are_shown_and_not_obeyed(capsys: pytest.CaptureFixture[str]) -> None:
+    words = [
+        "methods=[cosine]",
+        "[/red]",
+        "[bold]x[/bold]",
+        "\x1b]0;title\x07",
+        "\x9b2J",
+        "a\nb",
+        "\u202efdp",
+        "\ud800",
+        ":smile:",
+    ]
+    print_table(" ".join(words), words, [words])
+    print_end(" ".join(words), words)
+    print_lines(words)
+    out = capsys.readouterr().out
+    for shown in ("methods=[cosine]", "[/red]", "[bold]x[/bold]", ":smile:", "a\\nb"):
+        assert out.count(shown) == 6, shown  # titles and a heading, a cell, lines
+    for shown in (r"\x1b]0;title\x07", r"\x9b2J", r"\u202efdp", r"\ud800"):
+        assert out.count(shown) == 6, shown
+    assert not set("\x1b\x07\x9b\u202e") & set(out)

@@ -46,6 +46,8 @@ def test_attribution_in_one_call_is_the_method_on_the_run(tmp_path: Path) -> Non
     batches = routine.batches(data(), 0)
     run = TrainedRun.of(routine.learner(0, len(batches)), batches)
     assert torch.equal(found.values, method("none", damping=2.0)(run, queries))
+    whole = mg.attribute(net(), data(), queries, "none", training=mg.Training(epochs=3), aggregate=True, damping=2.0)
+    torch.testing.assert_close(whole.values[:, 0], found.values.mean(1))
     best, worst = found.top(1, 4)
     column = found.values[:, 1]
     assert column[best].tolist() == sorted(column.tolist(), reverse=True)[:4]

@@ -72,6 +72,24 @@ def test_a_damaged_file_is_seen(tmp_path: Path) -> None:
         load(tmp_path, learner(), mg.Batches(examples(), PLANS["batches"]))
 
 
+@pytest.mark.parametrize("file", ["run.json", "ends.safetensors"])
+@pytest.mark.parametrize("harm", ["flipped", "cut", "empty", "a folder", "a link"])
+def test_every_other_file_is_seen_as_well(tmp_path: Path, file: str, harm: str) -> None:
+    save(recorded("batches"), tmp_path, {"done": 3, "seconds": 1.5})
+    (path,) = tmp_path.rglob(file)
+    data = bytearray(path.read_bytes())
+    path.unlink()
+    if harm == "a folder":
+        path.mkdir()
+    elif harm == "a link":
+        path.symlink_to("nowhere")
+    else:
+        data[-9] ^= 1
+        path.write_bytes({"flipped": data, "cut": data[:-20], "empty": b""}[harm])
+    with pytest.raises(UserError, match="record it anew"):
+        load(tmp_path, learner(), mg.Batches(examples(), PLANS["batches"]))
+
+
 class _Killed(Exception):
     pass
 

@@ -20,6 +20,7 @@ from metagradient.cli.jobs import Placed, place, resumed, tell_of_jobs
 from metagradient.cli.presets import with_own_model, with_preset
 from metagradient.cli.values import check_values
 from metagradient.errors import UserError
+from metagradient.escapes import visible
 
 if TYPE_CHECKING:
     from omegaconf import DictConfig
@@ -98,7 +99,7 @@ def launch(name: str, argv: Sequence[str] | None = None) -> None:
         try:
             done = resumed(cfg, directory)
             if done is not None:
-                print(f"{program}: {directory} is finished already, nothing to do", file=sys.stderr)
+                _tell(f"{program}: {directory} is finished already, nothing to do")
                 return done.metrics.get("objective")
             return _run(name, cfg)
         except Exception as error:
@@ -109,7 +110,7 @@ def launch(name: str, argv: Sequence[str] | None = None) -> None:
                 raise
             if not sweep:  # out past Hydra, which would print a line of its own
                 _stop(status, program, message)
-        print(f"{program}: job {directory.name} failed: {message}", file=sys.stderr)
+        _tell(f"{program}: job {directory.name} failed: {message}")
         # Hydra keeps this error until the sweep ends; raised in here it would keep the job's tensors as well
         raise JobFailed(f"job {directory.name}: {message}")
 
@@ -121,7 +122,7 @@ def launch(name: str, argv: Sequence[str] | None = None) -> None:
             sys.path.append(os.getcwd())  # a user's own package, for model._target_ and the like
         arguments = with_preset(name, with_own_model(arguments))
         if {"-h", "--help"} & set(arguments):
-            print(help_text(name, first_line(experiments()[name]), arguments))
+            print(visible(help_text(name, first_line(experiments()[name]), arguments), keep="\n"))
             return
         check_values(name, arguments)
         placed = place(name, arguments)
@@ -155,7 +156,8 @@ def _compare(arguments: list[str]) -> None:
     from metagradient.cli.compare import compare
 
     try:
-        compare(arguments)
+        if not compare(arguments):
+            raise SystemExit(FAILED)
     except UserError as error:
         _stop(BAD_INPUT, "metagradient compare", str(error))
     except BrokenPipeError:
@@ -244,8 +246,12 @@ def _version() -> str:
         return "(not installed)"
 
 
+def _tell(line: str) -> None:
+    print(visible(line), file=sys.stderr)
+
+
 def _stop(status: int, program: str, message: str) -> NoReturn:
-    print(f"{program}: {message}", file=sys.stderr)
+    _tell(f"{program}: {message}")
     raise SystemExit(status)
 
 

@@ -1,16 +1,20 @@
 """`metagradient compare PATH...`: what runs differ in and what came of it, on the terminal, as CSV, as a page."""
 
 import argparse
+import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from metagradient.errors import UserError
+from metagradient.escapes import visible
 
 if TYPE_CHECKING:
     from metagradient.reporting.comparison.tables import Comparison
 
 SUMMARY = "Which of these runs is better, and is the difference more than chance?"
+
+STATUS = "Ends with status 0; 1 if a run could not be read, which is then named and left out; 2 for wrong arguments."
 
 
 class _Parser(argparse.ArgumentParser):
@@ -18,11 +22,11 @@ class _Parser(argparse.ArgumentParser):
         raise UserError(f"{message}; see metagradient compare --help")
 
 
-def compare(arguments: Sequence[str]) -> None:
-    """Run the command.
+def compare(arguments: Sequence[str]) -> bool:
+    """Run the command: whether every run was readable. One that was not is named with what is wrong, and left out.
 
     Raises:
-        UserError: a flag, a path, a metric or a baseline that does not exist.
+        UserError: a flag, a path, a metric or a baseline that does not exist; a file that cannot be written.
     """
     args = _parser().parse_args(list(arguments))
     from metagradient.reporting.comparison import page as compare_page
@@ -31,20 +35,29 @@ def compare(arguments: Sequence[str]) -> None:
 
     baseline = _settings(args.baseline)
     metrics = [name for name in args.metrics.split(",") if name]
-    made = comparing.compare(runs.find(args.paths), metrics, baseline)
+    found = runs.find(args.paths)
+    damaged = [run for run in found if run.damage]
+    made = comparing.compare([run for run in found if not run.damage], metrics, baseline)
     for each in made:
         _print(each)
-    if args.csv:
-        _write_csv(args.csv, made)
-    if args.html:
-        title = args.title or "Comparison: " + ", ".join(each.experiment for each in made)
-        args.html.parent.mkdir(parents=True, exist_ok=True)
-        args.html.write_text(compare_page.page(made, title), encoding="utf-8")
-        print(f"page: {args.html} ({args.html.stat().st_size / 2**20:.1f} MiB, loads nothing)")
+    for run in damaged:
+        print(visible(f"metagradient compare: left out {run.directory}: {run.damage}"), file=sys.stderr)
+    try:
+        if args.csv:
+            _write_csv(args.csv, made)
+        if args.html:
+            title = args.title or "Comparison: " + ", ".join(each.experiment for each in made)
+            args.html.parent.mkdir(parents=True, exist_ok=True)
+            text = compare_page.page(made, title, damaged)
+            args.html.write_bytes(text.encode("utf-8", errors="backslashreplace"))
+            print(visible(f"page: {args.html} ({args.html.stat().st_size / 2**20:.1f} MiB, loads nothing)"))
+    except OSError as error:
+        raise UserError(f"cannot write {error.filename}: {error.strerror}") from error
+    return not damaged
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = _Parser(prog="metagradient compare", description=SUMMARY)
+    parser = _Parser(prog="metagradient compare", description=SUMMARY, epilog=STATUS)
     parser.add_argument("paths", nargs="+", metavar="PATH", help="run directories, sweeps, or folders of them")
     parser.add_argument(
         "--baseline", nargs="+", default=[], metavar="KEY=VALUE", help="the row to test against (default: the first)"
@@ -93,31 +106,28 @@ def _print(made: "Comparison") -> None:
 
 
 def _write_csv(path: Path, comparisons: "Sequence[Comparison]") -> None:
-    import csv
     import statistics
 
-    path.parent.mkdir(parents=True, exist_ok=True)
+    from metagradient.files import write_csv
+
     keys = list(dict.fromkeys(key for made in comparisons for key in made.keys))
-    with path.open("w", newline="", encoding="utf-8") as file:
-        writer = csv.writer(file)
-        writer.writerow(["experiment", *keys, "metric", "runs", "mean", "sd", "difference", "p_holm", "test"])
-        for made in comparisons:
-            for row in made.rows:
-                for metric in made.metrics:
-                    values, test = row.values(metric), row.tests.get(metric)
-                    if values:
-                        sd = statistics.stdev(values) if len(values) > 1 else ""
-                        tested = (
-                            ["", "", ""]
-                            if test is None
-                            else [
-                                test.difference,
-                                "" if test.p is None else test.p,
-                                "paired t" if test.paired else "Welch t",
-                            ]
-                        )
-                        label = [row.label.get(key, "") for key in keys]
-                        writer.writerow(
-                            [made.experiment, *label, metric, len(values), statistics.fmean(values), sd, *tested]
-                        )
-    print(f"table: {path}")
+    lines: list[list[Any]] = []
+    for made in comparisons:
+        for row in made.rows:
+            for metric in made.metrics:
+                values, test = row.values(metric), row.tests.get(metric)
+                if values:
+                    sd = statistics.stdev(values) if len(values) > 1 else ""
+                    tested = (
+                        ["", "", ""]
+                        if test is None
+                        else [
+                            test.difference,
+                            "" if test.p is None else test.p,
+                            "paired t" if test.paired else "Welch t",
+                        ]
+                    )
+                    label = [row.label.get(key, "") for key in keys]
+                    lines.append([made.experiment, *label, metric, len(values), statistics.fmean(values), sd, *tested])
+    write_csv(path, ["experiment", *keys, "metric", "runs", "mean", "sd", "difference", "p_holm", "test"], lines)
+    print(visible(f"table: {path}"))

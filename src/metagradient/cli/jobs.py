@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from metagradient.cli.help import composer, parser
 from metagradient.errors import UserError
+from metagradient.escapes import visible
 
 if TYPE_CHECKING:
     from omegaconf import DictConfig
@@ -65,7 +66,7 @@ def place(name: str, arguments: Sequence[str]) -> Placed:
     elif resume in ("true", "True"):
         folder = (_newest_sweep(own.parent, overrides) if sweep else _newest_run(own.parent, job or {})) or own
         said = "going on in" if folder != own else "nothing unfinished with these settings, so a new run:"
-        print(f"resume: {said} {folder}", file=sys.stderr)
+        print(visible(f"resume: {said} {folder}"), file=sys.stderr)
     else:
         folder = Path(str(resume))
         if not folder.is_dir():
@@ -141,7 +142,11 @@ def _newest_run(folder: Path, settings: Mapping[str, Any]) -> Path | None:
 
     for directory in sorted(folder.glob("*/"), reverse=True):
         if (directory / "config.yaml").exists():
-            run = read(directory)
+            try:
+                run = read(directory)
+            except UserError as error:
+                print(visible(f"resume: passed over {directory}: {error}"), file=sys.stderr)
+                continue
             if run.status != "finished" and not differences(run.config, dict(settings)):
                 return directory
     return None
@@ -149,10 +154,14 @@ def _newest_run(folder: Path, settings: Mapping[str, Any]) -> Path | None:
 
 def _newest_sweep(folder: Path, overrides: Sequence[str]) -> Path | None:
     """The newest sweep that was started with these overrides, in this order: it numbers the jobs."""
-    from omegaconf import OmegaConf
+    from metagradient.reporting.runs.foreign import overrides_of
 
     for path in sorted(folder.glob("*/multirun.yaml"), reverse=True):
-        kept = OmegaConf.select(OmegaConf.load(path), "hydra.overrides.task") or []
+        try:
+            kept = overrides_of(path)
+        except UserError as error:
+            print(visible(f"resume: passed over {path.parent}: {error}"), file=sys.stderr)
+            continue
         if _comparable(kept) == _comparable(overrides):
             return path.parent
     return None
@@ -168,7 +177,10 @@ def _same_settings(directory: Path, settings: Mapping[str, Any]) -> "Run":
 
     if not (directory / "config.yaml").exists():
         raise UserError(f"{directory} has no config.yaml: it is no run directory, so there is nothing to resume")
-    run = read(directory)
+    try:
+        run = read(directory)
+    except UserError as error:
+        raise UserError(f"{error}; remove that file, or leave resume out") from error
     differ = differences(run.config, dict(settings))
     if differ:
         raise UserError(f"{directory} has other settings ({'; '.join(differ)}): give those, or leave resume out")

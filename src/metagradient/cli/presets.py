@@ -4,6 +4,7 @@ import sys
 from collections.abc import Sequence
 
 from metagradient.cli.help import composer, parser
+from metagradient.escapes import visible
 
 _NOTHING = ("experiment=null", "experiment=None", "experiment=")
 
@@ -52,9 +53,7 @@ def with_preset(name: str, arguments: Sequence[str]) -> list[str]:
         preset, own = choices.get("experiment"), choices.get("data")
     if preset is None or set(named.partition("=")[2].split(",")) == {own}:
         return plain
-    print(
-        f"{named}: without the preset {preset}, which is for data={own}; experiment=NAME chooses one",
-        file=sys.stderr,
-    )
+    said = f"{named}: without the preset {preset}, which is for data={own}; experiment=NAME chooses one"
+    print(visible(said), file=sys.stderr)
     place = plain.index(named) + 1
     return [*plain[:place], "~experiment", *plain[place:]]

@@ -15,6 +15,7 @@ import torch
 
 from metagradient.data.remote import reach
 from metagradient.data.splits import Table
+from metagradient.escapes import visible
 from metagradient.files import digest, replacing
 
 log = logging.getLogger(__name__)
@@ -117,6 +118,7 @@ def _pixels(column: Any, path: str, split: str) -> np.ndarray:
     """uint8 [n, C, H, W] of an Arrow column of encoded images: one channel if the first is grey, else RGB."""
     from PIL import Image
     from rich.console import Console
+    from rich.markup import escape
     from rich.progress import track
 
     def records() -> Iterator[bytes]:
@@ -129,7 +131,8 @@ def _pixels(column: Any, path: str, split: str) -> np.ndarray:
         size = first.size
     pixels = np.empty((len(column), len(mode), *size[::-1]), np.uint8)
     console = Console(stderr=True)
-    bar = track(records(), f"decoding {path} {split}", total=len(column), transient=True, console=console)
+    said = escape(visible(f"decoding {path} {split}"))
+    bar = track(records(), said, total=len(column), transient=True, console=console)
     for i, record in enumerate(bar):
         with Image.open(io.BytesIO(record)) as picture:
             if picture.size != size:

@@ -7,9 +7,13 @@ import pickle
 from pathlib import Path
 
 import torch
-from safetensors.torch import load_file
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
 from torch import Tensor, nn
 
+from metagradient.files import digest, named_tensors, replacing
+
+_SUM = "metagradient.sha256"  # in the header of a file of ours
 _FOLDER = ("model.safetensors", "artifacts/model.safetensors", "model.safetensors.index.json", "pytorch_model.bin")
 
 
@@ -37,7 +41,7 @@ def read_weights(path: str | Path) -> dict[str, Tensor]:
         return {name: x for shard in shards for name, x in read_weights(path.parent / shard).items()}
     try:
         if path.suffix == ".safetensors":
-            return load_file(path)
+            return _tensors(path)
         held = torch.load(path, map_location="cpu", weights_only=True)
     except (OSError, ValueError, RuntimeError, EOFError, pickle.UnpicklingError) as error:
         raise ValueError(
@@ -45,11 +49,30 @@ def read_weights(path: str | Path) -> dict[str, Tensor]:
             "that holds tensors alone"
         ) from error
     except Exception as error:  # safetensors has an error class of its own
-        raise ValueError(f"checkpoint={path} cannot be read ({error}): it may be cut short") from error
+        raise ValueError(f"checkpoint={path} cannot be read ({error}): it is damaged, or cut short") from error
     held = held.get("state_dict", held) if isinstance(held, dict) else held
     if not isinstance(held, dict) or not all(isinstance(x, Tensor) for x in held.values()):
         raise ValueError(f"checkpoint={path} holds no weights by name: save model.state_dict()")
     return held
+
+
+def save_weights(tensors: dict[str, Tensor], path: Path) -> None:
+    """Write contiguous tensors as a whole, with a checksum that `read_weights` looks at."""
+    with replacing(path) as draft:
+        save_file(tensors, draft, metadata={_SUM: _digest(tensors)})
+
+
+def _tensors(path: Path) -> dict[str, Tensor]:
+    with safe_open(path, framework="pt") as file:
+        held = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+        told = (file.metadata() or {}).get(_SUM)
+    if told not in (None, _digest(held)):
+        raise SafetensorError("its checksum is wrong")
+    return held
+
+
+def _digest(tensors: dict[str, Tensor]) -> str:
+    return digest(*named_tensors(sorted(tensors.items())))
 
 
 def load_weights(module: nn.Module, path: str | Path) -> None:

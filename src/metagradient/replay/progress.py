@@ -7,13 +7,15 @@ from typing import Self
 
 from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
 
+from metagradient.escapes import visible
+
 
 class ReplayBar:
     """`bar(description, done, total)` draws `total - done` steps to go, full at first and empty at the end."""
 
     def __init__(self, enabled: bool = True) -> None:
         self._bars = Progress(
-            TextColumn("{task.description}"),
+            TextColumn("{task.description}", markup=False),
             BarColumn(),
             TextColumn("step {task.fields[left]} of {task.total}"),
             TimeRemainingColumn(),
@@ -33,5 +35,5 @@ class ReplayBar:
 
     def __call__(self, description: str, done: int, total: int) -> None:
         if description not in self._tasks:
-            self._tasks[description] = self._bars.add_task(description, total=total, left=total)
+            self._tasks[description] = self._bars.add_task(visible(description), total=total, left=total)
         self._bars.update(self._tasks[description], completed=done, left=total - done)

@@ -13,6 +13,7 @@ from rich.progress_bar import ProgressBar
 from rich.table import Column
 from rich.text import Text
 
+from metagradient.escapes import visible
 from metagradient.reporting.estimate import Estimate, Stage
 from metagradient.reporting.terminal import FILE_ONLY, console
 
@@ -42,7 +43,7 @@ class Progress:
         self._last_line = monotonic()
         self._bars: list[Bar] = []
         self._live = rich_progress.Progress(
-            rich_progress.TextColumn("{task.description}"),
+            rich_progress.TextColumn("{task.description}", markup=False),
             _BarColumn(),
             _CountColumn(table_column=Column(no_wrap=True)),
             console=console(),
@@ -172,7 +173,9 @@ class Bar:
         self._progress = progress
         self._begun = self._moved = self._drawn = monotonic()
         self._patience = patience
-        self._task = progress._live.add_task("  " * depth + description, total=total, visible=patience == 0, bar=self)
+        self._task = progress._live.add_task(
+            "  " * depth + visible(description), total=total, visible=patience == 0, bar=self
+        )
 
     def advance(self, steps: int = 1) -> None:
         """`steps` more are done."""

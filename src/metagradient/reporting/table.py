@@ -11,6 +11,8 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from metagradient.escapes import visible
+
 Row = Sequence[Any]
 
 
@@ -20,31 +22,37 @@ def print_table(title: str, columns: Sequence[str], rows: Sequence[Row]) -> None
     What is too wide for the terminal is folded between words, then printed in blocks of columns below each other, each
     of which begins with the first column.
     """
-    out = Console(width=None if sys.stdout.isatty() else 200)  # a pipe has no width to fold tables to
-    out.print(Text(title, style="bold"), soft_wrap=True)
+    out = _stdout()
+    out.print(Text(visible(title), style="bold"), soft_wrap=True)
     for block in tables(columns, rows, out.width):
         out.print(block)
 
 
 def print_end(title: str, lines: Sequence[str]) -> None:
     """Print a run's title on stdout, and what is to be said last, a line each."""
-    out = Console(width=None if sys.stdout.isatty() else 200)
-    out.print(Text(title, style="bold"), soft_wrap=True)
+    out = _stdout()
+    out.print(Text(visible(title), style="bold"), soft_wrap=True)
     for line in lines:
-        out.print(Text(line), soft_wrap=True)
+        out.print(Text(visible(line)), soft_wrap=True)
 
 
 def print_lines(lines: Sequence[str]) -> None:
     """Print lines of text on stdout, unfolded."""
-    out = Console(width=None if sys.stdout.isatty() else 200)
+    out = _stdout()
     for line in lines:
-        out.print(Text(line, style="dim"), soft_wrap=True)
+        out.print(Text(visible(line), style="dim"), soft_wrap=True)
+
+
+def _stdout() -> Console:
+    return Console(width=None if sys.stdout.isatty() else 200)  # a pipe has no width to fold tables to
 
 
 def tables(columns: Sequence[str], rows: Sequence[Row], width: int) -> list[Table]:
     """The rich tables of `print_table` on `width` characters."""
     _check(columns, rows)
-    cells = [[name, *format_column([row[i] for row in rows])] for i, name in enumerate(columns)]
+    cells = [
+        [visible(text) for text in (name, *format_column([row[i] for row in rows]))] for i, name in enumerate(columns)
+    ]
     least = [max((cell_len(word) for cell in column for word in cell.split()), default=1) for column in cells]
     numeric = [any(_is_number(row[i]) for row in rows) for i in range(len(columns))]
     made = []
@@ -53,7 +61,7 @@ def tables(columns: Sequence[str], rows: Sequence[Row], width: int) -> list[Tabl
         widths = _widths([max(map(cell_len, cells[i])) for i in block], [least[i] for i in block], width)
         for i, characters in zip(block, widths, strict=True):
             justify: Literal["left", "right"] = "right" if numeric[i] else "left"
-            table.add_column(Text(columns[i]), justify=justify, width=characters)
+            table.add_column(Text(cells[i][0]), justify=justify, width=characters)
         for row in zip(*(cells[i][1:] for i in block), strict=True):
             table.add_row(*map(Text, row))
         made.append(table)

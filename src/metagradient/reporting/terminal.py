@@ -9,6 +9,8 @@ from pathlib import Path
 from rich.console import Console
 from rich.text import Text
 
+from metagradient.escapes import visible
+
 FILE_ONLY = {"file_only": True}
 """Pass as `extra=` to a logging call whose message belongs in run.log but not on a terminal."""
 
@@ -31,7 +33,7 @@ def logging_to(path: Path) -> Iterator[None]:
     root = logging.getLogger()
     level = root.level
     to_file = logging.FileHandler(path, encoding="utf-8")
-    to_file.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s"))
+    to_file.setFormatter(_Visible("%(asctime)s %(levelname)s %(name)s: %(message)s"))
     handlers: list[logging.Handler] = [to_file, _TerminalHandler()]
     for handler in handlers:
         root.addHandler(handler)
@@ -48,6 +50,13 @@ def logging_to(path: Path) -> Iterator[None]:
             handler.close()
 
 
+class _Visible(logging.Formatter):
+    """A log is read on a terminal as well."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        return visible(super().format(record), keep="\n\t")
+
+
 class _TerminalHandler(logging.Handler):
     """Prints the first line of each message through the shared console, so that bars stay below it."""
 
@@ -56,7 +65,7 @@ class _TerminalHandler(logging.Handler):
         return not getattr(record, "file_only", False) and (ours or record.levelno >= logging.WARNING)
 
     def emit(self, record: logging.LogRecord) -> None:
-        first_line = record.getMessage().partition("\n")[0]
+        first_line = visible(record.getMessage().partition("\n")[0])
         prefix = f"{record.levelname.lower()}: " if record.levelno >= logging.WARNING else ""
         try:
             console().print(Text(prefix + first_line, style=_STYLES.get(record.levelno, "")), soft_wrap=True)

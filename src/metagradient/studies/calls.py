@@ -15,6 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from metagradient import streams
 from metagradient.attribution import TrainedRun, method
 from metagradient.descent import DescentProblem, Selection, WeightSelection
 from metagradient.descent.selection import CountSelection
@@ -104,6 +105,7 @@ def attribute(
     *,
     training: Training | None = None,
     trained: bool = False,
+    aggregate: bool = False,
     **settings: Any,
 ) -> Scores:
     """Which training examples matter to these queries, and in which direction?
@@ -115,7 +117,8 @@ def attribute(
         method_name: as on the command line: `exact`, `dropout:2048`, `gradient_dot`, ...
         training: how the model is trained.
         trained: the model is trained already, and asked as it is.
-        **settings: of the method: damping=, curvature=, ... (see `MethodSettings`).
+        aggregate: one score for each training example, for the mean loss of all queries: values [n_train, 1].
+        **settings: of the method: damping=, curvature=, store=, ... (see `MethodSettings`).
 
     Raises:
         UserError: no such method or setting, data that do not fit the model.
@@ -131,7 +134,10 @@ def attribute(
             run = TrainedRun(learner=learner, batches=batches, state=initial_state(learner), routine=routine)
         else:
             run = replace(TrainedRun.of(learner, batches, progress.callback()), routine=routine)
-        values = chosen(run, examples_of(queries), progress=progress.callback())
+        asked, told = examples_of(queries), progress.callback()
+        values = (
+            chosen.aggregate(run, asked, progress=told)[:, None] if aggregate else chosen(run, asked, progress=told)
+        )
     return Scores(values, method_name, copy.deepcopy(learner).adopt(run.state).eval())
 
 
@@ -168,7 +174,7 @@ def select(
     held = round(held_out * n)
     if not 0 < held < n:
         raise UserError(f"held_out={held_out} of {n} validation rows leaves nothing to choose by, or to steer by")
-    order = torch.randperm(n, generator=generator(how.seed))
+    order = torch.randperm(n, generator=generator(how.seed, streams.Selection.HELD_OUT))
     chooses, steers = take(trusted, order[:held]), take(trusted, order[held:])
     with Progress() as progress:
         problem = DescentProblem(
@@ -179,7 +185,7 @@ def select(
             fit=lambda learner, batches, z, objective: metagradient(
                 learner, batches, z, objective, memory=memory, progress=progress.callback()
             ),
-            seed=fold_in(how.seed, 1),
+            seed=fold_in(how.seed, streams.Selection.DESCENT),
         )
         chosen = WeightSelection() if descent is None else descent
         return chosen.run(problem, progress=progress.callback("descent"))

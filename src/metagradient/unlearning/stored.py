@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import shutil
 from collections.abc import Mapping
 from pathlib import Path
@@ -14,7 +13,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from metagradient.errors import UserError
-from metagradient.files import checksum, digest_of, named_tensors, write_text
+from metagradient.files import checksum, digest, digest_of, named_tensors, read_sealed, write_sealed
 from metagradient.learners.learner import Learner
 from metagradient.replay.storage import DiskStorage, MemoryStorage, Storage
 from metagradient.training.batches import Batches, Fields
@@ -24,7 +23,7 @@ from metagradient.training.state import TrainState
 from metagradient.unlearning.history import History
 from metagradient.unlearning.run import RecordedRun
 
-_FILE, _ENDS, _FORMAT = "run.json", "ends.safetensors", 1
+_FILE, _ENDS, _FORMAT = "run.json", "ends.safetensors", 2
 
 
 def save(run: RecordedRun, folder: str | Path, notes: Mapping[str, Any] | None = None, **tensors: Tensor) -> None:
@@ -40,16 +39,18 @@ def save(run: RecordedRun, folder: str | Path, notes: Mapping[str, Any] | None =
     ends = {f"initial.{i}": x for i, x in enumerate(run.initial.tensors())}
     ends |= {f"final.{i}": x for i, x in enumerate(run.final.tensors())}
     ends |= {"present": run.present, **{f"extra.{name}": x for name, x in tensors.items()}}
-    save_file({name: x.detach().cpu().contiguous().clone() for name, x in ends.items()}, place / _ENDS)
+    ends = {name: x.detach().cpu().contiguous().clone() for name, x in ends.items()}
+    save_file(ends, place / _ENDS)
     page = {
         "format": _FORMAT,
         "generation": generation,
         "window": history.window,
+        "ends": digest(*named_tensors(sorted(ends.items()))),
         "dtype": str(history.dtype).removeprefix("torch."),
         "made_by": made_by(run.learner, run.batches, run.initial),
         "notes": dict(notes or {}),
     }
-    write_text(folder / _FILE, json.dumps(page, indent=1) + "\n")
+    write_sealed(folder / _FILE, page)
     for old in folder.glob("generation-*"):
         if old != place:
             shutil.rmtree(old, ignore_errors=True)
@@ -82,11 +83,13 @@ def load(
     """
     folder = Path(folder)
     try:
-        page = json.loads((folder / _FILE).read_text(encoding="utf-8"))
+        page = read_sealed(folder / _FILE)
         place = folder / f"generation-{page['generation']}"
         ends = load_file(place / _ENDS)
         format_, kept = page["format"], page["made_by"]
-    except (OSError, ValueError, KeyError, SafetensorError) as error:
+        if page.get("ends") != digest(*named_tensors(sorted(ends.items()))):
+            raise ValueError(f"the checksum of {_ENDS} is wrong")
+    except (OSError, ValueError, KeyError, TypeError, SafetensorError) as error:
         raise UserError(
             f"the run stored in {folder} cannot be read ({error}): record it anew in another run_folder"
         ) from error

@@ -15,7 +15,7 @@ def _job(folder: Path, number: int, overrides: list[str], **results: float | str
     status = results.pop("status", "finished")
     place = folder / str(number) / ".hydra"
     place.mkdir(parents=True)
-    OmegaConf.save(OmegaConf.create(overrides), place / "overrides.yaml")
+    OmegaConf.save(OmegaConf.create({"hydra": {"overrides": {"task": overrides}}}), place / "hydra.yaml")
     metrics = {f"result/{key}": value for key, value in results.items()} | {"status": status}
     (folder / str(number) / "metrics.json").write_text(json.dumps(metrics))
 

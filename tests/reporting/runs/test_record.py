@@ -258,3 +258,23 @@ def test_the_identity_follows_from_the_circumstances(
 ) -> None:
     identity = RunContext(Path("outputs/x"), "selection", **context).identity("selection", {}, seed=0)
     assert (identity.group, identity.job_type, identity.name, identity.tags) == (group, "selection", name, tags)
+
+
+def test_curves_go_on_only_from_what_is_whole(tmp_path: Path) -> None:
+    """Half of a run's columns are known to its first part alone."""
+    settings = {"seed": 0, "logger": DISABLED, "resume": str(tmp_path)}
+    record = Record.open(settings, "selection", tmp_path)
+    record.__enter__()
+    record.curve(0, {"objective": 0.1, "said": "=1+1"})
+    record.__exit__(KeyboardInterrupt, KeyboardInterrupt(), None)
+    kept = (tmp_path / ".curves.json").read_text()
+    for damaged in (kept.replace("0.1", "0.2"), kept[:-5], ""):
+        (tmp_path / ".curves.json").write_text(damaged)
+        with pytest.raises(UserError, match=r"\.curves\.json is damaged .*: remove it"):
+            Record.open(settings, "selection", tmp_path).__enter__()
+        assert metrics_of(record)["status"] == "interrupted"  # nothing was touched
+    (tmp_path / ".curves.json").write_text(kept)
+    with Record.open(settings, "selection", tmp_path) as record:
+        record.curve(0, {"accuracy": 0.5})
+    assert (tmp_path / "curves.csv").read_text().split() == ["step,objective,said,accuracy", "0,0.1,'=1+1,0.5"]
+    assert not (tmp_path / ".curves.json").exists()  # a finished run needs none

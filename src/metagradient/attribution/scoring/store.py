@@ -6,6 +6,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from metagradient.attribution.scoring.blocks import BlockFile
@@ -41,21 +42,52 @@ class ScoreFile(BlockFile):
 
 
 def read_scores(path: str | Path) -> Tensor:
-    """A score matrix from anywhere: `.npy`, or the only tensor (or the one named scores) of a safetensors file."""
-    path = Path(path)
-    if not path.exists():
-        raise FileNotFoundError(2, "no such file", str(path))
-    if path.suffix == ".npy":
-        found = torch.from_numpy(np.load(path, allow_pickle=False))
-    elif path.suffix == ".safetensors":
-        from safetensors.torch import load_file
+    """Finite scores [n_train, n_query] in float32 from anywhere: `.npy`, or the only tensor (or the one named scores) of a
+    safetensors file. Nothing in it is executed, and nothing larger than the file is made.
 
-        tensors = load_file(path)
-        if _NAME not in tensors and len(tensors) != 1:
-            raise UserError(f"{path} holds {', '.join(tensors)}; a score file holds one tensor, or one named {_NAME}")
-        found = tensors.get(_NAME, next(iter(tensors.values())))
-    else:
+    Raises:
+        FileNotFoundError: no such file.
+        UserError: no file, or not of scores; the message says what it is.
+    """
+    path = Path(path)
+    if path.suffix not in (".npy", ".safetensors"):
         raise UserError(f"scores are read from .npy or .safetensors files, not {path.name}")
-    if found.dim() != 2:
+    if path.exists() and not path.is_file():
+        raise UserError(f"{path} is a folder or a pipe, not a file of scores")
+    try:
+        found = _array(path) if path.suffix == ".npy" else _tensor(path)
+    except FileNotFoundError:
+        says = "a link that leads nowhere" if path.is_symlink() else "no such file"
+        raise FileNotFoundError(2, says, str(path)) from None
+    except (OSError, ValueError, TypeError, EOFError, OverflowError, MemoryError, SafetensorError) as error:
+        if isinstance(error, UserError):
+            raise
+        raise UserError(f"{path} cannot be read as scores ({' '.join(str(error).split())})") from error
+    if found.dim() != 2 or not found.numel():
         raise UserError(f"{path} holds {list(found.shape)}; scores are [n_train, n_query]")
-    return found.float()
+    if found.is_complex() or found.dtype == torch.bool:
+        raise UserError(f"{path} holds {str(found.dtype).removeprefix('torch.')} values; scores are real numbers")
+    scores = found.float()
+    if not bool(scores.isfinite().all()):
+        raise UserError(
+            f"{path}: {int((~scores.isfinite()).sum())} of the {scores.numel()} scores are not finite in float32"
+        )
+    return scores
+
+
+def _array(path: Path) -> Tensor:
+    """The array of a .npy file, which is mapped: a header that asks for more than the file holds is refused."""
+    array = np.load(path, mmap_mode="r", allow_pickle=False)
+    if not isinstance(array, np.ndarray) or array.dtype.kind not in "fiu":
+        what = f"{array.dtype} values" if isinstance(array, np.ndarray) else "an archive"
+        raise UserError(f"{path} holds {what}; scores are real numbers")
+    return torch.from_numpy(array.astype(np.float64 if array.dtype.itemsize > 4 else np.float32))
+
+
+def _tensor(path: Path) -> Tensor:
+    with safe_open(path, framework="pt") as file:
+        names = list(file.keys())
+        if _NAME not in names and len(names) != 1:
+            there = ", ".join(names[:10]) or "nothing"
+            raise UserError(f"{path} holds {there}; a score file holds one tensor, or one named {_NAME}")
+        return file.get_tensor(_NAME if _NAME in names else names[0])

@@ -8,9 +8,11 @@ from typing import Any
 import numpy as np
 from hydra.experimental.callback import Callback
 from matplotlib.figure import Figure
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig
 
 from metagradient.reporting.figures.style import COLOURS, MARKERS, styled
+from metagradient.reporting.runs.reading import read
+from metagradient.reporting.table import print_lines
 
 Curve = Sequence[tuple[float, float]]
 NAMES = {"period": "fixed period", "target": "adaptive"}
@@ -50,13 +52,12 @@ class SweepFrontier(Callback):
         folder = Path(config.hydra.sweep.dir)
         panels: dict[str, dict[str, list[Curve]]] = {}
         for file in sorted(folder.glob("*/artifacts/frontier.csv"), key=lambda f: (len(str(f)), f)):  # 2 before 10
-            choices = OmegaConf.load(file.parents[1] / ".hydra" / "hydra.yaml").hydra.runtime.choices
-            panel = panels.setdefault(str(choices.experiment), {})
+            panel = panels.setdefault(str(read(file.parents[1]).choices.get("experiment")), {})
             for rule, curve in _curves(file).items():
                 panel.setdefault(NAMES[rule], []).append(curve)
         if panels:
             frontier(panels).savefig(folder / "frontier.png")
-            print(f"frontier: {folder / 'frontier.png'}")
+            print_lines([f"frontier: {folder / 'frontier.png'}"])
 
 
 def _curves(file: Path) -> Mapping[str, Curve]:

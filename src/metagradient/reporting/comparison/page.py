@@ -7,16 +7,20 @@ anybody: the template escapes all of it, and the page's policy lets no script ru
 from __future__ import annotations
 
 import base64
-import secrets
+import hashlib
 import statistics
 from collections.abc import Sequence
 from functools import cache
+from pathlib import Path
 from typing import Any
 
 from jinja2 import Environment, PackageLoader, StrictUndefined, Template
 
+from metagradient.errors import UserError
 from metagradient.intervals import deviation
 from metagradient.reporting.comparison.tables import COSTS, Comparison, Row, results
+from metagradient.reporting.runs.foreign import content
+from metagradient.reporting.runs.reading import Run
 from metagradient.reporting.table import format_column
 
 NOTE = (
@@ -24,13 +28,15 @@ NOTE = (
     "* p < .05, ** p < .01, *** p < .001; two-sided t-test, paired where the seeds are the same, else Welch's; "
     "corrected (Holm) over the rows of a column."
 )
+_LARGEST_PICTURE = 2**23  # bytes
 _WIDTH, _HEIGHT, _LEFT, _BOTTOM = 640, 276, 64, 44  # of the plot of quality against cost
 
 
-def page(comparisons: Sequence[Comparison], title: str) -> str:
-    """The page as text."""
+def page(comparisons: Sequence[Comparison], title: str, damaged: Sequence[Run] = ()) -> str:
+    """The page as text; runs that could not be read are named in it."""
     sections = [_section(comparison) for comparison in comparisons]
-    return _template().render(sections=sections, title=title, note=NOTE, nonce=secrets.token_urlsafe(16))
+    left_out = [(str(run.directory), run.damage) for run in damaged]
+    return _template().render(sections=sections, title=title, note=NOTE, left_out=left_out)
 
 
 @cache
@@ -38,6 +44,7 @@ def _template() -> Template:
     environment = Environment(
         loader=PackageLoader("metagradient.reporting", "comparison"), autoescape=True, undefined=StrictUndefined
     )
+    environment.filters["sha256"] = lambda text: base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()
     return environment.get_template("page.html.jinja")
 
 
@@ -167,10 +174,18 @@ def _figures(comparison: Comparison) -> list[dict[str, Any]]:
     shown: dict[str, list[dict[str, str]]] = {}
     for row in comparison.rows:
         for path in sorted((row.runs[0].directory / "figures").glob("*.png")):
-            data = base64.b64encode(path.read_bytes()).decode()
             caption = f"{row.title}, seed {row.runs[0].seed}"
-            shown.setdefault(path.stem, []).append({"caption": caption, "data": data})
+            shown.setdefault(path.stem, []).append({"caption": caption, "data": _picture(path)})
     return [{"name": stem.replace("_", " "), "pictures": pictures} for stem, pictures in shown.items()]
+
+
+def _picture(path: Path) -> str:
+    """A PNG file in base64; "" where it is none, so that no other file of the reader's gets into a page by a link."""
+    try:
+        data = content(path, _LARGEST_PICTURE)
+    except (UserError, FileNotFoundError):
+        return ""
+    return base64.b64encode(data).decode() if data.startswith(b"\x89PNG\r\n\x1a\n") else ""
 
 
 def _every_run(comparison: Comparison, metrics: Sequence[str]) -> list[dict[str, Any]]:

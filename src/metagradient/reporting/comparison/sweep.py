@@ -1,6 +1,5 @@
 """The runs of a sweep side by side: one table and one figure, made when the last of them is done."""
 
-import json
 import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -9,11 +8,13 @@ from statistics import fmean
 from typing import Any
 
 from hydra.experimental.callback import Callback
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig
 
+from metagradient.errors import UserError
 from metagradient.files import write_csv
 from metagradient.intervals import half_width
-from metagradient.reporting.table import print_table
+from metagradient.reporting.runs.foreign import metrics_of, overrides_of
+from metagradient.reporting.table import print_lines, print_table
 
 log = logging.getLogger(__name__)
 
@@ -62,17 +63,20 @@ class SweepComparison(Callback):
             from metagradient.reporting.figures.distances import error_against_speed
 
             error_against_speed(points).savefig(folder / "comparison.png")
-        print(f"comparison: {folder / 'comparison.csv'}, {folder / 'comparison.png'}")
+        print_lines([f"comparison: {folder / 'comparison.csv'}, {folder / 'comparison.png'}"])
 
 
 def read_sweep(folder: Path, results: Sequence[str]) -> list[Line]:
     """The finished runs below a sweep's folder, grouped by what they were asked beside the seed."""
     runs: list[tuple[list[str], dict[str, Any]]] = []
     for file in sorted(folder.glob("*/metrics.json"), key=lambda f: (len(f.parent.name), f.parent.name)):
-        overrides = OmegaConf.load(file.parent / ".hydra" / "overrides.yaml")
-        metrics = json.loads(file.read_text(encoding="utf-8"))
+        try:
+            overrides, metrics = overrides_of(file.parent / ".hydra" / "hydra.yaml"), metrics_of(file)
+        except UserError as error:
+            log.warning("left out: %s", error)
+            continue
         if metrics.get("status") == "finished":
-            runs.append(([str(o) for o in overrides if not str(o).startswith("seed=")], metrics))
+            runs.append(([o for o in overrides if not o.startswith("seed=")], metrics))
     shared = set.intersection(*(set(asked) for asked, _ in runs)) if len({tuple(a) for a, _ in runs}) > 1 else set()
     groups: dict[str, list[dict[str, Any]]] = {}
     for asked, metrics in runs:

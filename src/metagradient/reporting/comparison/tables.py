@@ -239,11 +239,10 @@ def t_test(base: Mapping[Any, float], values: Mapping[Any, float]) -> Test:
     if min(len(base), len(values)) < 2:
         return Test(difference, None, paired=False)
     parts = [statistics.variance(x.values()) / len(x) for x in (base, values)]
-    se = math.sqrt(sum(parts))
-    freedom = (
-        sum(parts) ** 2 / sum(v**2 / (len(x) - 1) for v, x in zip(parts, (base, values), strict=True)) if se else 0
-    )
-    return Test(difference, _p(difference, se, freedom), paired=False)
+    total = sum(parts)
+    shares = [part / total for part in parts] if total else []  # their squares neither vanish nor overflow
+    freedom = 1 / sum(v**2 / (len(x) - 1) for v, x in zip(shares, (base, values), strict=True)) if shares else 0
+    return Test(difference, _p(difference, math.sqrt(total), freedom), paired=False)
 
 
 def _p(difference: float, se: float, freedom: float) -> float | None:

@@ -11,6 +11,7 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.types import RunMode
 from omegaconf import OmegaConf
 
+from metagradient.reporting.runs.foreign import overrides_of
 from metagradient.reporting.runs.tracking import Identity
 
 _TAGGED = ("data", "model", "method")  # the config groups whose choice becomes a tag
@@ -83,10 +84,7 @@ def identify(experiment: str, directory: Any = None) -> RunContext:
 
 def _common(kept: Path) -> set[str]:
     """The keys that a sweep was given one value for; those of a grid or a sweeper are not among them."""
-    if not kept.exists():
-        return set()
-    given = OmegaConf.select(OmegaConf.load(kept), "hydra.overrides.task") or ()
-    parsed = OverridesParser.create().parse_overrides(list(map(str, given)))
+    parsed = OverridesParser.create().parse_overrides(list(overrides_of(kept)))
     return {str(o.input_line).partition("=")[0] for o in parsed if not o.is_sweep_override()}
 
 

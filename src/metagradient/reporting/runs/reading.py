@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-import json
+import os
 import re
 from collections.abc import Iterable, Iterator, Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from metagradient.errors import UserError
+from metagradient.reporting.runs.foreign import LARGEST, MOST, metrics_of, opened, overrides_of, part, settings_of
 
 Config = dict[str, Any]
 """A configuration as one flat mapping from dotted keys to values."""
@@ -19,7 +19,7 @@ Config = dict[str, Any]
 INCIDENTAL = ("logger", "resume", "hydra")
 """Settings that say where a run is told of and how it was started, not what it computes."""
 
-_Loader: Any = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
+_LONGEST = 1000  # characters of an error
 
 
 @dataclass(frozen=True)
@@ -30,6 +30,7 @@ class Run:
         config: the resolved settings, flat, without the incidental ones.
         choices: the option chosen in each config group.
         overrides: the keys that were set on the command line.
+        damage: why the directory cannot be read, in one line; empty where it can.
         metrics: metrics.json; {} while there is none.
     """
 
@@ -39,11 +40,12 @@ class Run:
     metrics: dict[str, Any] = field(default_factory=dict)
     choices: Mapping[str, str] = field(default_factory=dict)
     overrides: tuple[str, ...] = ()
+    damage: str = ""
 
     @property
     def status(self) -> str:
-        """finished | failed | interrupted | unfinished: one that was killed or is still running."""
-        return str(self.metrics.get("status", "unfinished"))
+        """finished | failed | interrupted | unreadable | unfinished: one that was killed or is still running."""
+        return "unreadable" if self.damage else str(self.metrics.get("status", "unfinished"))
 
     @property
     def seed(self) -> Any:
@@ -52,7 +54,9 @@ class Run:
     @property
     def why(self) -> str:
         """The error of a run without results, in one line; empty for a finished run."""
-        return "" if self.status == "finished" else str(self.metrics.get("error") or _last_error(self.directory))
+        if self.status == "finished":
+            return ""
+        return self.damage or str(self.metrics.get("error") or _last_error(self.directory))
 
     @property
     def title(self) -> str:
@@ -62,6 +66,8 @@ class Run:
 
 def find(paths: Iterable[str | Path]) -> list[Run]:
     """The runs at `paths`, each a run directory or a folder (of a sweep, of many runs), in the order of their names.
+
+    One that cannot be read is among them: its `damage` says why, and it has neither settings nor results.
 
     Raises:
         UserError: a path does not exist, or holds no run.
@@ -75,29 +81,40 @@ def find(paths: Iterable[str | Path]) -> list[Run]:
         directories = sorted(_run_directories(path), key=_natural)
         if not directories:
             raise UserError(f"no run in {path}: a run directory has a config.yaml, and metrics.json once it has ended")
-        found |= {directory.resolve(): read(directory) for directory in directories}
+        found |= {directory.resolve(): _read_or_damaged(directory) for directory in directories}
     return list(found.values())
 
 
+def _read_or_damaged(directory: Path) -> Run:
+    try:
+        return read(directory)
+    except UserError as error:
+        return Run(directory, directory.absolute().parent.name, {}, damage=str(error))
+
+
 def read(directory: Path) -> Run:
-    """The run in a directory that has a config.yaml."""
-    hydra = _yaml(directory / ".hydra" / "hydra.yaml").get("hydra", {})
-    metrics: dict[str, Any] = {}
-    if (directory / "metrics.json").exists():
-        try:
-            metrics = json.loads((directory / "metrics.json").read_text(encoding="utf-8"))
-        except ValueError as error:
-            raise UserError(
-                f"{directory / 'metrics.json'} cannot be read ({error}): remove that run directory"
-            ) from error
-    choices = hydra.get("runtime", {}).get("choices", {})
+    """The run in a directory that has a config.yaml, of whoever made it; nothing that it holds is executed.
+
+    Raises:
+        UserError: one of its files is damaged, or not what a run leaves.
+    """
+    file = directory / ".hydra" / "hydra.yaml"
+    kept = settings_of(file)
+    hydra = part(file, kept, "hydra")
+    metrics = metrics_of(directory / "metrics.json")
+    config = settings(settings_of(directory / "config.yaml"))
+    if len(config) > MOST:
+        raise UserError(f"{directory / 'config.yaml'} holds {len(config)} settings, far more than a run has")
+    if isinstance(config.get("seed"), list | dict):
+        raise UserError(f"{directory / 'config.yaml'}: seed must be one value, not several")
+    choices, job = part(file, hydra, "runtime", "choices"), part(file, hydra, "job")
     return Run(
         directory,
-        str(metrics.get("experiment") or hydra.get("job", {}).get("config_name") or directory.absolute().parent.name),
-        settings(_yaml(directory / "config.yaml")),
+        str(metrics.get("experiment") or job.get("config_name") or directory.absolute().parent.name),
+        config,
         metrics,
         {group: str(option) for group, option in choices.items() if not group.startswith("hydra")},
-        tuple(map(str, hydra.get("overrides", {}).get("task", ()))),
+        overrides_of(file, kept),
     )
 
 
@@ -117,27 +134,32 @@ def _show(config: Config, key: str) -> str:
 
 
 def _run_directories(folder: Path) -> Iterator[Path]:
-    """`folder` if it is a run's, else those below it; what lies inside a run is not searched."""
-    if (folder / "config.yaml").exists():
-        yield folder
-        return
-    for child in folder.iterdir():
-        if child.is_dir() and not child.name.startswith(".") and child.name != "wandb":
-            yield from _run_directories(child)
+    """`folder` if it is a run's, else those below it; what lies inside a run is not searched.
+
+    A folder that cannot be looked into may be a run's.
+    """
+    todo, seen = [folder], set[tuple[int, int]]()
+    while todo:
+        place = todo.pop()
+        with suppress(OSError):
+            about = place.stat()
+            if (about.st_dev, about.st_ino) in seen:  # a link led back here
+                continue
+            seen.add((about.st_dev, about.st_ino))
+        if os.path.lexists(place / "config.yaml"):
+            yield place
+            continue
+        try:
+            children = list(place.iterdir())
+        except OSError:
+            yield place
+            continue
+        todo += [c for c in children if os.path.isdir(c) and not c.name.startswith(".") and c.name != "wandb"]
 
 
 def _natural(path: Path) -> list[Any]:
     """Sorts job 10 after job 9."""
-    return [(1, int(part), "") if part.isdigit() else (0, 0, part) for part in re.split(r"(\d+)", str(path))]
-
-
-def _yaml(path: Path) -> dict[str, Any]:
-    try:
-        return yaml.load(path.read_text(encoding="utf-8"), Loader=_Loader) or {}
-    except FileNotFoundError:
-        return {}
-    except yaml.YAMLError as error:
-        raise UserError(f"{path} cannot be read ({' '.join(str(error).split())}): remove that run directory") from error
+    return [(1, int(word), "") if word.isdecimal() else (0, 0, word) for word in re.split(r"(\d+)", str(path))]
 
 
 def _flat(node: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
@@ -150,9 +172,13 @@ def _flat(node: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]
 
 def _last_error(directory: Path) -> str:
     """The last line of the last traceback in run.log, else what its absence means."""
-    log = directory / "run.log"
-    if not log.exists():
+    try:
+        with opened(directory / "run.log") as log:
+            log.seek(max(0, os.fstat(log.fileno()).st_size - LARGEST))
+            lines = log.read(LARGEST).decode("utf-8", errors="replace").splitlines()
+    except FileNotFoundError:
         return "it was never started"
-    lines = log.read_text(encoding="utf-8", errors="replace").splitlines()
+    except UserError as error:
+        return str(error)
     errors = [line for line in lines if re.match(r"[A-Za-z_.]+(Error|Exception|Interrupt|Exit)\b", line)]
-    return errors[-1] if errors else "killed, or still running"
+    return errors[-1][:_LONGEST] if errors else "killed, or still running"

@@ -1,6 +1,5 @@
 """One run's record: its folder, its log, its numbers, its W&B run, and the table it ends with."""
 
-import csv
 import json
 import logging
 import math
@@ -19,7 +18,7 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
 
 from metagradient.errors import UserError
-from metagradient.files import write_csv, write_text
+from metagradient.files import read_sealed, write_csv, write_sealed, write_text
 from metagradient.memory import peak_mib, reset_peak
 from metagradient.reporting.runs.context import RunContext, identify
 from metagradient.reporting.runs.environment import device, environment
@@ -34,6 +33,8 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 Value = float | int | str | bool | None
+
+_CURVES = ".curves.json"  # curves.csv with a checksum, for whoever goes on
 
 
 class Record:
@@ -60,7 +61,7 @@ class Record:
         self._earlier: dict[int, dict[str, Value]] = {}
         self._training_runs = 0.0
         self._answers: list[str] = []
-        self._scratch: list[str] = []
+        self._scratch: list[str] = [_CURVES]
         self._tracker, self._board = Tracker(), Board()
         self._exit = ExitStack()
 
@@ -91,6 +92,8 @@ class Record:
         identity = self._context.identity(self.experiment, logger, self.config.get("seed"))
         with ExitStack() as stack:  # undone if what follows fails, else kept until __exit__
             stack.enter_context(_only_writer(self.directory))
+            if self.config.get("resume") == str(self.directory):  # a resumed loop does not log all earlier steps again
+                self._earlier = _read_curves(self.directory / _CURVES)
             (self.directory / "metrics.json").unlink(missing_ok=True)  # left by an earlier run in this directory
             write_text(self.directory / "config.yaml", OmegaConf.to_yaml(OmegaConf.create(self.config)))
             self._environment = environment()
@@ -99,8 +102,6 @@ class Record:
             self._board = Board(self.directory / "tensorboard" if logger.get("tensorboard") else None)
             self._tracker = track(identity, str(logger.get("mode", "auto")), self.config, self._context.outputs)
             self._exit = stack.pop_all()
-        if self.config.get("resume") == str(self.directory):  # a resumed loop does not log all earlier steps again
-            self._earlier = _read_curves(self.directory / "curves.csv")
         reset_peak()
         self._begun = monotonic()
         return self
@@ -204,6 +205,7 @@ class Record:
             return
         columns = list(dict.fromkeys(key for row in self._curve for key in row))
         rows = [[plain(row.get(key)) for key in columns] for row in self._curve]
+        write_sealed(self.directory / _CURVES, self._curve)
         write_csv(self.directory / "curves.csv", columns, rows)
 
     def _summarise(self, mode: str, place: str) -> None:
@@ -268,12 +270,18 @@ def one_line(error: BaseException) -> str:
 
 
 def _read_curves(path: Path) -> dict[int, dict[str, Value]]:
-    """Step -> values of the curves that an interrupted run left."""
-    if not path.exists():
+    """Step -> values of the curves that an interrupted run left.
+
+    Raises:
+        UserError: they are damaged; nobody computes them again.
+    """
+    try:
+        rows = read_sealed(path)
+    except FileNotFoundError:
         return {}
-    with path.open(newline="", encoding="utf-8") as file:
-        rows = [{key: json.loads(value) for key, value in row.items() if value} for row in csv.DictReader(file)]
-    return {int(row.pop("step")): row for row in rows}
+    except ValueError as error:
+        raise UserError(f"{error}: remove it to go on without the curves so far, or start anew: resume=null") from error
+    return {int(row["step"]): {key: value for key, value in row.items() if key != "step"} for row in rows}
 
 
 def _short(path: Path) -> str:

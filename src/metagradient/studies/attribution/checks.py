@@ -8,6 +8,7 @@ from omegaconf import DictConfig
 from metagradient import attribution as at
 from metagradient.attribution.methods.spec import COMPRESSORS
 from metagradient.errors import UserError
+from metagradient.evaluation import check_scores
 from metagradient.studies.attribution.methods import settings_of
 from metagradient.studies.attribution.task import Task
 
@@ -43,6 +44,10 @@ def check(cfg: DictConfig) -> list[at.MethodSpec]:
             raise UserError(f"{spec.word} looks at shares removed: give some, drop=[0.5], or methods=[{spec.plain}]")
         if cfg.damping == "run" and spec.damped and not (spec.compressed or spec.name == "none"):
             raise UserError("damping=run is for influence functions; for trak and other packages tune it: damping=null")
+        if spec.name == "file" and (shape := list(at.read_scores(spec.word).shape))[1] != cfg.queries:
+            raise UserError(
+                f"{spec.word} holds {shape} = [n_train, n_query], but queries={cfg.queries}: set queries={shape[1]}, or transpose it"
+            )
     for word in map(str, cfg.race.methods):
         name, _, k = word.partition(":")
         if name not in COMPRESSORS or not k.isdigit():
@@ -91,10 +96,13 @@ def check_run(cfg: DictConfig, specs: Sequence[at.MethodSpec], task: Task) -> No
     """Refuse what this run cannot have, before the retrainings.
 
     Raises:
-        UserError: no damping of its own, too few steps or too many parameters, a store of something else.
+        UserError: no damping of its own, scores of other rows, too few steps or too many parameters, a store of something else.
     """
     if cfg.damping == "run":
         at.run_damping(task.learner, task.batches)
+    for spec in specs:
+        if spec.name == "file":
+            check_scores(at.read_scores(spec.word), task.n, cfg.queries)
     steps, size = len(task.batches), task.state.params.numel()
     along = [spec for spec in specs if spec.where == "path"]
     if along and not (isinstance(cfg.checkpoints, int) and 1 <= cfg.checkpoints <= steps):

@@ -1,6 +1,5 @@
 """One request met by the method and by retraining, timed in turn, and what the judges say of the difference."""
 
-import json
 import logging
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -19,7 +18,7 @@ from metagradient.evaluation import (
     membership_auc,
     take,
 )
-from metagradient.files import write_text
+from metagradient.files import read_sealed, write_sealed
 from metagradient.reporting import Progress
 from metagradient.streams import Unlearning
 from metagradient.training.random import fold_in
@@ -88,12 +87,24 @@ def judge(run: RecordedRun, answer: Answer, splits: Splits) -> dict[str, float]:
 
 
 class Judged:
-    """The rows of the judges, kept in a file as they come: whoever goes on there (`resume`) repeats none of them."""
+    """The rows of the judges, kept in a file as they come: whoever goes on there (`resume`) repeats none of them.
+
+    A file that is damaged is named, and its rows are judged again.
+    """
 
     def __init__(self, file: Path, resume: bool = True) -> None:
         self.file = file
-        self.rows: list[dict[str, float]] = json.loads(file.read_text()) if resume and file.exists() else []
+        self.rows: list[dict[str, float]] = []
+        self.damaged = False
+        if resume:
+            try:
+                self.rows = read_sealed(file)
+            except FileNotFoundError:
+                pass
+            except ValueError as error:
+                self.damaged = True
+                log.warning("%s: everything in it is judged again", error)
 
     def add(self, row: dict[str, float]) -> None:
         self.rows.append(row)
-        write_text(self.file, json.dumps(self.rows))
+        write_sealed(self.file, self.rows)

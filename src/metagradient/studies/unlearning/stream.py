@@ -1,6 +1,9 @@
 """A stream of requests: one after the other, each to the run that the last one left; now and then the truth."""
 
+import logging
 import shutil
+from collections.abc import Iterator
+from itertools import chain
 from pathlib import Path
 
 import torch
@@ -17,7 +20,9 @@ from metagradient.studies.unlearning.judging import Judged, handed_out, timed
 from metagradient.studies.unlearning.recording import storage
 from metagradient.studies.unlearning.rows import amount
 from metagradient.training.random import generator
-from metagradient.unlearning import Method, RecordedRun, Request, Retrain, Served, stream
+from metagradient.unlearning import Method, RecordedRun, Request, Retrain, Served, stored, stream
+
+log = logging.getLogger(__name__)
 
 
 def requests_of(cfg: DictConfig, n: int) -> list[Request]:
@@ -52,11 +57,30 @@ def serve(
         shutil.rmtree(folder, ignore_errors=True)
     noise = f"_{cfg.output_noise:g}" if cfg.output_noise else ""  # a stream served before may be judged with another
     judged, learner = Judged(folder / f"judged{noise}.json"), start.learner
+    if cfg.run_folder and judged.damaged:
+        raise UserError(f"{judged.file} is damaged: remove it, and the stream is judged where it stands, not before")
     method(start, requests[0])  # warm-up
-    served = stream(method, start, requests, folder, storage=lambda: storage(cfg), progress=progress.callback())
+
+    def begin() -> Iterator[Served]:
+        return stream(method, start, requests, folder, storage=lambda: storage(cfg), progress=progress.callback())
+
+    served, every = begin(), cfg.stream.judge_every
+    try:
+        first = next(served)
+        lost = {*range(every, first.done, every)} - {int(row["requests"]) for row in judged.rows}
+        damage = f"{judged.file} lacks judgements" if lost else ""  # of models that are gone
+    except UserError as error:
+        if cfg.run_folder or not stored.exists(folder):
+            raise
+        damage = str(error)
+    if damage and not cfg.run_folder:
+        log.warning("%s; the stream is served again from its first request", damage)
+        shutil.rmtree(folder)
+        judged, served = Judged(judged.file), begin()
+        first = next(served)
     bar = progress.bar("requests", len(requests), patience=0, stage="requests")
     told = 0
-    for state in served:
+    for state in chain([first], served):
         bar.update(state.done)
         due = state.done % cfg.stream.judge_every == 0 or state.done == len(requests)
         if due and state.done not in [row["requests"] for row in judged.rows]:
