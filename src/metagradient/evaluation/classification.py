@@ -7,6 +7,7 @@ from torch import Tensor
 from torchmetrics.functional.classification import multiclass_accuracy
 
 from metagradient.learners.learner import Learner
+from metagradient.learners.supervised import with_labels
 from metagradient.training.batches import Batch, Fields
 from metagradient.training.state import TrainState
 
@@ -18,14 +19,29 @@ def _chunks(examples: Fields, chunk: int) -> list[Batch]:
 
 
 def accuracy(learner: Learner, state: TrainState, examples: Fields, chunk: int = 2048) -> float:
-    """Share of examples whose largest logit is their label, in [0, 1]."""
-    predictions = []
+    """Share of examples whose largest logit is their label (of soft labels: the largest share), in [0, 1].
+
+    Rows without a label (`ignore_index`) are left out.
+    """
+    examples = with_labels(learner, examples)
+    return share_right(outputs_of(learner, state, examples, chunk), hard_labels(examples["y"][:]).cpu())
+
+
+def share_right(logits: Tensor, labels: Tensor) -> float:
+    """The share of logits [n, C] whose largest is that of the label [n]."""
+    return float(multiclass_accuracy(logits.argmax(dim=1), labels, num_classes=logits.shape[1], average="micro"))
+
+
+def outputs_of(learner: Learner, state: TrainState, examples: Fields, chunk: int = 2048) -> Tensor:
+    """What a model says of inputs `x`: logits [n, C] of classes or labels, numbers [n, k]; on the CPU."""
     with torch.no_grad(), learner.evaluating(state):
-        for batch in _chunks(examples, chunk):
-            logits = learner(batch.to(state.params.device, state.params.dtype).x)
-            predictions.append(logits.argmax(dim=1).cpu())
-            classes = logits.shape[1]
-    return float(multiclass_accuracy(torch.cat(predictions), examples["y"].cpu(), num_classes=classes, average="micro"))
+        parts = [learner(b.to(state.params.device, state.params.dtype).x).cpu() for b in _chunks(examples, chunk)]
+    return torch.cat(parts)
+
+
+def hard_labels(y: Tensor) -> Tensor:
+    """Class numbers [n] of labels [n], [n, 1] or shares [n, C]: the class of the largest share."""
+    return y.argmax(1) if y.dim() == 2 and y.shape[1] > 1 else y.flatten().long()
 
 
 def example_losses_of(learner: Learner, state: TrainState, examples: Fields, chunk: int = 2048) -> Tensor:
@@ -38,5 +54,5 @@ def example_losses_of(learner: Learner, state: TrainState, examples: Fields, chu
 
 
 def mean_cross_entropy(learner: Learner, state: TrainState, examples: Fields) -> float:
-    """Mean loss in nats."""
-    return float(example_losses_of(learner, state, examples).mean())
+    """Mean loss in nats; rows without a label (`ignore_index`) are left out."""
+    return float(example_losses_of(learner, state, with_labels(learner, examples)).mean())

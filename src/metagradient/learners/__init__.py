@@ -4,6 +4,8 @@ from metagradient.learners.classifier import Classifier
 from metagradient.learners.contrastive import ContrastiveLearner
 from metagradient.learners.language import LanguageModel
 from metagradient.learners.learner import Learner
+from metagradient.learners.multilabel import MultiLabel
+from metagradient.learners.regressor import Regressor
 from metagradient.learners.routine import Routine
 
-__all__ = ["Classifier", "ContrastiveLearner", "LanguageModel", "Learner", "Routine"]
+__all__ = ["Classifier", "ContrastiveLearner", "LanguageModel", "Learner", "MultiLabel", "Regressor", "Routine"]

@@ -9,19 +9,28 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from metagradient.errors import UserError
-from metagradient.learners.learner import ModelLearner
+from metagradient.learners.supervised import Supervised, described, refuse_infinite, rows_where, say_once
 from metagradient.training.batches import Batch, Batches, Fields
 from metagradient.training.updates import Optimizer, Schedule
 
+_READS = (
+    "a Classifier reads class numbers [n] or [n, 1], whole and from 0, or shares of the classes [n, C] that sum to 1"
+)
 
-class Classifier(ModelLearner):
+
+class Classifier(Supervised):
     """Cross entropy (in nats) of a model's logits: fields `x` and `y` of the batch.
 
     model: [B, ...] -> logits [B, C].
 
+    y: class numbers [B] or [B, 1] of any type (whole floats too), or one-hot and soft labels [B, C], C > 1, whose rows sum
+    to 1. Strings and numbers with gaps become class numbers by `metagradient.data.class_numbers`.
+
     Args:
         label_smoothing: a in the target (1 - a) onehot(y) + a / C of the training loss, as in
             `torch.nn.functional.cross_entropy`; in evaluation mode (objectives, validation) labels are taken as they are.
+        ignore_index: a class number that stands for no label: the loss of such a row is 0, and a mean over examples leaves it
+            out (in a training step it counts as a row of the batch, as one of weight 0 does).
     """
 
     def __init__(
@@ -31,29 +40,44 @@ class Classifier(ModelLearner):
         learning_rate: float | Schedule | None = None,
         *,
         label_smoothing: float = 0.0,
+        ignore_index: int | None = None,
         **settings: Any,
     ) -> None:
         super().__init__(model, optimizer, learning_rate, **settings)
         if not 0 <= label_smoothing < 1:
             raise UserError(f"label_smoothing lies in [0, 1), not {label_smoothing}: set learner.label_smoothing=0.1")
-        self.label_smoothing = label_smoothing
+        self.label_smoothing, self.ignore_index = label_smoothing, ignore_index
         self._outputs: int | None = None
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.model(x)
 
     def logits(self, batch: Batch) -> Tensor:
         """[B, C]: the loss is their cross entropy."""
-        return self.model(batch.x)
+        return self.outputs(batch.x)
+
+    def has_label(self, examples: Fields | Batch) -> Tensor | None:
+        """[n] bool, the examples that have a label; None: all of them."""
+        return None if self.ignore_index is None else examples["y"][:].flatten() != self.ignore_index
+
+    def losses(self, batch: Batch) -> Tensor:
+        # Class by class: a softmax along rows of B numbers, and products that fold when many cotangents are pulled.
+        log_probabilities = F.log_softmax(self.outputs(batch.x).T, dim=0)
+        if self._outputs is None:
+            self._outputs = len(log_probabilities)
+        losses = self._cross_entropy(log_probabilities, batch.y)
+        if self.training and self.label_smoothing:
+            losses = (1 - self.label_smoothing) * losses - self.label_smoothing * log_probabilities.mean(dim=0)
+        there = self.has_label(batch)
+        return losses if there is None else torch.where(there, losses, 0)
+
+    def _cross_entropy(self, log_probabilities: Tensor, y: Tensor) -> Tensor:
+        """[B], of log probabilities [C, B]."""
+        if y.dim() == 2 and y.shape[1] > 1:
+            return -(y.T * log_probabilities).sum(dim=0)
+        classes = y.reshape(-1).long()
+        if self.ignore_index is not None:
+            classes = torch.where(classes == self.ignore_index, 0, classes)
+        return -log_probabilities.gather(0, classes.unsqueeze(0)).squeeze(0)
 
     def probe(self, batches: Batches) -> None:
-        """As ever, after a look at all labels.
-
-        Raises:
-            UserError: fields, labels or inputs that are none of a classifier's, named with what to do.
-        """
-        if self._needs is None:
-            check_fields(batches.examples)
         try:
             super().probe(batches)
         except (RuntimeError, IndexError):
@@ -64,45 +88,54 @@ class Classifier(ModelLearner):
     def _refuse_large(self, batches: Batches) -> None:
         """Labels beyond the model's outputs, of which it has as many as its last forward pass gave."""
         y = batches.examples["y"]
-        highest = int(y.max()) if self._outputs is not None and isinstance(y, Tensor) else -1
-        if self._outputs is not None and highest >= self._outputs:
+        if self._outputs is None or not isinstance(y, Tensor):
+            return
+        if y.dim() == 2 and y.shape[1] > 1:
+            if y.shape[1] != self._outputs:
+                raise UserError(f"{described(y)}, and the model has {self._outputs} outputs: give it {y.shape[1]}")
+        elif (highest := int(y.max())) >= self._outputs:
             raise UserError(
                 f"labels go up to {highest}, but the model has {self._outputs} outputs, for classes 0 to {self._outputs - 1}: give "
-                "it more, or number the classes without gaps (y.unique(return_inverse=True)[1])"
+                "it more, or number the classes without gaps (metagradient.data.class_numbers(y)[0])"
             )
 
-    def losses(self, batch: Batch) -> Tensor:
-        # Class by class: a softmax along rows of B numbers, and products that fold when many cotangents are pulled.
-        log_probabilities = F.log_softmax(self.model(batch.x).T, dim=0)
-        if self._outputs is None:
-            self._outputs = len(log_probabilities)
-        losses = -log_probabilities.gather(0, batch.y.long().unsqueeze(0)).squeeze(0)
-        if self.training and self.label_smoothing:
-            return (1 - self.label_smoothing) * losses - self.label_smoothing * log_probabilities.mean(dim=0)
-        return losses
+    def check_targets(self, y: Tensor) -> None:
+        if y.dim() not in (1, 2) or y.dtype.is_complex:
+            raise UserError(f"{described(y)}: {_READS}")
+        if not isinstance(y, Tensor) or not len(y):
+            return  # rows of a data set: known when they are read
+        refuse_infinite(y)
+        if y.dim() == 2 and y.shape[1] > 1:
+            self._check_shares(y)
+        else:
+            self._check_classes(y.flatten())
 
+    def _check_shares(self, y: Tensor) -> None:
+        if self.ignore_index is not None:
+            raise UserError(f"{described(y)}, and ignore_index={self.ignore_index} is a class number: leave it out")
+        negative, apart = (y < 0).any(1), (y.double().sum(1) - 1).abs() > 1e-3
+        if bool(negative.any() or apart.any()):
+            why = "sum to another number than 1" if bool(apart.any()) else "are negative"
+            raise UserError(
+                f"{described(y)}, and {rows_where(apart if bool(apart.any()) else negative)} {why}: {_READS}; several labels at once "
+                "are for mg.MultiLabel, numbers for mg.Regressor"
+            )
 
-def check_fields(examples: Fields) -> None:
-    """Refuse fields that a classifier cannot read.
-
-    Raises:
-        UserError: no fields x and y, labels that are no numbers of classes, inputs in bytes.
-    """
-    if "x" not in examples or "y" not in examples:
-        raise UserError(
-            f"a Classifier reads the fields x and y, and the examples have {', '.join(sorted(examples))}: name them so, or subclass "
-            "Learner and read your own in losses(batch)"
-        )
-    x, y = examples["x"], examples["y"]
-    if y.dim() != 1 or y.is_floating_point():
-        hint = "y.argmax(1)" if y.dim() == 2 and y.shape[1] > 1 else "y.flatten().long()"
-        raise UserError(
-            f"labels must be class numbers [n], integers from 0, not {str(y.dtype).removeprefix('torch.')} {list(y.shape)}: give {hint}"
-        )
-    if isinstance(y, Tensor) and len(y) and int(y.min()) < 0:
-        low = int(y.min())
-        raise UserError(
-            f"labels must be class numbers from 0, and {int((y == low).sum())} are {low}: leave these rows out"
-        )
-    if x.dtype == torch.uint8:
-        raise UserError("inputs are bytes (uint8), which no layer multiplies: give x.float() / 255")
+    def _check_classes(self, y: Tensor) -> None:
+        if y.is_floating_point() and bool((y % 1 != 0).any()):
+            raise UserError(
+                f"{described(y)} with fractions in {rows_where(y % 1 != 0)}: {_READS}; numbers to be predicted are for mg.Regressor"
+            )
+        if self.ignore_index is not None:
+            ignored = y == self.ignore_index
+            if bool(ignored.all()):
+                raise UserError(f"every label is {self.ignore_index}, which ignore_index leaves out: nothing is left")
+            if bool(ignored.any()):
+                say_once(f"{int(ignored.sum())} of {len(y)} rows have the label {self.ignore_index} and are ignored")
+            y = y[~ignored]
+        if int(y.min()) < 0:
+            low = int(y.min())
+            raise UserError(
+                f"labels must be class numbers from 0, and {int((y == low).sum())} are {low}: leave these rows out, or give "
+                f"Classifier(ignore_index={low})"
+            )

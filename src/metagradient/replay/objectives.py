@@ -10,6 +10,7 @@ from torch import Tensor
 
 from metagradient.errors import UserError
 from metagradient.learners.learner import Learner
+from metagradient.learners.supervised import with_labels
 from metagradient.training.batches import Batch, Fields
 from metagradient.training.microbatches import see_each_other
 
@@ -22,22 +23,23 @@ def _batch(learner: Learner, examples: Fields, rows: slice = slice(None)) -> Bat
 
 
 def mean_loss(examples: Fields, chunk: int = 2048) -> Callable[[Learner], Tensor]:
-    """The mean loss of the examples (for instance a validation set), a scalar.
+    """The mean loss of the examples (for instance a validation set), a scalar; rows without a label (`ignore_index`) are left out.
 
     More than `chunk` examples are run `chunk` at a time, forwards and in the derivative, so that a set of any size fits:
     but for losses in which examples see each other (contrastive ones), which are computed on all of them together.
     """
 
     def objective(learner: Learner) -> Tensor:
-        n = len(next(iter(examples.values())))
+        rows = with_labels(learner, examples)
+        n = len(next(iter(rows.values())))
         if n == 0:
             raise UserError("the objective is a mean over no examples: give it some (data.validation=100)")
-        if n <= chunk or _tied(learner, examples):
-            return learner.losses(_batch(learner, examples)).mean()
+        if n <= chunk or _tied(learner, rows):
+            return learner.losses(_batch(learner, rows)).mean()
 
         def part(start: int) -> Tensor:
             def total() -> Tensor:
-                return learner.losses(_batch(learner, examples, slice(start, start + chunk))).sum()
+                return learner.losses(_batch(learner, rows, slice(start, start + chunk))).sum()
 
             # Run again in the derivative, where the learner's own context binds the same parameters again.
             return checkpointing.checkpoint(total, use_reentrant=False) if torch.is_grad_enabled() else total()

@@ -4,6 +4,10 @@ For losses that are the mean over T positions of a cross entropy (T = 1 for a cl
 matrix of example b is (1/T) sum_t J_bt^T (diag p_bt - p_bt p_bt^T) J_bt, with J the Jacobian of the logits and p the
 model's probabilities. It is the second moment of gradients with labels drawn from the model, so a Gauss-Newton
 matrix is summed from per-example gradients as an empirical Fisher is; only the labels differ.
+
+A learner of another loss says itself what its Gauss-Newton matrix is made of: `gauss_newton_terms(batch) -> [B, K]`, whose
+gradients' outer products, summed over K, are the matrix of each example. Sums of the terms with random signs stand where
+labels are drawn: their gradients' outer products are the matrix in expectation.
 """
 
 from __future__ import annotations
@@ -27,22 +31,38 @@ def _log_probabilities(learner: Learner, batch: Batch) -> Tensor:
     if logits is None:
         raise UserError(
             f"the Gauss-Newton matrix needs the logits whose mean cross entropy is the loss: {type(learner).__name__} has "
-            "no method logits(batch) -> [B, ..., C]; write one, or set curvature=fisher"
+            "no method logits(batch) -> [B, ..., C] (nor gauss_newton_terms(batch) -> [B, K]); write one, or set curvature=fisher"
         )
     found = logits(batch)
     return F.log_softmax(found.reshape(len(batch), -1, found.shape[-1]), dim=-1)
 
 
+def _terms(learner: Learner, batch: Batch) -> Tensor | None:
+    """[B, K], where the learner has some of its own."""
+    terms: Callable[[Batch], Tensor] | None = getattr(learner, "gauss_newton_terms", None)
+    return None if terms is None else terms(batch)
+
+
+def _of_labelled(learner: Learner, batch: Batch, target: Tensor) -> Tensor:
+    """[S, B], 0 for examples without a label: their loss is 0 whatever the model says."""
+    has_label = getattr(learner, "has_label", None)
+    there: Tensor | None = None if has_label is None else has_label(batch)
+    return target if there is None else torch.where(there, target, 0)
+
+
 def enumerated(learner: Learner, batch: Batch) -> Tensor:
     """[C, B]: -sqrt(p_c) log p_c for each class, the factor not differentiated. Their gradients' outer products, summed
-    over c, are the Gauss-Newton matrix exactly. For one position (T = 1)."""
+    over c, are the Gauss-Newton matrix exactly. For one position (T = 1). Or a learner's own terms, [K, B]."""
+    terms = _terms(learner, batch)
+    if terms is not None:
+        return terms.T
     logp = _log_probabilities(learner, batch)
     if logp.shape[1] != 1:
         raise UserError(
             f"labels cannot be enumerated over {logp.shape[1]} positions: draw them instead, for example labels=1"
         )
     logp = logp[:, 0].T
-    return -(0.5 * logp).exp().detach() * logp
+    return _of_labelled(learner, batch, -(0.5 * logp).exp().detach() * logp)
 
 
 def drawn(draws: int, seed: int) -> Target:
@@ -52,12 +72,17 @@ def drawn(draws: int, seed: int) -> Target:
     """
 
     def target(learner: Learner, batch: Batch) -> Tensor:
+        terms = _terms(learner, batch)
+        if terms is not None:
+            rng = generator(seed, int(batch.index[0]) if len(terms) else 0, device=terms.device)
+            signs = torch.randint(2, (draws, *terms.shape), generator=rng, device=terms.device).to(terms) * 2 - 1
+            return (signs * terms).sum(2) / draws**0.5
         logp = _log_probabilities(learner, batch)
         rows, positions, classes = logp.shape
         rng = generator(seed, int(batch.index[0]) if rows else 0, device=logp.device)
         probabilities = logp.detach().exp().reshape(-1, classes)
         labels = torch.multinomial(probabilities, draws, replacement=True, generator=rng)  # [B T, S]
         chosen = logp.reshape(-1, classes).gather(1, labels).view(rows, positions, draws)
-        return -chosen.sum(1).T / (positions * draws) ** 0.5
+        return _of_labelled(learner, batch, -chosen.sum(1).T / (positions * draws) ** 0.5)
 
     return target

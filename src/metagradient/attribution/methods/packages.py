@@ -213,6 +213,10 @@ def _model(run: TrainedRun) -> nn.Module:
         raise UserError(
             f"other packages are set up for classifiers, not for {type(run.learner).__name__}: leave them out"
         )
+    if run.train["y"].dim() != 1 or run.train["x"].dtype == torch.uint8:
+        raise UserError(
+            "other packages read class numbers [n] and no bytes (uint8): leave them out, or give such fields"
+        )
     model = copy.deepcopy(run.learner).adopt(run.state).model.eval()  # the learner's own parameters are the run's start
     for module in model.modules():
         if isinstance(module, nn.Linear) and type(module) is not nn.Linear:

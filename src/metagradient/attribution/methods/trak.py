@@ -12,7 +12,10 @@ from metagradient.attribution.compression.compressors import Compressor
 from metagradient.attribution.gradients.hooks import losses
 from metagradient.attribution.scoring.influence import Influence, Source
 from metagradient.attribution.scoring.scorers import Weighted, mean_weights
+from metagradient.errors import UserError
 from metagradient.learners.learner import Learner
+from metagradient.learners.multilabel import MultiLabel
+from metagradient.learners.regressor import Regressor
 from metagradient.training.batches import Batch, Fields
 from metagradient.training.run import Progress
 from metagradient.training.state import TrainState
@@ -20,6 +23,10 @@ from metagradient.training.state import TrainState
 
 def margins(learner: Learner, batch: Batch) -> Tensor:
     """log(p / (1 - p)) of each example, with p = exp(-loss) the probability of its label."""
+    if isinstance(learner, Regressor | MultiLabel):
+        raise UserError(
+            f"trak compares the probabilities of labels, and a {type(learner).__name__} has none: leave it out"
+        )
     loss = losses(learner, batch)
     return -loss - torch.log(-torch.expm1(-loss.clamp(min=1e-6)))
 

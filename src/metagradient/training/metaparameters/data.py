@@ -83,5 +83,10 @@ class InputPerturbation(Metaparameter):
         hit = (rows[slot] == batch.index).nonzero().flatten()
         if len(hit) == 0:
             return batch
+        if not batch[self.input_field].is_floating_point():
+            raise UserError(
+                f"{self.input_field} is {str(batch[self.input_field].dtype).removeprefix('torch.')}, which cannot be moved by small "
+                f"steps: give it as numbers, of bytes {self.input_field}.float() / 255"
+            )
         shift = self.value.index_select(0, order[slot[hit]])
         return batch.replace(**{self.input_field: batch[self.input_field].index_add(0, hit, shift)})
