@@ -5,7 +5,7 @@ from metagradient.data.collisions import higgs
 from metagradient.data.corruption import LabelNoise, LabelTruth
 from metagradient.data.labelled_sentences import SentenceSplits, sentences
 from metagradient.data.origins import Origin
-from metagradient.data.own import array_file, image_folder, table_file, text_file
+from metagradient.data.own import array_file, class_numbers, image_folder, table_file, text_file
 from metagradient.data.sources import digits, hub
 from metagradient.data.splits import Splits
 from metagradient.data.tabular import a9a, covtype, rcv1
@@ -23,6 +23,7 @@ __all__ = [
     "a9a",
     "array_file",
     "characters",
+    "class_numbers",
     "covtype",
     "digits",
     "higgs",

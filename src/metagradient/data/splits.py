@@ -12,7 +12,10 @@ from metagradient.data.corruption import LabelNoise, LabelTruth
 from metagradient.data.origins import Origin
 
 Table = dict[str, Tensor]
-"""x [n, ...] and y [n] int64 of n examples."""
+"""x [n, ...] and y [n, ...] of n examples."""
+
+Task = Literal["classes", "numbers", "labels"]
+"""What is to be predicted: one class, one or several numbers, or which of several labels are there."""
 
 Kind = Literal["image", "table", "text"]
 """What a data set's examples are, for whoever shows them."""
@@ -22,13 +25,13 @@ _TOLD = 5  # features of a row of a table that are named
 
 @dataclass(frozen=True)
 class Splits:
-    """Training, validation and test examples of a classification task.
+    """Training, validation and test examples with targets.
 
     Attributes:
         name: of the data set.
         train: {"x": float32 [n, C, H, W] in [0, 1] for images, [n, F] for tables, int64 [n, L] for texts; "y":
-            int64 [n]}. validation and test likewise.
-        classes: the classes' names, by label.
+            int64 [n], or as `task` says}. validation and test likewise.
+        classes: the classes' names, by label; of labels their names; of numbers ().
         extra_tests: further test sets by name: "official" is the data set's own.
         truth: about the training labels; None where none was corrupted.
         kind: what the examples are.
@@ -38,6 +41,8 @@ class Splits:
         source: the user's own file or folder, as it was given; empty for data of other origin.
         columns: of the source, those that tell what an example is; empty where there are none, or too many.
         origins: by split, where in the source its examples stand; empty where there is no source.
+        task: what is predicted. "classes": y as above, or float32 [n, C] of the classes' shares (soft labels); "numbers": y
+            float32 [n] or [n, k]; "labels": y float32 [n, C] of 0 and 1, or probabilities.
     """
 
     name: str
@@ -53,6 +58,7 @@ class Splits:
     source: str = ""
     columns: tuple[str, ...] = ()
     origins: dict[str, Origin] = field(default_factory=dict)
+    task: Task = "classes"
 
     def feature(self, column: int) -> str:
         """The name of a table's column."""
@@ -74,6 +80,20 @@ class Splits:
         if not known:
             return f"{value:.3g}"
         return known[int(value) - 1] if value >= 1 else "unknown"
+
+    def target_names(self, y: Tensor) -> list[str]:
+        """Targets [m, ...] in words: the class, the number or numbers, or the labels that are there."""
+        if self.task == "numbers":
+            return ["; ".join(f"{v:g}" for v in row) for row in y.reshape(len(y), -1).tolist()]
+        if self.task == "labels":
+            there = [[name for name, v in zip(self.classes, row, strict=True) if v > 0.5] for row in y.tolist()]
+            return ["; ".join(names) or "none" for names in there]
+        return [self.classes[c] for c in (y.argmax(1) if y.dim() == 2 else y).tolist()]
+
+    @property
+    def outputs(self) -> int:
+        """What a model must give for each example: a logit for each class or label, or the numbers themselves."""
+        return len(self.classes) or self.train["y"][:1].numel()
 
     @property
     def category_sizes(self) -> tuple[int, ...]:
@@ -122,6 +142,8 @@ def corrupt(splits: Splits, noise: LabelNoise | None, seed: int) -> Splits:
     """The same splits with noisy training labels and the truth about them; validation and test stay clean."""
     if noise is None or noise.fraction == 0:
         return splits
+    if splits.train["y"].is_floating_point():
+        raise ValueError("data.noise flips class numbers, and these targets are none: set data.noise.fraction=0")
     # A stream of its own: changing the noise leaves the splits as they were.
     y, truth = noise.apply(splits.train["y"], splits.num_classes, np.random.default_rng([seed, 1]))
     return replace(splits, train=splits.train | {"y": y}, truth=truth)

@@ -10,8 +10,10 @@ from safetensors.numpy import load_file
 
 from metagradient.data.corruption import LabelNoise
 from metagradient.data.origins import origins
+from metagradient.data.own.inspection import inspect
 from metagradient.data.own.rows import NAMES, Shares, divide
-from metagradient.data.splits import Splits, corrupt, standardise
+from metagradient.data.own.targets import targets_of
+from metagradient.data.splits import Splits, Task, corrupt, standardise
 
 
 def array_file(
@@ -24,21 +26,24 @@ def array_file(
     test: float = 0.2,
     stratify: bool = False,
     standardize: bool = False,
+    task: Task | None = None,
     noise: LabelNoise | None = None,
     seed: int = 0,
 ) -> Splits:
-    """Inputs x [n, ...] and class numbers y [n] from one file. Bytes are divided by 255; [n, H, W(, C)] in bytes are images.
+    """Inputs x [n, ...] and targets y [n] or [n, C] from one file. Bytes are divided by 255; [n, H, W(, C)] in bytes are images.
 
     Args:
         path: an .npz or .safetensors file.
         x: the name of the inputs in it.
-        y: the name of the labels: integers, words or truth values; the classes are their sorted values.
+        y: the name of the targets. [n]: whole numbers, words or truth values are classes, whose names are the sorted values;
+            fractions are numbers to be predicted. [n, C]: one-hot and soft labels, several labels of 0 and 1, or numbers.
         id: the name of an array [n] in it that names the examples, which results then carry.
         train: as in `table_file`, like validation, test, stratify, noise and seed.
         validation: see train.
         test: see train.
         stratify: see train.
         standardize: mean 0 and variance 1 per channel, by the training rows.
+        task: what y is: classes, numbers or labels; None: what its values say.
         noise: see train.
         seed: see train.
 
@@ -54,16 +59,14 @@ def array_file(
         if name is not None and name not in held:
             raise ValueError(f"{setting}={name}: no such array; there are: {', '.join(sorted(held))}")
     inputs, labels = held[x], held[y]
-    if labels.ndim != 1 or len(labels) != len(inputs) or inputs.ndim < 2:
+    if labels.ndim not in (1, 2) or len(labels) != len(inputs) or inputs.ndim < 2:
         raise ValueError(
-            f"data.path={path}: x [n, ...] and y [n] are needed, not {list(inputs.shape)} and {list(labels.shape)}"
+            f"data.path={path}: x [n, ...] and y [n] or [n, C] are needed, not {list(inputs.shape)} and {list(labels.shape)}"
         )
-    if labels.dtype.kind == "f" and (labels % 1 != 0).any():
-        raise ValueError(f"data.y={y} holds fractions, which are no classes")
+    found = targets_of(labels, f"data.y={y}", task)
     ids = None if id is None else held[id].astype(str)
-    if ids is not None and ids.shape != labels.shape:
+    if ids is not None and ids.shape != labels.shape[:1]:
         raise ValueError(f"data.id={id} has shape {list(ids.shape)}: one name for each of {len(labels)} rows is needed")
-    names, numbers = np.unique(labels, return_inverse=True)
     image = inputs.dtype == np.uint8 and inputs.ndim in (3, 4)
     if inputs.dtype == np.uint8:
         inputs = inputs.astype(np.float32) / 255
@@ -74,24 +77,22 @@ def array_file(
         inputs = inputs[:, None]
     elif image and inputs.shape[-1] in (1, 3, 4) and inputs.shape[1] not in (1, 3):
         inputs = np.moveaxis(inputs, -1, 1)
-    rows = divide(numbers, Shares(train, validation, test, stratify, seed))
-    data, targets = (
-        torch.from_numpy(np.ascontiguousarray(inputs, dtype=np.float32)),
-        torch.from_numpy(numbers.astype(np.int64)),
-    )
+    rows = divide(found.strata(stratify), Shares(train, validation, test, stratify, seed))
+    data, targets = torch.from_numpy(np.ascontiguousarray(inputs, dtype=np.float32)), torch.from_numpy(found.y)
     tables = {name: {"x": data[rows[name]], "y": targets[rows[name]]} for name in NAMES}
     kind = "image" if data.dim() == 4 and data.shape[1] in (1, 3) else "table"
-    classes = tuple(f"{name:g}" if isinstance(name, float | np.floating) else str(name) for name in names)
     splits = Splits(
         file.name,
         tables["train"],
         tables["validation"],
         tables["test"],
-        classes,
+        found.names,
         kind=kind,  # type: ignore[arg-type]
         source=path,
         origins=origins(np.arange(len(labels)), ids, rows),
+        task=found.task,
     )
+    inspect(splits)
     return corrupt(standardise(splits) if standardize else splits, noise, seed)
 
 

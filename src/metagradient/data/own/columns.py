@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING, Literal, Protocol
 
 import numpy as np
 
+from metagradient.data.own.targets import named_rows
+
 if TYPE_CHECKING:
     import pandas as pd
 
@@ -144,9 +146,9 @@ _ENCODINGS: dict[str, type[OneHot] | type[Codes]] = {"onehot": OneHot, "codes": 
 
 def _fit_numbers(values: pd.Series, train: np.ndarray, absent: int, standardize: bool) -> Numbers:
     name, numbers = str(values.name), _numbers(values)
-    if np.isinf(numbers).any():
+    if (infinite := np.isinf(numbers)).any():
         raise ValueError(
-            f"column {name} is infinite in {int(np.isinf(numbers).sum())} rows: mend them, or set data.drop=[{name}]"
+            f"column {name} is infinite in {infinite.sum()} rows ({named_rows(values.index[infinite])}): mend them, or set data.drop=[{name}]"
         )
     own = numbers[train]
     seen = own[~np.isnan(own)]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import io
 import logging
 from collections.abc import Iterable, Sequence
@@ -16,9 +17,11 @@ from torch import Tensor
 from metagradient.data.corruption import LabelNoise
 from metagradient.data.origins import origins
 from metagradient.data.own.formats.files import must_fit
+from metagradient.data.own.inspection import inspect
 from metagradient.data.own.rows import NAMES, WORDS, Shares, divide
 from metagradient.data.own.tabled_pictures import is_table, read_tabled
-from metagradient.data.splits import Splits, corrupt, standardise
+from metagradient.data.own.targets import Targets
+from metagradient.data.splits import Splits, Task, corrupt, standardise
 
 log = logging.getLogger(__name__)
 
@@ -30,19 +33,20 @@ def image_folder(
     size: int = 32,
     channels: int | None = None,
     image: str = "image",
-    target: str = "label",
+    target: str | Sequence[str] = "label",
     train: int | None = None,
     validation: float = 0.1,
     test: float = 0.2,
     stratify: bool = False,
     standardize: bool = False,
+    task: Task | None = None,
     noise: LabelNoise | None = None,
     seed: int = 0,
 ) -> Splits:
     """A folder with a folder of images for each class, or with folders train, test (and validation) of such; or a table.
 
     A table is a Parquet file, a folder of them or of `save_to_disk`, or a name of the hub, with a column of images (encoded,
-    as bytes or {bytes, path}: what `datasets.Image` stores) and one of classes. A source that is divided already keeps its
+    as bytes or {bytes, path}: what `datasets.Image` stores) and one or several that are to be predicted. A source that is divided already keeps its
     splits; a validation or test split that it lacks is drawn from its training rows.
 
     Images are cut to a square around their centre and resized (bilinear). Transparency is laid on white; palettes, CMYK
@@ -54,12 +58,13 @@ def image_folder(
         size: pixels of a side.
         channels: 1 (grey) or 3; None: 1 where every image is grey.
         image: a table's column of images.
-        target: a table's column of classes.
+        target: of a table, as in `table_file`, like task.
         train: as in `table_file`, like validation, test, stratify, noise and seed.
         validation: see train.
         test: see train.
         stratify: see train.
         standardize: mean 0 and variance 1 per channel, by the training rows.
+        task: see target.
         noise: see train.
         seed: see train.
 
@@ -70,47 +75,48 @@ def image_folder(
     """
     if channels not in (None, 1, 3):
         raise ValueError(f"data.channels must be 1, 3 or null, not {channels}")
-    found = _tabled(path, image, target) if is_table(path) else _foldered(path)
-    n = len(found.y)
+    found = _tabled(path, image, target, task) if is_table(path) else _foldered(path)
+    n = len(found.targets.y)
     must_fit(5 * n * (channels or 3) * size * size, path, f"set data.size={size // 2}")
     pictures, kept = _read(found, size)
     mode = "L" if channels == 1 or (channels is None and all(each.mode == "L" for each in pictures)) else "RGB"
-    y = found.y[kept]
+    targets = dataclasses.replace(found.targets, y=found.targets.y[kept])
     given = None if found.given is None else found.given[kept]
-    rows = divide(y, Shares(train, validation, test, stratify, seed), given=given)
-    labels = torch.from_numpy(y)
+    rows = divide(targets.strata(stratify), Shares(train, validation, test, stratify, seed), given=given)
+    labels = torch.from_numpy(targets.y)
     tables = {name: {"x": _stacked(pictures, rows[name], mode, size), "y": labels[rows[name]]} for name in NAMES}
     splits = Splits(
         Path(path).name,
         tables["train"],
         tables["validation"],
         tables["test"],
-        found.classes,
+        targets.names,
         kind="image",
         source=path,
         origins=origins(found.places[kept], None, rows),
+        task=targets.task,
     )
+    inspect(splits)
     return corrupt(standardise(splits) if standardize else splits, noise, seed)
 
 
 @dataclass(frozen=True)
 class _Found:
-    """Images that are not decoded yet: their contents, places (row numbers, or files' paths in the folder) and classes y [n].
+    """Images that are not decoded yet: their contents, places (row numbers, or files' paths in the folder) and targets, n of each.
 
     `given` is the split of each where the source is divided, `unit` what the places are called.
     """
 
     encoded: Iterable[Path | bytes | None]
     places: np.ndarray
-    y: np.ndarray
-    classes: tuple[str, ...]
+    targets: Targets
     given: np.ndarray | None
     unit: str
 
 
-def _tabled(path: str, image: str, target: str) -> _Found:
-    table = read_tabled(path, image, target)
-    return _Found(table.encoded(), table.rows, table.y, table.classes, table.given, "rows")
+def _tabled(path: str, image: str, target: str | Sequence[str], task: Task | None) -> _Found:
+    table = read_tabled(path, image, target, task)
+    return _Found(table.encoded(), table.rows, table.targets, table.given, "rows")
 
 
 def _foldered(path: str) -> _Found:
@@ -140,8 +146,7 @@ def _foldered(path: str) -> _Found:
     return _Found(
         [file for _, _, file in files],
         np.array([file.relative_to(folder).as_posix() for _, _, file in files]),
-        np.array([label for _, label, _ in files], dtype=np.int64),
-        tuple(classes),
+        Targets(np.array([label for _, label, _ in files], dtype=np.int64), "classes", tuple(classes)),
         np.array([name for name, _, _ in files], dtype=object) if divided else None,
         "files",
     )

@@ -1,11 +1,10 @@
-"""Rows as a data frame, and their labels as class numbers."""
+"""Rows as a data frame."""
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Collection, Sequence
 from difflib import get_close_matches
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -15,10 +14,6 @@ from metagradient.data.own.rows import GIVEN
 
 if TYPE_CHECKING:
     import pandas as pd
-
-log = logging.getLogger(__name__)
-
-_MOST_CLASSES = 1000
 
 
 def read_frame(path: str) -> pd.DataFrame:
@@ -83,32 +78,3 @@ def missing_column(name: str, names: Sequence[str], setting: str) -> ValueError:
     there = ", ".join(names[:12]) + (", ..." if len(names) > 12 else "")
     hint = f"did you mean {setting}={near[0]}? " if near else ""
     return ValueError(f"{setting}={name}: no such column; {hint}there are: {there}")
-
-
-def labelled(frame: pd.DataFrame, target: str) -> tuple[pd.DataFrame, np.ndarray, tuple[str, ...]]:
-    """The rows that have a label, their class numbers [n], and the classes' names in order.
-
-    Raises:
-        ValueError: no such column, one class alone, or a number that takes too many values to be a class.
-    """
-    import pandas as pd
-
-    values = column(frame, target, "data.target")
-    missing = int(values.isna().sum())
-    if missing:
-        log.warning("%d of %d rows have no %s and are left out", missing, len(frame), target)
-        frame = frame[values.notna()]
-        values = frame[target]
-    found: Any = values.astype("category")
-    names = tuple(str(name) for name in found.cat.categories)
-    if len(names) < 2:
-        raise ValueError(
-            f"data.target={target} has one value alone ({', '.join(names) or 'none'}): there is nothing to tell apart"
-        )
-    fractions = pd.api.types.is_float_dtype(values) and bool((values % 1 != 0).any())
-    if fractions or len(names) > _MOST_CLASSES:
-        raise ValueError(
-            f"data.target={target} takes {len(names)} values, which is no set of classes: choose a column of classes (numbers to be "
-            "predicted are for the library: a Learner with losses of its own)"
-        )
-    return frame, found.cat.codes.to_numpy().astype(np.int64), names

@@ -1,9 +1,9 @@
-"""Images that stand in a table: a column of encoded images beside one of labels."""
+"""Images that stand in a table: a column of encoded images beside the targets."""
 
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -12,31 +12,31 @@ import numpy as np
 
 from metagradient.data.own.formats.files import schema, values_of
 from metagradient.data.own.formats.places import Part, find, is_hub_name, is_saved
-from metagradient.data.own.reading import given, labelled, missing_column, read_parts
+from metagradient.data.own.reading import given, missing_column, read_parts
+from metagradient.data.own.targets import Targets, labelled
+from metagradient.data.splits import Task
 
 PARQUET = (".parquet",)
 
 
 @dataclass(frozen=True)
 class Tabled:
-    """Encoded images by row: the rows that have a label, their class numbers, and where they are.
+    """Encoded images by row: the rows that have a target, what it is, and where they are.
 
     Attributes:
-        rows: row numbers [m] of those with a label, ascending.
-        y: class numbers [m].
-        classes: their names.
+        rows: row numbers [m] of those with a target, ascending.
+        targets: of these.
         given: train, validation or test of each [m], by the source; None where it is not divided.
     """
 
     parts: tuple[Part, ...]
     image: str
     rows: np.ndarray
-    y: np.ndarray
-    classes: tuple[str, ...]
+    targets: Targets
     given: np.ndarray | None
 
     def encoded(self) -> Iterator[bytes | Path | None]:
-        """The file or its content of each row with a label, in order, a few in memory at once; None: the row has none."""
+        """The file or its content of each row with a target, in order, a few in memory at once; None: the row has none."""
         wanted, number = set(self.rows.tolist()), itertools.count()
         for part in self.parts:
             folder = part.rows.parent if isinstance(part.rows, Path) else Path()
@@ -53,8 +53,8 @@ def is_table(path: str) -> bool:
     return place.suffix in PARQUET if place.is_file() else is_hub_name(path)
 
 
-def read_tabled(path: str, image: str, target: str) -> Tabled:
-    """The images and labels of Parquet files, of a folder of `save_to_disk` or of a hub set; no image is read yet.
+def read_tabled(path: str, image: str, target: str | Sequence[str], task: Task | None) -> Tabled:
+    """The images and targets of Parquet files, of a folder of `save_to_disk` or of a hub set; no image is read yet.
 
     Raises:
         FileNotFoundError: nothing there.
@@ -70,8 +70,8 @@ def read_tabled(path: str, image: str, target: str) -> Tabled:
             raise ValueError(
                 f"data.image={image} holds {kind.field(image).type}, and no images: bytes, or {{bytes, path}}, as datasets.Image"
             )
-    frame, y, classes = labelled(read_parts(parts, path, without=(image,)), target)
-    return Tabled(parts, image, frame.index.to_numpy(), y, classes, given(frame))
+    frame, targets = labelled(read_parts(parts, path, without=(image,)), target, task)
+    return Tabled(parts, image, frame.index.to_numpy(), targets, given(frame))
 
 
 def _holds_images(kind: Any) -> bool:

@@ -14,10 +14,12 @@ from metagradient.data.corruption import LabelNoise
 from metagradient.data.origins import origins
 from metagradient.data.own.columns import Column, Encoding, fit
 from metagradient.data.own.formats.files import must_fit
-from metagradient.data.own.reading import column, given, labelled, read_frame
+from metagradient.data.own.inspection import inspect, tell_giveaways
+from metagradient.data.own.reading import column, given, read_frame
 from metagradient.data.own.rows import GIVEN, NAMES, Shares, divide
+from metagradient.data.own.targets import labelled
 from metagradient.data.own.verbatim import identifiers
-from metagradient.data.splits import Splits, corrupt
+from metagradient.data.splits import Splits, Task, corrupt
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -27,7 +29,7 @@ _TELLING = 12  # columns with which a row is shown as it stands in the file
 
 def table_file(
     path: str,
-    target: str,
+    target: str | Sequence[str],
     train: int | None = None,
     validation: float = 0.1,
     test: float = 0.2,
@@ -40,10 +42,11 @@ def table_file(
     categories: int = 50,
     standardize: bool = True,
     encode: Encoding = "onehot",
+    task: Task | None = None,
     noise: LabelNoise | None = None,
     seed: int = 0,
 ) -> Splits:
-    """The rows of a table, one column of which is the class.
+    """The rows of a table, one or several columns of which are to be predicted.
 
     Numbers are standardised by the training rows' mean and deviation, their missing values set to the training median.
     Words and truth values are one-hot by the training rows' categories (another value, or none, is all zeros), or codes
@@ -53,7 +56,7 @@ def table_file(
     Args:
         path: a CSV, TSV, Parquet, JSON Lines or LIBSVM file, a folder of such files or of `save_to_disk`, or `owner/name`
             or `owner/name:configuration` of the Hugging Face hub.
-        target: the column of classes.
+        target: a column of classes or numbers; or several, of labels (0 and 1) or of numbers.
         train: rows to train on; None: all that are left.
         validation: a share of the rows, or a number; test likewise.
         test: see validation.
@@ -66,6 +69,7 @@ def table_file(
         categories: the most values that a column of words may have.
         standardize: False leaves numbers as they are.
         encode: words as "onehot" features or as "codes", `Splits.categories`.
+        task: what the target is: classes, numbers or labels; None: what its column holds.
         noise: on training labels.
         seed: of the split and the noise.
 
@@ -74,24 +78,26 @@ def table_file(
         ConnectionError: a hub set, and no network.
         ValueError: no such column, columns that are neither numbers nor categories, infinite numbers, too little memory.
     """
-    frame, y, classes = labelled(read_frame(path), target)
+    frame, targets = labelled(read_frame(path), target, task)
+    predicted = [target] if isinstance(target, str) else list(target)
     for name in (*drop, *filter(None, (split, group))):
         column(frame, name, "data.drop" if name in drop else "data.split" if name == split else "data.group")
     ids = None if id is None else identifiers(path, frame, id)
     rows = divide(
-        y,
+        targets.strata(stratify),
         Shares(train, validation, test, stratify, seed),
         None if split is None else frame[split],
         None if group is None else frame[group],
         given(frame),
     )
-    read = [name for name in frame.columns if name not in (target, split, group, id, GIVEN, *drop)]
+    read = [name for name in frame.columns if name not in (*predicted, split, group, id, GIVEN, *drop)]
     if not read:
         raise ValueError(f"data.path={path} has no columns beside data.target={target}")
+    tell_giveaways(frame, read, predicted, targets.task)
     columns = [fit(frame[name], rows["train"], missing, categories, standardize, encode) for name in read]
     names = [name for each in columns for name in each.names]
-    must_fit(4 * len(y) * len(names), path, "set data.encode=codes, or read fewer columns or rows")
-    labels = torch.from_numpy(y)
+    must_fit(4 * len(frame) * len(names), path, "set data.encode=codes, or read fewer columns or rows")
+    labels = torch.from_numpy(targets.y)
     tables = {
         split: {"x": _filled(frame, columns, rows[split], len(names)), "y": labels[rows[split]]} for split in NAMES
     }
@@ -100,14 +106,16 @@ def table_file(
         tables["train"],
         tables["validation"],
         tables["test"],
-        classes,
+        targets.names,
         kind="table",
         features=tuple(names),
         categories=tuple(each.categories for each in columns) if any(each.categories for each in columns) else (),
         source=path,
         columns=tuple(read) if len(read) <= _TELLING else (),
         origins=origins(frame.index.to_numpy(), ids, rows),
+        task=targets.task,
     )
+    inspect(splits)
     return corrupt(splits, noise, seed)
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import torch
@@ -11,15 +11,17 @@ from metagradient.data.corruption import LabelNoise
 from metagradient.data.labelled_sentences import SentenceSplits, tokens, vocabulary
 from metagradient.data.origins import origins
 from metagradient.data.own.formats.files import must_fit
-from metagradient.data.own.reading import column, given, labelled, read_frame
+from metagradient.data.own.inspection import inspect
+from metagradient.data.own.reading import column, given, read_frame
 from metagradient.data.own.rows import NAMES, Shares, divide
+from metagradient.data.own.targets import labelled
 from metagradient.data.own.verbatim import identifiers
-from metagradient.data.splits import corrupt
+from metagradient.data.splits import Task, corrupt
 
 
 def text_file(
     path: str,
-    target: str,
+    target: str | Sequence[str],
     text: str = "text",
     train: int | None = None,
     validation: float = 0.1,
@@ -30,14 +32,15 @@ def text_file(
     stratify: bool = False,
     length: int = 64,
     words: int = 2000,
+    task: Task | None = None,
     noise: LabelNoise | None = None,
     seed: int = 0,
 ) -> SentenceSplits:
-    """The rows of a table with a column of texts and one of classes.
+    """The rows of a table with a column of texts and one or several that are to be predicted.
 
     Args:
         path: as in `table_file`: a file, a folder, or a name of the hub.
-        target: the column of classes.
+        target: as in `table_file`, like task.
         text: the column of texts, divided at white space.
         length: words of a text that are read.
         words: size of the vocabulary, padding and the unknown word included; it is made of the training rows alone.
@@ -48,6 +51,7 @@ def text_file(
         group: see train.
         id: see train.
         stratify: see train.
+        task: see target.
         noise: see train.
         seed: see train.
 
@@ -56,10 +60,12 @@ def text_file(
         ConnectionError: a hub set, and no network.
         ValueError: no such column, too few rows or words, too little memory.
     """
-    frame, y, classes = labelled(read_frame(path), target)
+    frame, targets = labelled(read_frame(path), target, task)
+    if text in ([target] if isinstance(target, str) else target):
+        raise ValueError(f"data.text={text} is data.target as well: name the column of texts")
     texts = column(frame, text, "data.text").fillna("")
     rows = divide(
-        y,
+        targets.strata(stratify),
         Shares(train, validation, test, stratify, seed),
         None if split is None else column(frame, split, "data.split"),
         None if group is None else column(frame, group, "data.group"),
@@ -70,8 +76,8 @@ def text_file(
         return (str(each).split()[:length] for each in texts.iloc[rows[name]])
 
     known = vocabulary(said("train"), words)
-    labels = torch.from_numpy(y)
-    must_fit(8 * len(y) * length, path, "set a smaller data.length, or read fewer rows")
+    labels = torch.from_numpy(targets.y)
+    must_fit(8 * len(frame) * length, path, "set a smaller data.length, or read fewer rows")
     tables = {
         name: {"x": tokens(said(name), known, length, len(rows[name])), "y": labels[rows[name]]} for name in NAMES
     }
@@ -80,13 +86,15 @@ def text_file(
         tables["train"],
         tables["validation"],
         tables["test"],
-        classes,
+        targets.names,
         kind="text",
+        task=targets.task,
         vocabulary=known,
         source=path,
         columns=(text,),
         origins=origins(frame.index.to_numpy(), None if id is None else identifiers(path, frame, id), rows),
     )
+    inspect(splits)
     noisy = corrupt(splits, noise, seed)
     assert isinstance(noisy, SentenceSplits)
     return noisy

@@ -111,7 +111,7 @@ def _libsvm(path: Path) -> pd.DataFrame:
     x, y = load_svmlight_file(str(path))
     must_fit(12 * x.shape[0] * x.shape[1], str(path))
     frame = pd.DataFrame(x.toarray(), columns=[f"x{i}" for i in range(x.shape[1])])
-    frame["target"] = [f"{v:g}" for v in y]
+    frame["target"] = y
     return frame
 
 
