@@ -26,7 +26,7 @@ OURS = "metagradient"
 
 def run(cfg: DictConfig, record: Record) -> float:
     setup.prepare(cfg, "poisoning")
-    splits = setup.classification(cfg, inputs=True)
+    splits = setup.classification(cfg, inputs=True, classes=True)
     routine = routines.classifier_routine(cfg, splits)
     method = setup.build(cfg.method, _convert_="all")
     train, validation = splits.train, splits.validation

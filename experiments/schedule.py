@@ -20,7 +20,7 @@ import metagradient as mg
 from metagradient.descent import DescentProblem, Recipe
 from metagradient.descent import schedule_baselines as baselines
 from metagradient.descent.schedule_baselines import Trainable, Trial
-from metagradient.evaluation import mean_cross_entropy, take
+from metagradient.evaluation import MEASURES, mean_cross_entropy, take
 from metagradient.intervals import deviation
 from metagradient.reporting import Progress, Record
 from metagradient.streams import Schedules
@@ -115,12 +115,13 @@ def run(cfg: DictConfig, record: Record) -> float:
         longer = {name: judge.test(chosen[name], cfg.retrainings, cfg.stretch)[0] for name in kinds}
 
     # 4. Tell.
+    measure = MEASURES[splits.task]
     spent = {name: way.spent[-1] for name, way in ways.items()} | {OURS: found.cost}
     record.cost(training_runs=found.cost + judge.spent[0])
-    record.result({"chosen_metastep": found.metastep, "test_accuracy": statistics.fmean(accuracies[OURS])})
-    record.result({"test_accuracy_sd": deviation(accuracies[OURS])})
+    record.result({"chosen_metastep": found.metastep, f"test_{measure.name}": statistics.fmean(accuracies[OURS])})
+    record.result({f"test_{measure.name}_sd": deviation(accuracies[OURS])})
     schedule.save(record, chosen[OURS])
-    schedule.tell(record, losses, accuracies, longer, spent, cfg.finalists * cfg.finalist_seeds)
+    schedule.tell(record, losses, accuracies, longer, spent, cfg.finalists * cfg.finalist_seeds, measure)
     schedule.draw(record, path, chosen, ways)
     return statistics.fmean(losses[OURS])
 

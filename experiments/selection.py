@@ -13,7 +13,7 @@ from omegaconf import DictConfig
 from torchmetrics.functional.classification import binary_f1_score
 
 from metagradient.descent import DescentProblem, Reading
-from metagradient.evaluation import Retraining, accuracy, filter_by_loss, join, mean_cross_entropy, take
+from metagradient.evaluation import MEASURES, Retraining, filter_by_loss, join, mean_cross_entropy, take
 from metagradient.reporting import Progress, Record
 from metagradient.streams import Selection
 from metagradient.studies import routines, setup, smoothness, stages
@@ -28,6 +28,7 @@ def run(cfg: DictConfig, record: Record) -> float:
     splits = setup.classification(cfg)
     routine = routines.classifier_routine(cfg, splits)
     method = setup.build(cfg.method, _convert_="all")
+    measure = MEASURES[splits.task]
     train, validation, truth = splits.train, splits.validation, splits.truth
     order = torch.randperm(len(validation["y"]), generator=generator(cfg.seed, Selection.HELD_OUT))
     held = setup.share(cfg.held_out, len(order), "held_out")
@@ -52,7 +53,7 @@ def run(cfg: DictConfig, record: Record) -> float:
             steer,
             score=lambda learner, state: {
                 "held_out_loss": mean_cross_entropy(learner, state, held_out),
-                "held_out_accuracy": accuracy(learner, state, held_out),
+                f"held_out_{measure.name}": measure(learner, state, held_out),
             },
             routine=routine,
             fit=TrainerFit(cfg, progress),
@@ -78,8 +79,8 @@ def run(cfg: DictConfig, record: Record) -> float:
             for stream in (Selection.JUDGE, Selection.TUNER)
         )
         save = functools.partial(save_model, record)
-        judge = Retraining(routine, fresh, unit, progress.callback())
-        tuner = Retraining(routine, others, unit, progress.callback())
+        judge = Retraining(routine, fresh, unit, progress.callback(), measure)
+        tuner = Retraining(routine, others, unit, progress.callback(), measure)
         by_loss, dropped = filter_by_loss(
             tuner,
             train,
@@ -116,16 +117,16 @@ def run(cfg: DictConfig, record: Record) -> float:
         [label, *accuracies[key].values(), *found.get(key, dict.fromkeys(found[""])).values()]
         for key, (label, _, _) in choices.items()
     ]
-    record.table("accuracy_of_each_choice", ["trained on", *tests, *found[""]], table)
+    record.table(f"{measure.name}_of_each_choice", ["trained on", *tests, *found[""]], table)
     for key, row in accuracies.items():
         for name, value in row.items():
-            parts = ["test_accuracy", "" if name == "test" else name, key]
+            parts = [f"test_{measure.name}", "" if name == "test" else name, key]
             record.result({"_".join(filter(None, parts)): value})
     record.result({"chosen_metastep": chosen.metastep, "share_kept": float(chosen.kept.float().mean()), **found[""]})
     record.cost(training_runs=search_cost + judge.runs + tuner.runs)
     final = accuracies[""]["test"]
     record.answer(
-        f"Trained on the learned {chosen.unit} the test accuracy is {final:.3f}, on all data {accuracies['all_data']['test']:.3f}, "
+        f"Trained on the learned {chosen.unit} the test {measure.title} is {final:.3f}, on all data {accuracies['all_data']['test']:.3f}, "
         f"on the validation rows alone {accuracies['validation_only']['test']:.3f}; the descent cost {search_cost:.0f} trainings."
     )
     draw(record, splits, chosen, readings, {"test, all data": accuracies["all_data"]["test"], "test, retrained": final})

@@ -19,7 +19,7 @@ from omegaconf import DictConfig
 
 import metagradient as mg
 from metagradient.data import Splits
-from metagradient.evaluation import accuracy
+from metagradient.evaluation import MEASURES
 from metagradient.replay.smoothness import ROUGH, GradientHealth, Smoothness
 from metagradient.reporting import Progress, Record
 from metagradient.reporting.estimate import Stage
@@ -38,22 +38,25 @@ def run(cfg: DictConfig, record: Record) -> float:
     variants = {"as configured": cfg} | {
         str(name): setup.variant(cfg, edits) for name, edits in (cfg.variants or {}).items()
     }
+    measure = MEASURES[splits.task]
+    test, key = f"test {measure.title}", f"test_{measure.name}"
     rows, first_readings = [], dict[str, Smoothness]()
     cases = [(name, kind) for name in variants for kind in cfg.metaparameters]
     with Progress([Stage("cases", len(cases))]) as progress:
         for name, kind in progress.track(cases, "smoothness", stage="cases"):
             reading, tests, health, cost = _read(variants[name], splits, kind, progress)
             record.cost(training_runs=cost)
-            rows.append(_row(name, kind, reading, first_readings.setdefault(kind, reading), tests, health))
+            value = statistics.fmean(tests) if tests else None
+            rows.append(_row(name, kind, reading, first_readings.setdefault(kind, reading), {test: value}, health))
 
-    columns = [key for key in rows[0] if rows[0][key] is not None or key != "gradient norm"]
-    record.table("metasmoothness", columns, [[row[key] for key in columns] for row in rows])
-    record.figure("smoothness_against_accuracy", descent_figures.smoothness_figure(rows))
+    columns = [column for column in rows[0] if rows[0][column] is not None or column != "gradient norm"]
+    record.table("metasmoothness", columns, [[row[column] for column in columns] for row in rows])
+    record.figure("smoothness_against_accuracy", descent_figures.smoothness_figure(rows, test))
     for row in rows[1:]:
         name = re.sub(r"\W+", "_", f"{row['variant']} {row['of']}".lower())
-        record.result({f"metasmoothness_{name}": row["metasmoothness"], f"test_accuracy_{name}": row["test accuracy"]})
+        record.result({f"metasmoothness_{name}": row["metasmoothness"], f"{key}_{name}": row[test]})
     first = rows[0]
-    record.result({"metasmoothness": first["metasmoothness"], "test_accuracy": first["test accuracy"]})
+    record.result({"metasmoothness": first["metasmoothness"], key: first[test]})
     record.result({"metasmoothness_low": first["low"], "metasmoothness_high": first["high"]})
     known = math.isfinite(first["low"])
     interval = f"; 95 % interval {first['low']:.2f} to {first['high']:.2f}" if known else ", one direction"
@@ -67,7 +70,7 @@ def run(cfg: DictConfig, record: Record) -> float:
 def _read(
     cfg: DictConfig, splits: Splits, kind: str, progress: Progress
 ) -> tuple[Smoothness, list[float], GradientHealth | None, float]:
-    """The metasmoothness in one kind of metaparameter, the test accuracy of each run at z, the health of one
+    """The metasmoothness in one kind of metaparameter, the test accuracy (R2 of numbers) of each run at z, the health of one
     metagradient, and what all that cost."""
     routine, tests = routines.classifier_routine(cfg, splits), list[float]()
     z = smoothness.metaparameter(kind, routine, splits.train)
@@ -77,7 +80,7 @@ def _read(
         directions=cfg.directions,
         h=cfg.h,
         seed=fold_in(cfg.seed, Metasmoothness.READING),
-        on_trained=lambda learner, state: tests.append(accuracy(learner, state, splits.test)),
+        on_trained=lambda learner, state: tests.append(MEASURES[splits.task](learner, state, splits.test)),
         progress=progress.callback(),
     )
     if not cfg.gradient:
@@ -96,7 +99,12 @@ def _read(
 
 
 def _row(
-    name: str, kind: str, reading: Smoothness, first: Smoothness, tests: list[float], health: GradientHealth | None
+    name: str,
+    kind: str,
+    reading: Smoothness,
+    first: Smoothness,
+    tested: dict[str, float | None],
+    health: GradientHealth | None,
 ) -> dict[str, object]:
     low, high = reading.interval
     gain, gain_low, gain_high = reading.against(first)
@@ -112,7 +120,7 @@ def _row(
         "against the first": None if reading is first else gain,
         "from": None if reading is first else gain_low,
         "to": None if reading is first else gain_high,
-        "test accuracy": statistics.fmean(tests) if tests else None,
+        **tested,
         "relative movement": reading.movement,
         "gradient norm": None if health is None else f"{health.norm:.2g}",
         "remark": "; ".join(filter(None, [problem, sick and "metagradient: " + sick.partition(".")[0]])) or "",

@@ -30,8 +30,8 @@ log = logging.getLogger(__name__)
 
 def run(cfg: DictConfig, record: Record) -> float:
     setup.prepare(cfg, "unlearning")
-    check(cfg)
     splits = setup.classification(cfg)
+    check(cfg, splits)
     routine = routines.classifier_routine(cfg, splits)
     method = setup.build(cfg.method, _convert_="all")
     n = len(splits.train["y"])

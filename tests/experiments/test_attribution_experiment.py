@@ -20,6 +20,7 @@ import metagradient as mg
 from metagradient import attribution as at
 from metagradient import data, models
 from metagradient.attribution.methods import packages
+from metagradient.errors import UserError
 from metagradient.evaluation import subsets
 from metagradient.studies.attribution import report
 from metagradient.training.random import fold_in
@@ -198,9 +199,12 @@ def test_packages_get_the_trained_model_and_the_learner_keeps_the_runs_start() -
     start = mg.initial_state(learner).params.clone()
     examples = {"x": torch.randn(6, 4), "y": torch.arange(6) % 3}
     state = mg.train(learner, mg.Batches(examples, mg.full_batch_plan(6, 3)))
-    model = packages._model(SimpleNamespace(learner=learner, state=state))  # type: ignore[arg-type]
+    model = packages._model(SimpleNamespace(learner=learner, state=state, train=examples))  # type: ignore[arg-type]
     assert torch.equal(torch.cat([p.flatten() for p in model.parameters()]), state.params)
     assert torch.equal(mg.initial_state(learner).params, start)
+    soft = SimpleNamespace(learner=learner, state=state, train={**examples, "y": torch.eye(3)[examples["y"]]})
+    with pytest.raises(UserError, match=r"other packages read class numbers \[n\]"):
+        packages._model(soft)  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize(

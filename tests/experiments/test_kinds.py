@@ -7,18 +7,27 @@ from pathlib import Path
 
 import datasets
 import numpy as np
+import pandas as pd
 import pytest
 from console import run_in
 from PIL import Image
 
+import metagradient as mg
+from metagradient.evaluation import MEASURES
+
 EXPERIMENTS = ("selection", "poisoning", "schedule", "attribution", "smoothness", "unlearning")
-KINDS = ("a9a", "covtype", "rcv1", "mnist", "cifar10", "sst2", "shakespeare")
+KINDS = ("a9a", "covtype", "rcv1", "mnist", "cifar10", "sst2", "shakespeare", "prices", "tags")
 REFUSED = {  # what an experiment does not take, and what its one line must say
     **{(e, "shakespeare"): "texts without labels" for e in EXPERIMENTS if e != "attribution"},
     ("poisoning", "sst2"): "words, which cannot be moved",
+    ("poisoning", "prices"): "targets that are numbers",
+    ("poisoning", "tags"): "targets that are labels",
 }
 TINY = ["model.layers=1", "model.width=8", "model.heads=2"]
+OWN = ["model=linear", "data.train=null", "data.validation=80", "data.test=60"]
 SETTINGS = {  # models that fit, and small ones
+    "prices": ["data=table", "data.target=price", "learner.loss=huber", *OWN],
+    "tags": ["data=table", "data.target=[sweet,round]", *OWN],
     "sst2": ["model=sentence_classifier", *TINY, "data.length=8", "data.words=40"],
     "shakespeare": ["model=gpt", *TINY, "data.length=12", "data.planted=2", "data.copies=10"],
 }
@@ -36,6 +45,12 @@ def write(kind: str, folder: Path) -> None:
             ]
             lines = [f"{y:+d} " + " ".join(f"{i}:1" for i in columns) for y, columns in rows]
             (folder / name).write_text("\n".join(lines) + "\n")
+    elif kind in ("prices", "tags"):
+        x = rng.normal(size=(400, 4))
+        y = x @ rng.normal(size=(4, 2)) + 0.3 * rng.normal(size=(400, 2))
+        targets = {"price": 250 + 80 * y[:, 0]} if kind == "prices" else {"sweet": y[:, 0] > 0, "round": y[:, 1] > 0.5}
+        frame = pd.DataFrame({**{f"x{i}": x[:, i] for i in range(4)}, **targets})
+        frame.astype(dict.fromkeys(targets, float)).to_csv(folder / "table.csv", index=False)
     elif kind == "covtype":
         labels = rng.integers(1, 8, 600)
         features = rng.integers(0, 255, (600, 54)) + 300 * (np.arange(54)[None] % 7 == labels[:, None] - 1)
@@ -102,10 +117,14 @@ def test_each_experiment_on_each_kind_of_data(
     kind: str,  # type: ignore[no-untyped-def]
 ) -> None:
     monkeypatch.setenv("METAGRADIENT_CACHE", str(tmp_path / "cache"))
-    settings = [f"data={kind}", f"data.path={files(kind)}", *QUICK]
+    own = kind in ("prices", "tags")
+    where = [f"data.path={files(kind)}/table.csv"] if own else [f"data={kind}", f"data.path={files(kind)}"]
+    settings = [*where, *QUICK]
     settings += SETTINGS.get(kind, [])
     if kind == "shakespeare" and experiment == "attribution":
         settings.append("labels=1")
+    if own and experiment == "attribution":
+        settings.append("methods=[exact,dropout:4,gradient_dot]")
     if kind == "sst2" and experiment == "unlearning":
         settings.append("method=deltagrad_guarded")  # no convex loss
     done = run_in(tmp_path, experiment, *settings)
@@ -119,8 +138,42 @@ def test_each_experiment_on_each_kind_of_data(
     (run,) = (tmp_path / "outputs" / experiment).iterdir()
     metrics = json.loads((run / "metrics.json").read_text())
     assert metrics["status"] == "finished"
+    if own:
+        measure = {"prices": "r2", "tags": "label_accuracy"}[kind]
+        least = -1 if experiment in ("schedule", "smoothness") else 0.6  # they train for a few steps only
+        assert least < metrics[f"result/test_{measure}"] <= 1
+        assert not [key for key in metrics if "accuracy" in key.replace("label_accuracy", "")]
+    if own and experiment == "attribution":  # the model that was saved predicts in the target's own units
+        saved = mg.load(run)
+        test, learner = saved.data().test, saved.learner()
+        found = MEASURES["numbers" if kind == "prices" else "labels"](learner, mg.initial_state(learner), test)
+        assert found == pytest.approx(metrics[f"result/test_{measure}"], abs=1e-5)
     assert "Traceback" not in (run / "run.log").read_text()
     assert list((run / "figures").glob("*.png"))
+
+
+@pytest.mark.parametrize(
+    ("experiment", "kind", "setting", "message"),
+    [
+        ("unlearning", "prices", "delete.rows=class", "delete.rows=class needs classes, and these targets are numbers"),
+        ("unlearning", "tags", "klom.models=2", "klom.models needs classes, and these targets are labels"),
+        ("attribution", "prices", "brittleness=[1]", "set brittleness=[]"),
+        ("selection", "prices", "data.noise.fraction=0.1", "set data.noise.fraction=0"),
+        ("smoothness", "tags", "learner.loss=squared", "set learner.loss=null"),
+        ("schedule", "tags", "learner.label_smoothing=0.1", "set learner.label_smoothing=0"),
+    ],
+)
+def test_what_needs_classes_is_refused_elsewhere(
+    tmp_path: Path,
+    files,
+    experiment: str,
+    kind: str,
+    setting: str,
+    message: str,  # type: ignore[no-untyped-def]
+) -> None:
+    done = run_in(tmp_path, experiment, f"data.path={files(kind)}/table.csv", *QUICK, *SETTINGS[kind], setting)
+    assert done.status == 2
+    assert message in done.err
 
 
 @pytest.mark.parametrize("experiment", ["selection", "attribution"])

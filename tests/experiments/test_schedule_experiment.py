@@ -114,7 +114,7 @@ class Fixed:
 def test_recipes_are_chosen_on_validation_rows_and_told_on_test_rows() -> None:
     """The validation rows are all of class 0, the test rows of class 1."""
     rows = {name: {"x": torch.zeros(4, 1), "y": torch.full((4,), y)} for name, y in (("validation", 0), ("test", 1))}
-    judge = Judge(None, SimpleNamespace(**rows), seed=0)  # type: ignore[arg-type]
+    judge = Judge(None, SimpleNamespace(**rows, task="classes"), seed=0)  # type: ignore[arg-type]
     first, second = Fixed(1), Fixed(0)
     chosen = judge.choose([first, second], seeds=2)  # type: ignore[list-item]
     assert chosen is second

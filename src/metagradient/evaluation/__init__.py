@@ -1,7 +1,13 @@
 """Judges: they retrain and measure, and never know which method they judge."""
 
 from metagradient.evaluation.batched import losses_of_runs, train_batched
-from metagradient.evaluation.classification import accuracy, example_losses_of, mean_cross_entropy
+from metagradient.evaluation.classification import (
+    accuracy,
+    example_losses_of,
+    hard_labels,
+    mean_cross_entropy,
+    outputs_of,
+)
 from metagradient.evaluation.datamodels import (
     Correlation,
     check_scores,
@@ -10,6 +16,7 @@ from metagradient.evaluation.datamodels import (
 )
 from metagradient.evaluation.filtering import filter_by_loss, filter_by_suspicion, neighbour_distances
 from metagradient.evaluation.groundtruth import GroundTruth, leave_one_out, run_digest, subsets
+from metagradient.evaluation.measures import MEASURES, Measure
 from metagradient.evaluation.ranking import (
     brittleness,
     inspection_curve,
@@ -23,8 +30,10 @@ from metagradient.evaluation.victims import Victims, train_victims
 from metagradient.training.sources import join, take
 
 __all__ = [
+    "MEASURES",
     "Correlation",
     "GroundTruth",
+    "Measure",
     "Retraining",
     "Victims",
     "accuracy",
@@ -35,6 +44,7 @@ __all__ = [
     "example_losses_of",
     "filter_by_loss",
     "filter_by_suspicion",
+    "hard_labels",
     "inspection_curve",
     "join",
     "klom",
@@ -47,6 +57,7 @@ __all__ = [
     "membership_auc",
     "mislabel_auc",
     "neighbour_distances",
+    "outputs_of",
     "run_digest",
     "source_precision",
     "subsets",

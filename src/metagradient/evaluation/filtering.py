@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from metagradient.errors import UserError
-from metagradient.evaluation.classification import example_losses_of
+from metagradient.evaluation.classification import example_losses_of, hard_labels
 from metagradient.evaluation.retraining import Retraining
 from metagradient.training.batches import Fields
 from metagradient.training.run import Progress
@@ -66,7 +66,7 @@ def neighbour_distances(train: Fields, k: int = 5, chunk: int = 1024) -> Tensor:
     """
     if k < 1:
         raise UserError(f"neighbours must be at least 1, not {k}")
-    x, y = train["x"].flatten(1).float(), train["y"]
+    x, y = train["x"].flatten(1).float(), hard_labels(train["y"])
     distances = torch.full((len(y),), torch.inf)
     for label in y.unique():
         rows = (y == label).nonzero().flatten()

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import statistics
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from torch import Tensor
 
 from metagradient.errors import UserError
-from metagradient.evaluation.classification import accuracy
+from metagradient.evaluation.measures import MEASURES, Measure
 from metagradient.learners.learner import Learner
 from metagradient.learners.routine import Routine
 from metagradient.training.batches import Fields
@@ -19,18 +19,20 @@ from metagradient.training.state import TrainState
 
 @dataclass
 class Retraining:
-    """Trains a routine from scratch on weighted examples, once for each fresh seed, and measures accuracies.
+    """Trains a routine from scratch on weighted examples, once for each fresh seed, and measures the models.
 
     Attributes:
         seeds: of initialisation and order; none of them was used while the weights were sought.
         unit: steps of a training on all data; `runs` counts the trainings so far in this unit.
         progress: told about every training's steps.
+        measure: what is measured of a model on a test set: its accuracy (see `MEASURES`).
     """
 
     routine: Routine
     seeds: Sequence[int]
     unit: int = 1
     progress: Progress | None = None
+    measure: Measure = MEASURES["classes"]
     runs: float = field(default=0.0, init=False)
 
     def __post_init__(self) -> None:
@@ -47,10 +49,10 @@ class Retraining:
         self,
         examples: Fields,
         weights: Tensor | None,
-        tests: dict[str, Fields],
+        tests: Mapping[str, Fields],
         keep: Callable[[Learner, TrainState], None] | None = None,
     ) -> dict[str, float]:
-        """Mean accuracy on each test set of models trained on `examples` with loss weights [n] (None: all 1).
+        """Mean accuracy (or another `measure`) on each test set of models trained on `examples` with loss weights [n] (None: all 1).
 
         `keep` is handed the first seed's model.
         """
@@ -60,5 +62,5 @@ class Retraining:
             if keep is not None and seed == self.seeds[0]:
                 keep(learner, state)
             for name, test in tests.items():
-                results[name].append(accuracy(learner, state, test))
+                results[name].append(self.measure(learner, state, test))
         return {name: statistics.fmean(values) for name, values in results.items()}

@@ -7,9 +7,9 @@ from torch import Tensor
 from torchmetrics.functional.classification import binary_auroc
 
 from metagradient.errors import UserError
-from metagradient.evaluation.classification import example_losses_of
+from metagradient.evaluation.classification import example_losses_of, hard_labels, outputs_of
 from metagradient.learners.learner import Learner
-from metagradient.training.batches import Batch, Fields
+from metagradient.training.batches import Fields
 from metagradient.training.state import TrainState
 
 CLIP, BINS, FLOOR = 100.0, 20, 1e-5
@@ -22,24 +22,15 @@ def distance(a: TrainState, b: TrainState) -> float:
 
 def margins(learner: Learner, state: TrainState, examples: Fields, chunk: int = 2048) -> Tensor:
     """logit_y - logsumexp(other logits) of each example, clipped to [-100, 100]; [n], on the CPU."""
-    logits, y = logits_of(learner, state, examples, chunk), examples["y"].cpu().unsqueeze(1)
+    logits = outputs_of(learner, state, examples, chunk)
+    y = hard_labels(examples["y"][:]).cpu().unsqueeze(1)
     others = logits.scatter(1, y, -torch.inf).logsumexp(dim=1)
     return (logits.gather(1, y).squeeze(1) - others).clamp(-CLIP, CLIP)
 
 
-def logits_of(learner: Learner, state: TrainState, examples: Fields, chunk: int = 2048) -> Tensor:
-    """A classifier's logits [n, C], on the CPU."""
-    parts = []
-    with torch.no_grad(), learner.evaluating(state):
-        for rows in torch.arange(len(examples["y"])).split(chunk):
-            fields = {k: v[rows[0] : rows[-1] + 1] for k, v in examples.items()}
-            parts.append(learner(Batch(0, rows, fields).to(state.params.device, state.params.dtype).x).cpu())
-    return torch.cat(parts)
-
-
 def agreement(learner: Learner, a: TrainState, b: TrainState, examples: Fields) -> float:
     """The share of examples to which two models give the same class."""
-    first, second = (logits_of(learner, state, examples).argmax(1) for state in (a, b))
+    first, second = (outputs_of(learner, state, examples).argmax(1) for state in (a, b))
     return float((first == second).float().mean())
 
 

@@ -22,6 +22,13 @@ class Decay(Enum):
     matrices = "matrices"
 
 
+class Loss(Enum):
+    """The loss of numbers that are predicted."""
+
+    squared = "squared"
+    huber = "huber"
+
+
 @dataclass
 class LearnerConfig:
     """conf/learner: optimizer and the routine around it. One of `epochs` and `steps` is given."""
@@ -41,6 +48,7 @@ class LearnerConfig:
     clip_value: float | None = None
     average: float | None = None
     label_smoothing: float = 0.0
+    loss: Loss | None = None
     micro_batch: int | None = None
     compiled: bool = False
 

@@ -15,15 +15,6 @@ from metagradient.reporting.pages.report import Example
 Split = Literal["train", "validation", "test"]
 
 
-def labels(splits: Splits, y: Tensor) -> list[str]:
-    """Labels in words: the class; of several at once those that apply; of numbers the number."""
-    if y.dim() > 1:
-        return ["; ".join(splits.classes[c] for c in row.nonzero().flatten().tolist()) for row in y]
-    if y.is_floating_point():
-        return [f"{value:g}" for value in y.tolist()]
-    return [splits.classes[c] for c in y.tolist()]
-
-
 def identities(
     splits: Splits | TextSplits, split: Split, count: int | None = None
 ) -> tuple[list[str], list[list[int | str]]]:
@@ -40,10 +31,10 @@ def identities(
             header += origin.header
             columns += [list(column) for column in zip(*map(origin.cells, range(n)), strict=True)]
         header.append("label")
-        columns.append([*labels(splits, table["y"][:n])])
+        columns.append([*splits.target_names(table["y"][:n])])
         if splits.truth is not None and split == "train":
             header.append("truth")
-            columns.append([*labels(splits, splits.truth.y[:n])])
+            columns.append([*splits.target_names(splits.truth.y[:n])])
     return header, [list(row) for row in zip(*columns, strict=True)]
 
 
@@ -53,8 +44,8 @@ def told(splits: Splits | TextSplits, split: Split, rows: Sequence[int]) -> dict
     if isinstance(splits, TextSplits):
         said = splits.describe(table["tokens"][at])
         return {row: Example(row, says=says) for row, says in zip(rows, said, strict=True)}
-    x, given, origin = table["x"][at], labels(splits, table["y"][at]), splits.origins.get(split)
-    truth = None if splits.truth is None or split != "train" else labels(splits, splits.truth.y[at])
+    x, given, origin = table["x"][at], splits.target_names(table["y"][at]), splits.origins.get(split)
+    truth = None if splits.truth is None or split != "train" else splits.target_names(splits.truth.y[at])
     pictures = splits.kind == "image"
     said = [""] * len(rows) if pictures else own_words(splits, split, rows) or splits.describe(x)
     return {

@@ -19,6 +19,7 @@ from metagradient.evaluation import (
     accuracy,
     example_losses_of,
     filter_by_suspicion,
+    hard_labels,
     mean_cross_entropy,
     neighbour_distances,
     take,
@@ -38,7 +39,7 @@ def save(record: Record, splits: Splits, poisons: Poisons, share: float, first: 
     name = "" if first else f"_{share:g}"
     tensors = {"images": poisons.images.contiguous(), "index": poisons.index}
     save_file(tensors, record.artifact_path(f"poisons{name}.safetensors"))
-    labels = splits.train["y"][poisons.index].tolist()
+    labels = hard_labels(splits.train["y"][poisons.index]).tolist()
     record.csv(f"poison_index{name}", ["index", "label"], zip(poisons.index.tolist(), labels, strict=True))
 
 
@@ -118,7 +119,7 @@ def draw(
     changed = (poisons.images - splits.train["x"][poisons.index]).flatten(1).abs().mean(1)
     shown = changed.argsort(descending=True, stable=True)[:: max(1, len(changed) // 10)][:10]
     rows = poisons.index[shown]
-    labels = [splits.classes[y] for y in splits.train["y"][rows].tolist()]
+    labels = splits.target_names(splits.train["y"][rows])
     before, after = splits.train["x"][rows], poisons.images[shown]
     if splits.kind == "image":
         title = "training images before (above) and after (below), with their unchanged labels"

@@ -27,15 +27,39 @@ log = logging.getLogger(__name__)
 
 
 def classifier_routine(cfg: DictConfig, splits: Splits) -> mg.Routine:
-    """The routine of `cfg.learner` and `cfg.model` for a classification data set."""
+    """The routine of `cfg.learner` and `cfg.model` for a data set: a `Classifier`, `Regressor` or `MultiLabel`."""
+    kind, own = _learner_of(cfg, splits)
     coded = {"categories": splits.category_sizes} if splits.categories else {}
-    return _routine(cfg, mg.Classifier, input_shape=splits.input_shape, classes=len(splits.classes), **coded)
+    return _routine(cfg, kind, own, input_shape=splits.input_shape, classes=splits.outputs, **coded)
+
+
+def _learner_of(cfg: DictConfig, splits: Splits) -> tuple[type[mg.Learner], dict[str, Any]]:
+    """The learner for what a data set predicts, and its own settings."""
+    loss = cfg.learner.get("loss")
+    if splits.task == "numbers":
+        y = splits.train["y"].double()
+        spread = y.std(0, unbiased=False)
+        scale = torch.where(spread > 0, spread, 1.0)
+        units = {"center": _floats(y.mean(0)), "scale": _floats(scale)}
+        return mg.Regressor, {**units, **({} if loss is None else {"loss": _word(loss)})}
+    if loss is not None:
+        raise UserError(
+            f"learner.loss={_word(loss)} is of numbers to be predicted, and these targets are {splits.task}: set learner.loss=null"
+        )
+    return mg.MultiLabel if splits.task == "labels" else mg.Classifier, {}
+
+
+def _floats(x: torch.Tensor) -> list[float]:
+    """The numbers of a tensor [] or [k]."""
+    return x.reshape(-1).tolist()
 
 
 def language_routine(cfg: DictConfig, splits: TextSplits) -> mg.Routine:
     """The routine of `cfg.learner` and `cfg.model` for a language model of characters."""
     length = splits.train["tokens"].shape[1] - 1
-    return _routine(cfg, mg.LanguageModel, vocab=len(splits.vocabulary), block=length)
+    if cfg.learner.get("loss") is not None:
+        raise UserError(f"learner.loss={_word(cfg.learner.loss)} is of numbers to be predicted: set learner.loss=null")
+    return _routine(cfg, mg.LanguageModel, {}, vocab=len(splits.vocabulary), block=length)
 
 
 class OwnRates:
@@ -45,7 +69,7 @@ class OwnRates:
         raise UserError("this learner's rates are those of its configure_optimizers: ask the learner, not the routine")
 
 
-def _routine(cfg: DictConfig, kind: type[mg.Classifier] | type[mg.LanguageModel], **sizes: Any) -> mg.Routine:
+def _routine(cfg: DictConfig, kind: type[mg.Learner], own: Mapping[str, Any], **sizes: Any) -> mg.Routine:
     settings, where = cfg.learner, trainer.device(cfg)
     target = None if settings._target_ is None else _located(settings._target_, "learner")
     configures = target is not None and _configures(target)
@@ -64,6 +88,8 @@ def _routine(cfg: DictConfig, kind: type[mg.Classifier] | type[mg.LanguageModel]
         raise UserError(
             f"model: {settings._target_} takes no model, it is one; leave it out (its arguments: learner.arguments)"
         )
+    if target is not None and settings.get("loss") is not None:
+        raise UserError(f"learner.loss: {settings._target_} has losses of its own; leave it out")
     if configures:
         _refuse_unread(settings._target_)
         offered = {name: value for name, value in offered.items() if name not in ("optimizer", "decay")}
@@ -75,7 +101,7 @@ def _routine(cfg: DictConfig, kind: type[mg.Classifier] | type[mg.LanguageModel]
     def make_learner(schedule: mg.Schedule) -> mg.Learner:
         given = dict(offered) if isinstance(schedule, OwnRates) else {**offered, "learning_rate": schedule}
         if target is None:
-            learner: mg.Learner = kind(_model(cfg, sizes), **given)
+            learner: mg.Learner = kind(_model(cfg, sizes), **own, **given)  # type: ignore[arg-type]
         else:
             learner = _own(target, cfg, sizes, given)
         if cfg.get("checkpoint") is not None:

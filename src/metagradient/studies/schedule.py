@@ -12,7 +12,7 @@ import metagradient as mg
 from metagradient.data import Splits
 from metagradient.descent import DescentProblem, Recipe
 from metagradient.descent.schedule_baselines import Trainable, Trial
-from metagradient.evaluation import accuracy, mean_cross_entropy
+from metagradient.evaluation import MEASURES, Measure, mean_cross_entropy
 from metagradient.intervals import deviation, standard_error
 from metagradient.reporting import Progress, Record
 from metagradient.reporting.figures import descent as descent_figures
@@ -52,7 +52,7 @@ class Judge:
     spent: list[float] = field(default_factory=lambda: [0.0])
 
     def losses(self, recipe: Trainable, seed: int) -> tuple[float, float, float]:
-        """(validation loss, test loss, test accuracy) of one training; infinite losses where it diverges."""
+        """(validation loss, test loss, test accuracy or R2) of one training; infinite losses where it diverges."""
         self.spent[0] += 1
         try:
             learner, state = recipe.train(self.problem, seed)
@@ -60,7 +60,7 @@ class Judge:
             return torch.inf, torch.inf, 0.0
         found = [mean_cross_entropy(learner, state, rows) for rows in (self.splits.validation, self.splits.test)]
         found = [loss if loss < torch.inf else torch.inf for loss in found]  # nan is worse than anything
-        return found[0], found[1], accuracy(learner, state, self.splits.test)
+        return found[0], found[1], MEASURES[self.splits.task](learner, state, self.splits.test)
 
     def follow(
         self, name: str, trials: Iterable[Trial], tests: list[float], total: int, progress: Progress
@@ -111,8 +111,12 @@ def tell(
     longer: Mapping[str, list[float]],
     spent: Mapping[str, float],
     finals: int,
+    measure: Measure,
 ) -> None:
-    """The table of test losses, and the results; `finals`: trainings that each searcher's finalists took."""
+    """The table of test losses, and the results; `finals`: trainings that each searcher's finalists took.
+
+    `accuracies` are what the `measure` says.
+    """
     rows: list[list[object]] = []
     for name, values in losses.items():
         runs = spent[name] + finals if name in spent else 0.0
@@ -122,11 +126,12 @@ def tell(
     for name, values in longer.items():
         rows.append([f"{name}, stretched", None, *summary(values, longer[GRID]), None])
         record.result({f"test_loss_stretched{KEYS[name]}": statistics.fmean(values)})
-    columns = ["schedule", "training runs", "test loss", "sd", "against the grid's", "standard error", "test accuracy"]
+    columns = ["schedule", "training runs", "test loss", "sd", "against the grid's", "standard error"]
+    columns.append(f"test {measure.title}")
     record.table("test_losses", columns, rows)
     own, grid, flat = (statistics.fmean(losses[name]) for name in (OURS, GRID, FLAT))
     record.answer(
-        f"The schedule found by metagradients ends at a test loss of {own:.4g} nats (standard deviation {deviation(losses[OURS]):.2g} "
+        f"The schedule found by metagradients ends at a test loss of {own:.4g} {measure.loss_unit} (standard deviation {deviation(losses[OURS]):.2g} "
         f"over {len(losses[OURS])} seeds), the best of the grid at {grid:.4g}, the flat one at {flat:.4g}."
     )
 

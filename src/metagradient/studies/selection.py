@@ -5,9 +5,10 @@ from collections.abc import Mapping, Sequence
 from metagradient.data import Splits
 from metagradient.data.own.chosen import write_chosen
 from metagradient.descent import Reading, Selection
+from metagradient.evaluation import MEASURES
 from metagradient.reporting import Record, figures
 from metagradient.reporting.pages.report import Distribution, Histogram, Ranking, report_page
-from metagradient.studies.examples import examples_figure, identities, labels, told
+from metagradient.studies.examples import examples_figure, identities, told
 
 _TOLD = 200  # examples of the lowest, and of the highest weights that the page shows
 
@@ -26,7 +27,7 @@ def draw(
     record: Record, splits: Splits, chosen: Selection, readings: Sequence[Reading], references: Mapping[str, float]
 ) -> None:
     """weights.png, metasteps.png, most_down_weighted.png, report.html."""
-    truth = splits.truth
+    truth, measure = splits.truth, MEASURES[splits.task]
     threshold = float(chosen.weights[chosen.kept].min()) if chosen.kept.any() else None
     wrong = None if truth is None else truth.wrong
     record.figure("weights", figures.weight_histogram(chosen.weights, wrong, threshold=threshold))
@@ -37,7 +38,7 @@ def draw(
         figures.metastep_curves(
             [reading.metastep for reading in readings],
             {"steering objective": series["objective"], "held-out loss": series["held_out_loss"]},
-            {"held-out accuracy": series["held_out_accuracy"]},
+            {f"held-out {measure.title}": series[f"held_out_{measure.name}"]},
             references=references,
             chosen=chosen.metastep,
         ),
@@ -45,8 +46,8 @@ def draw(
 
     _browse(record, splits, chosen)
     lowest = chosen.weights.argsort(stable=True)[:12]
-    given = labels(splits, splits.train["y"][lowest])
-    true = given if truth is None else labels(splits, truth.y[lowest])
+    given = splits.target_names(splits.train["y"][lowest])
+    true = given if truth is None else splits.target_names(truth.y[lowest])
     captions = [a if a == b else f"{a} → {b}" for a, b in zip(given, true, strict=True)]
     title = "most down-weighted" + ("" if truth is None else ": given label → true label")
     flags = [a != b for a, b in zip(given, true, strict=True)]

@@ -70,11 +70,16 @@ def build(node: Any, *args: Any, **kwargs: Any) -> Any:
         raise
 
 
-def classification(cfg: DictConfig, *, inputs: bool = False) -> Splits:
-    """The data set of `cfg.data`, which must have labels; with `inputs`, examples that can be moved a little.
+def classification(cfg: DictConfig, *, inputs: bool = False, classes: bool = False) -> Splits:
+    """The data set of `cfg.data`, which must have targets.
+
+    Args:
+        cfg: the configuration.
+        inputs: examples must be such that they can be moved a little.
+        classes: targets must be classes.
 
     Raises:
-        UserError: sequences without labels; words, where numbers are to be moved.
+        UserError: sequences without labels; words, where numbers are to be moved; numbers, where classes are needed.
     """
     splits = build(cfg.data)
     name = HydraConfig.get().runtime.choices.get("data", splits.name) if HydraConfig.initialized() else splits.name
@@ -85,6 +90,11 @@ def classification(cfg: DictConfig, *, inputs: bool = False) -> Splits:
     if inputs and splits.kind == "text":
         raise UserError(
             f"data={name} has words, which cannot be moved by small steps: choose images or tables, data=digits"
+        )
+    if classes and splits.task != "classes":
+        raise UserError(
+            f"data={name} has targets that are {splits.task}, and this asks about classes: choose a target of classes, or set "
+            "data.task=classes"
         )
     if inputs and splits.categories:
         raise UserError("data.encode=codes: codes cannot be moved by small steps; set data.encode=onehot")

@@ -13,13 +13,14 @@ from metagradient.errors import UserError
 from metagradient.intervals import standard_error
 from metagradient.reporting.runs.reading import Run
 
+_OTHERS = ("test_r2", "test_label_accuracy")  # in place of the accuracy, where no classes are predicted
 HEADLINES = {
-    "selection": ("test_accuracy", "test_accuracy_all_data", "test_accuracy_oracle", "f1_clean"),
+    "selection": ("test_accuracy", "test_accuracy_all_data", "test_accuracy_oracle", "f1_clean", *_OTHERS),
     "poisoning": ("drop", "clean_accuracy", "poisoned_accuracy"),
-    "schedule": ("test_loss", "test_accuracy", "test_loss_grid_best", "test_loss_flat"),
+    "schedule": ("test_loss", "test_accuracy", "test_loss_grid_best", "test_loss_flat", *_OTHERS),
     "attribution": ("lds", "lds_low", "lds_high", "mislabel_auc"),
     "unlearning": ("error_ratio", "speedup", "distance_to_retrained", "distance_original_to_retrained"),
-    "smoothness": ("metasmoothness", "test_accuracy"),
+    "smoothness": ("metasmoothness", "test_accuracy", *_OTHERS),
     "cost": ("cost_ratio", "peak_memory_ratio"),
 }
 """The results of each experiment that are shown unless others are asked for."""

@@ -8,6 +8,7 @@ from safetensors import safe_open
 from torch import Tensor
 
 from metagradient.data import Splits, TextSplits
+from metagradient.evaluation import MEASURES
 from metagradient.reporting import Record
 from metagradient.reporting.figures import Passage, text_figure
 from metagradient.reporting.figures import attribution as attribution_figures
@@ -76,7 +77,7 @@ def leave(record: Record, top: int, task: Task, splits: Splits | TextSplits, out
     )
     page = report_page(
         f"{outcomes[0].name}: which training examples helped, and which harmed",
-        f"A score, in {_unit(outcomes[0])}, is the predicted rise of the query's loss when the training example is removed: positive ones "
+        f"A score, in {_unit(outcomes[0], splits)}, is the predicted rise of the query's loss when the training example is removed: positive ones "
         "help, negative ones harm. A label that is known to be wrong is red, with the right one behind it.",
         tabs,
     )
@@ -133,16 +134,16 @@ def _figure(record: Record, splits: Splits | TextSplits, task: Task, shown: Sequ
             )
             for query, side, flags in zip(shown, found, wrong, strict=True)
         ]
-        grid = text_figure(
-            passages, "of each query the training examples that help most, then those that harm most (nats)"
-        )
+        grid = text_figure(passages, "of each query the training examples that help most, then those that harm most")
     record.figure("top_examples", grid, folder="artifacts")
 
 
-def _unit(outcome: Outcome) -> str:
+def _unit(outcome: Outcome, splits: Splits | TextSplits) -> str:
     """What the scores on disk say that they are; a file of the user's need not say it."""
     file, said = outcome.files[0], None
     if file.suffix == ".safetensors":
         with safe_open(file, framework="pt") as opened:
             said = (opened.metadata() or {}).get("unit")
-    return "nats" if said == "nats" else "the method's own unit"
+    if said != "nats":
+        return "the method's own unit"
+    return said if isinstance(splits, TextSplits) else MEASURES[splits.task].loss_unit

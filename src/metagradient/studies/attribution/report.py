@@ -10,10 +10,11 @@ from torch import Tensor
 from metagradient.attribution.methods.spec import COMPRESSORS, slug
 from metagradient.data import Splits, TextSplits
 from metagradient.evaluation import (
+    MEASURES,
     GroundTruth,
-    accuracy,
     brittleness,
     example_losses_of,
+    hard_labels,
     inspection_curve,
     leave_one_out_correlation,
     mislabel_auc,
@@ -82,7 +83,8 @@ def draw(
         record.figure("pareto", attribution_figures.pareto_figure(points, others))
 
     if not isinstance(splits, TextSplits):
-        record.result({"test_accuracy": accuracy(task.learner, task.state, splits.test)})
+        measure = MEASURES[splits.task]
+        record.result({f"test_{measure.name}": measure(task.learner, task.state, splits.test)})
 
 
 def left_out(record: Record, cfg: DictConfig, kept: Tensor, losses: Tensor, outcomes: Sequence[Outcome]) -> None:
@@ -146,7 +148,7 @@ def brittle(record: Record, cfg: DictConfig, task: Task, classes: int, outcomes:
         )
         for outcome in progress.track(list(outcomes), "removing the most helpful"):
             scores = next(iter(outcome.scores.values()))[:, few]
-            found = brittleness(truth, scores, task.queries["y"][few], list(cfg.brittleness))
+            found = brittleness(truth, scores, hard_labels(task.queries["y"][few]), list(cfg.brittleness))
             for size, rise in zip(found.sizes, found.rise, strict=True):
                 rows.append([outcome.name, size, float((found.smallest <= size).float().mean()), float(rise.mean())])
     record.table("most_helpful_removed", ["method", "removed", "share of predictions flipped", "mean rise, nats"], rows)

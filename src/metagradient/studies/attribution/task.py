@@ -40,6 +40,8 @@ def make_task(cfg: DictConfig) -> tuple[Task, Splits | TextSplits]:
     """The run that is asked about, trained, and its data."""
     splits = setup.build(cfg.data)
     text = isinstance(splits, TextSplits)
+    if cfg.brittleness and not text and splits.task != "classes":
+        raise UserError(f"brittleness flips classes, and these targets are {splits.task}: set brittleness=[]")
     routine = routines.language_routine(cfg, splits) if text else routines.classifier_routine(cfg, splits)
     batches = routine.batches(splits.train, cfg.seed)
     learner = routine.learner(cfg.seed, len(batches))

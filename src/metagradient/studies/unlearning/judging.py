@@ -11,8 +11,7 @@ from omegaconf import DictConfig
 import metagradient as mg
 from metagradient.data import Splits
 from metagradient.evaluation import (
-    accuracy,
-    agreement,
+    MEASURES,
     distance,
     mean_cross_entropy,
     membership_auc,
@@ -65,6 +64,7 @@ def timed(method: Method, run: RecordedRun, request: Request, progress: Progress
 def judge(run: RecordedRun, answer: Answer, splits: Splits) -> dict[str, float]:
     """What tells the method's model from the retrained one: `asked`, `kept` and `test` are examples, a gap is
     (method - retrained)."""
+    measure = MEASURES[splits.task]
     learner, new, true = run.learner, answer.unlearned.state, answer.retrained.state
     asked = take(splits.train, answer.request.rows)
     kept = take(splits.train, answer.request.apply(run.present) & run.present)
@@ -75,11 +75,11 @@ def judge(run: RecordedRun, answer: Answer, splits: Splits) -> dict[str, float]:
         "error_ratio": moved / error if error else float("inf"),
         "speedup": answer.retrain_seconds / answer.seconds,
         "gradient_saving": answer.retrained.gradients / max(answer.unlearned.gradients, 1),
-        "agreement": agreement(learner, new, true, splits.test),
+        "agreement": measure.agreement(learner, new, true, splits.test),
     }
     for name, examples in {"asked": asked, "kept": kept, "test": splits.test}.items():
-        row[f"{name}_accuracy"] = accuracy(learner, new, examples)
-        row[f"{name}_accuracy_retrained"] = accuracy(learner, true, examples)
+        row[f"{name}_{measure.name}"] = measure(learner, new, examples)
+        row[f"{name}_{measure.name}_retrained"] = measure(learner, true, examples)
         row[f"{name}_loss"] = mean_cross_entropy(learner, new, examples)
         row[f"{name}_loss_gap"] = row[f"{name}_loss"] - mean_cross_entropy(learner, true, examples)
     aucs = [membership_auc(learner, state, asked, splits.test) for state in (new, true)]

@@ -12,6 +12,7 @@ from metagradient.data import Splits
 from metagradient.errors import UserError
 from metagradient.evaluation import (
     example_losses_of,
+    hard_labels,
     take,
 )
 from metagradient.reporting import Progress
@@ -42,8 +43,14 @@ def to_add(cfg: DictConfig, n: int) -> list[Tensor]:
     return [part.sort().values for part in order[: size * cfg.sets].split(size)] if size else []
 
 
-def check(cfg: DictConfig) -> None:
+def check(cfg: DictConfig, splits: Splits) -> None:
     """Refuse at once what would be refused after the run that is recorded."""
+    if splits.task != "classes":
+        needing = {"delete.rows=class": cfg.delete.rows == "class", "klom.models": bool(cfg.klom.models)}
+        for name in (name for name, wanted in needing.items() if wanted):
+            raise UserError(
+                f"{name} needs classes, and these targets are {splits.task}: set delete.rows=random klom.models=0"
+            )
     if cfg.delete.rows not in CHOICES:
         raise UserError(f"delete.rows must be one of {', '.join(CHOICES)}, not '{cfg.delete.rows}'")
     if cfg.history.storage not in ("memory", "disk"):
@@ -65,7 +72,7 @@ def to_delete(cfg: DictConfig, run: RecordedRun, splits: Splits, progress: Progr
     if settings.rows == "file":
         return [_read_rows(settings.file)]
     if settings.rows == "class":
-        label, labels = settings.label, splits.train["y"]
+        label, labels = settings.label, hard_labels(splits.train["y"])
         if not isinstance(label, int) or not 0 <= label < splits.num_classes:
             raise UserError(
                 f"delete.label must be one of 0 .. {splits.num_classes - 1}, not {label}: set delete.label=0"

@@ -11,7 +11,7 @@ from omegaconf import DictConfig
 
 from metagradient.data import Splits
 from metagradient.errors import UserError
-from metagradient.evaluation import accuracy, agreement, distance
+from metagradient.evaluation import MEASURES, distance
 from metagradient.reporting import Progress, Record
 from metagradient.reporting.figures.distances import path_distances
 from metagradient.streams import Unlearning
@@ -116,6 +116,7 @@ def serve(
 def _judge(cfg: DictConfig, state: Served, splits: Splits, progress: Progress) -> dict[str, float]:
     """The stream's model beside a timed retraining on what is now the training set."""
     learner, nothing = state.run.learner, Request("delete", torch.empty(0, dtype=torch.int64))
+    measure = MEASURES[splits.task]
     truth, took = timed(Retrain(), state.run, nothing, progress)
     new = handed_out(cfg, state.run.final, state.done)
     moved, error = distance(state.original, truth.state), distance(new, truth.state)
@@ -126,9 +127,9 @@ def _judge(cfg: DictConfig, state: Served, splits: Splits, progress: Progress) -
         "error_ratio": moved / error if error else float("inf"),
         "speedup": took / (state.seconds / state.done),
         "gradient_saving": truth.gradients * state.done / state.gradients,
-        "agreement": agreement(learner, new, truth.state, splits.test),
-        "test_accuracy": accuracy(learner, new, splits.test),
-        "test_accuracy_retrained": accuracy(learner, truth.state, splits.test),
+        "agreement": measure.agreement(learner, new, truth.state, splits.test),
+        f"test_{measure.name}": measure(learner, new, splits.test),
+        f"test_{measure.name}_retrained": measure(learner, truth.state, splits.test),
         "retrain_seconds": took,
         "rows": int(state.run.present.sum()),
     }
