@@ -1,6 +1,7 @@
 """Files of a user's own through the command line: no preset of ours comes with them, and one line says what is missing."""
 
 import gzip
+import json
 from pathlib import Path
 from typing import Any
 
@@ -160,3 +161,33 @@ def test_higgs_with_the_papers_preset(tmp_path: Path) -> None:
     missing = run_in(tmp_path, "unlearning", "experiment=higgs_logistic", "data.path=no.csv.gz")
     assert missing.status == 2
     assert "download HIGGS.csv.gz from https://archive.ics.uci.edu" in missing.err
+
+
+@pytest.mark.parametrize("experiment", ["selection", "attribution", "unlearning", "schedule", "smoothness"])
+def test_images_read_when_asked_for_give_what_those_in_memory_give(
+    folder: Path, tmp_path: Path, experiment: str
+) -> None:
+    found = []
+    for workers in ("null", "1"):
+        here = tmp_path / workers
+        here.mkdir()
+        data = (
+            "data=images",
+            f"data.path={folder / 'pictures'}",
+            "data.size=8",
+            "model=linear",
+            f"data.workers={workers}",
+        )
+        done = run_in(here, experiment, *QUICK, *data)
+        assert done.status == 0, done.err
+        (metrics,) = here.glob("outputs/*/*/metrics.json")
+        told = json.loads(metrics.read_text())
+        clocks = ("seconds", "speedup", "retrain_instead", "share_of_a_loop", "trainings_of_time", "peak", "predicted")
+        found.append({k: v for k, v in told.items() if k.startswith("result/") and not any(c in k for c in clocks)})
+    assert found[0] == found[1]
+
+
+def test_images_read_when_asked_for_cannot_be_poisoned(folder: Path) -> None:
+    done = run_in(folder, "poisoning", *QUICK, *CASES["poisoning"], "data.workers=0")
+    assert done.status == 2
+    assert "set data.workers=null" in done.err

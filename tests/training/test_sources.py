@@ -254,6 +254,9 @@ def test_rows_taken_and_joined_stay_rows_that_are_read() -> None:
     both = join(some, take(examples, slice(0, 3)))
     assert not isinstance(both["x"], Tensor)
     assert torch.equal(both["x"][:], torch.cat([data()["x"][mask], data()["x"][:3]]))
+    grid = torch.tensor([[0, 3], [2, 1], [14, 0]])
+    assert torch.equal(both["x"][grid], both["x"][:][grid])
+    assert torch.equal(both["x"][-1], both["x"][:][-1])
     assert torch.equal(both["y"][:], torch.cat([data()["y"][mask], data()["y"][:3]]))
 
 

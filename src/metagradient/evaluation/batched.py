@@ -13,7 +13,7 @@ from metagradient.learners.learner import Learner
 from metagradient.training.batches import Batch, Batches, Fields
 from metagradient.training.metaparameters import DataWeights
 from metagradient.training.run import Progress, cast, check_loss, initial_state, run_mode, train
-from metagradient.training.sources import stream
+from metagradient.training.sources import in_order
 from metagradient.training.state import TrainState
 from metagradient.training.steps import step
 
@@ -77,15 +77,14 @@ def train_batched(
 
 def losses_of_runs(learner: Learner, states: TrainState, examples: Fields, chunk: int = 2048) -> Tensor:
     """The loss of each example under each of the stacked states, [R, n], in evaluation mode, on the CPU."""
-    n, columns = len(next(iter(examples.values()))), []
+    columns = []
 
     def losses(params: Tensor, buffers: Tensor, batch: Batch) -> Tensor:
         with learner.evaluating(TrainState(params, (), buffers)):
             return learner.losses(batch)
 
     with torch.no_grad():
-        parts = torch.arange(n).split(chunk)
-        for rows, fields in zip(parts, stream(examples, ((0, rows) for rows in parts)), strict=True):
+        for rows, fields in in_order(examples, chunk):
             batch = Batch(0, rows, fields).to(states.params.device, states.params.dtype)
             if can_batch(learner):
                 part = torch.func.vmap(losses, in_dims=(0, 0, None))(states.params, states.buffers, batch)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 import torch
 from torch import Tensor
 from torchmetrics.functional.classification import multiclass_accuracy
@@ -9,13 +11,13 @@ from torchmetrics.functional.classification import multiclass_accuracy
 from metagradient.learners.learner import Learner
 from metagradient.learners.supervised import with_labels
 from metagradient.training.batches import Batch, Fields
+from metagradient.training.sources import in_order
 from metagradient.training.state import TrainState
 
 
-def _chunks(examples: Fields, chunk: int) -> list[Batch]:
-    n = len(next(iter(examples.values())))
-    parts = torch.arange(n).split(chunk)
-    return [Batch(0, part, {k: v[part[0] : part[-1] + 1] for k, v in examples.items()}) for part in parts]
+def _chunks(examples: Fields, chunk: int) -> Iterator[Batch]:
+    for rows, fields in in_order(examples, chunk):
+        yield Batch(0, rows, fields)
 
 
 def accuracy(learner: Learner, state: TrainState, examples: Fields, chunk: int = 2048) -> float:

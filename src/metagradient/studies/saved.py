@@ -69,7 +69,7 @@ class Saved:
             UserError: it names anything but ours, and the folder is not trusted.
         """
         self._check(self.config.data)
-        return setup.build(self.config.data)
+        return setup.data(self.config)
 
     def _check(self, node: Any) -> None:
         plain = OmegaConf.to_container(node, resolve=False) if OmegaConf.is_config(node) else node

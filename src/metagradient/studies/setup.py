@@ -7,6 +7,7 @@ import logging
 import os
 import warnings
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -15,11 +16,13 @@ from hydra.core.hydra_config import HydraConfig
 from hydra.errors import InstantiationException
 from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
+from torch import Tensor
 
 from metagradient.data import Splits, TextSplits
 from metagradient.errors import UserError
 from metagradient.schema import EXPERIMENTS, check
 from metagradient.studies import trainer
+from metagradient.training.sources import Column, Source
 
 log = logging.getLogger(__name__)
 
@@ -70,6 +73,19 @@ def build(node: Any, *args: Any, **kwargs: Any) -> Any:
         raise
 
 
+def data(cfg: DictConfig) -> Any:
+    """The data set of `cfg.data`; inputs that are not held become columns, which are read when they are asked for."""
+    splits = build(cfg.data)
+    if isinstance(splits, TextSplits) or isinstance(splits.train["x"], Tensor):
+        return splits
+    tables = {
+        name: {**table, "x": Column(Source(table["x"], ("x",), workers=table["x"].workers), "x")}
+        for name in ("train", "validation", "test")
+        if len((table := getattr(splits, name))["x"])
+    }
+    return replace(splits, **tables)
+
+
 def classification(cfg: DictConfig, *, inputs: bool = False, classes: bool = False) -> Splits:
     """The data set of `cfg.data`, which must have targets.
 
@@ -81,7 +97,7 @@ def classification(cfg: DictConfig, *, inputs: bool = False, classes: bool = Fal
     Raises:
         UserError: sequences without labels; words, where numbers are to be moved; numbers, where classes are needed.
     """
-    splits = build(cfg.data)
+    splits = data(cfg)
     name = HydraConfig.get().runtime.choices.get("data", splits.name) if HydraConfig.initialized() else splits.name
     if isinstance(splits, TextSplits):
         raise UserError(
@@ -95,6 +111,10 @@ def classification(cfg: DictConfig, *, inputs: bool = False, classes: bool = Fal
         raise UserError(
             f"data={name} has targets that are {splits.task}, and this asks about classes: choose a target of classes, or set "
             "data.task=classes"
+        )
+    if inputs and not isinstance(splits.train["x"], Tensor):
+        raise UserError(
+            "data.workers: images that are read when they are asked for cannot be moved; set data.workers=null"
         )
     if inputs and splits.categories:
         raise UserError("data.encode=codes: codes cannot be moved by small steps; set data.encode=onehot")

@@ -303,3 +303,37 @@ def test_tables_without_images_are_told(settings: dict[str, str], message: str, 
     pd.DataFrame({"image": [b"x"], "kind": ["a"]}).to_parquet(tmp_path / "a.parquet")
     with pytest.raises(ValueError, match=message):
         image_folder(str(tmp_path / "a.parquet"), **settings)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("layout", ["folder", "saved"])
+def test_images_that_are_decoded_when_asked_for_are_those_in_memory(layout: str, tmp_path: Path) -> None:
+    kinds, pictures = ["cats", "dogs"], [picture(("RGB", "L")[i % 2], (20 + i, 30 - i)) for i in range(24)]
+    contents = [encoded(each) if i != 5 else b"no image" for i, each in enumerate(pictures)]
+    path = tmp_path / layout
+    if layout == "saved":
+        features = datasets.Features({"image": datasets.Image(), "label": datasets.ClassLabel(names=kinds)})
+        rows = {"image": [{"bytes": c, "path": None} for c in contents], "label": [i // 12 for i in range(24)]}
+        datasets.Dataset.from_dict(rows, features=features).save_to_disk(path)
+    else:
+        for i, content in enumerate(contents):
+            file = path / kinds[i // 12] / f"{i:02}.png"
+            file.parent.mkdir(parents=True, exist_ok=True)
+            file.write_bytes(content)
+    held, asked = (image_folder(str(path), size=8, workers=workers) for workers in (None, 0))
+    for name in ("train", "validation", "test"):
+        one, other = getattr(held, name), getattr(asked, name)
+        assert torch.equal(one["y"], other["y"])
+        assert torch.equal(one["x"], torch.stack([other["x"][i] for i in range(len(other["x"]))]))
+        assert one["x"].shape == other["x"].shape
+
+
+def test_images_that_cannot_be_asked_for_one_by_one_are_told(tmp_path: Path) -> None:
+    rows = {"image": [encoded(picture("L", (8, 8)))] * 20, "label": ["a", "b"] * 10}
+    pd.DataFrame(rows).to_parquet(tmp_path / "a.parquet")
+    with pytest.raises(ValueError, match=r"data.workers=null, or datasets.load_dataset"):
+        image_folder(str(tmp_path / "a.parquet"), workers=1)
+    datasets.Dataset.from_dict(rows).save_to_disk(tmp_path / "saved")
+    with pytest.raises(ValueError, match=r"data.standardize=true needs the images in memory"):
+        image_folder(str(tmp_path / "saved"), workers=1, standardize=True)
+    with pytest.raises(ValueError, match="0 or more, or null, not -1"):
+        image_folder(str(tmp_path / "saved"), workers=-1)

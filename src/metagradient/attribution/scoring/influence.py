@@ -35,7 +35,7 @@ from metagradient.learners.fingerprint import named
 from metagradient.learners.learner import Learner
 from metagradient.training.batches import Batch, Fields
 from metagradient.training.run import Progress
-from metagradient.training.sources import stream
+from metagradient.training.sources import in_order
 from metagradient.training.state import TrainState
 
 CurvatureName = Literal["gauss_newton", "fisher", "identity"]
@@ -56,8 +56,7 @@ class Source:
         return len(next(iter(self.examples.values())))
 
     def batches(self, start: int = 0) -> Iterator[Batch]:
-        parts = torch.arange(start, self.n).split(self.batch_size) if start < self.n else ()
-        for rows, fields in zip(parts, stream(self.examples, ((0, rows) for rows in parts)), strict=True):
+        for rows, fields in in_order(self.examples, self.batch_size, start):
             yield Batch(0, rows, fields)
 
 

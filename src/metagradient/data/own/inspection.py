@@ -20,12 +20,13 @@ _SAMPLE = 1000  # rows that are looked at before all of them are
 
 
 def inspect(splits: Splits) -> None:
-    """Say in one line each: copies of rows, classes without rows, labels that never change.
+    """Say in one line each: copies of rows (of inputs that are held), classes without rows, labels that never change.
 
     Raises:
         ValueError: the training rows are all of one class, or their numbers all the same.
     """
-    _copies(splits)
+    if isinstance(splits.train["x"], torch.Tensor):
+        _copies(splits)
     if splits.task == "classes":
         _classes(splits)
     elif splits.task == "labels":

@@ -3,20 +3,21 @@
 from __future__ import annotations
 
 import dataclasses
-import io
 import logging
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
-from PIL import Image, UnidentifiedImageError
+from PIL import Image
 from torch import Tensor
 
 from metagradient.data.corruption import LabelNoise
 from metagradient.data.origins import origins
 from metagradient.data.own.formats.files import must_fit
+from metagradient.data.own.formats.images import BROKEN, Encoded, Pictures, decoded, pixels
 from metagradient.data.own.inspection import inspect
 from metagradient.data.own.rows import NAMES, WORDS, Shares, divide
 from metagradient.data.own.tabled_pictures import is_table, read_tabled
@@ -40,6 +41,7 @@ def image_folder(
     stratify: bool = False,
     standardize: bool = False,
     task: Task | None = None,
+    workers: int | None = None,
     noise: LabelNoise | None = None,
     seed: int = 0,
 ) -> Splits:
@@ -51,7 +53,7 @@ def image_folder(
 
     Images are cut to a square around their centre and resized (bilinear). Transparency is laid on white; palettes, CMYK
     and the like become RGB. Files and rows that are no images or cut short are left out, counted and named. One image is
-    decoded at a time.
+    decoded at a time; with `workers`, all are decoded once to see that they can be, and again whenever a step reads them.
 
     Args:
         path: the folder or table.
@@ -65,6 +67,8 @@ def image_folder(
         stratify: see train.
         standardize: mean 0 and variance 1 per channel, by the training rows.
         task: see target.
+        workers: None: the images are held in memory. A number: they are decoded when they are asked for, by so many
+            processes that read ahead (0: by this one).
         noise: see train.
         seed: see train.
 
@@ -77,14 +81,23 @@ def image_folder(
         raise ValueError(f"data.channels must be 1, 3 or null, not {channels}")
     found = _tabled(path, image, target, task) if is_table(path) else _foldered(path)
     n = len(found.targets.y)
-    must_fit(5 * n * (channels or 3) * size * size, path, f"set data.size={size // 2}")
-    pictures, kept = _read(found, size)
-    mode = "L" if channels == 1 or (channels is None and all(each.mode == "L" for each in pictures)) else "RGB"
+    _check_reading(workers, standardize, found)
+    if workers is None:
+        must_fit(5 * n * (channels or 3) * size * size, path, f"set data.size={size // 2}, or data.workers=1")
+    read = [(place, picture.mode, picture if workers is None else None) for place, picture in _read(found, size)]
+    kept = np.array([place for place, _, _ in read], dtype=np.int64)
+    mode = "L" if channels == 1 or (channels is None and all(own == "L" for _, own, _ in read)) else "RGB"
     targets = dataclasses.replace(found.targets, y=found.targets.y[kept])
     given = None if found.given is None else found.given[kept]
     rows = divide(targets.strata(stratify), Shares(train, validation, test, stratify, seed), given=given)
     labels = torch.from_numpy(targets.y)
-    tables = {name: {"x": _stacked(pictures, rows[name], mode, size), "y": labels[rows[name]]} for name in NAMES}
+    if workers is None:
+        held = [picture for _, _, picture in read if picture is not None]
+        x: dict[str, Any] = {name: _stacked(held, rows[name], mode, size) for name in NAMES}
+    else:
+        assert isinstance(found.encoded, Sequence)
+        x = {name: Pictures(found.encoded, kept[rows[name]], mode, size, workers) for name in NAMES}
+    tables = {name: {"x": x[name], "y": labels[rows[name]]} for name in NAMES}
     splits = Splits(
         Path(path).name,
         tables["train"],
@@ -100,14 +113,30 @@ def image_folder(
     return corrupt(standardise(splits) if standardize else splits, noise, seed)
 
 
+def _check_reading(workers: int | None, standardize: bool, found: _Found) -> None:
+    if workers is None:
+        return
+    if not isinstance(workers, int) or workers < 0:
+        raise ValueError(
+            f"data.workers is a number of processes, 0 or more, or null, not {workers}: set data.workers=1"
+        )
+    if standardize:
+        raise ValueError("data.standardize=true needs the images in memory: set data.workers=null, or leave it out")
+    if not isinstance(found.encoded, Sequence):
+        raise ValueError(
+            "data.workers reads files of a folder, or rows of save_to_disk, one by one, and those of Parquet files it cannot: set "
+            "data.workers=null, or datasets.load_dataset('parquet', data_files=...).save_to_disk(...) once"
+        )
+
+
 @dataclass(frozen=True)
 class _Found:
     """Images that are not decoded yet: their contents, places (row numbers, or files' paths in the folder) and targets, n of each.
 
-    `given` is the split of each where the source is divided, `unit` what the places are called.
+    Contents that can be asked for one by one are a sequence. `given` is the split of each where the source is divided, `unit` what the places are called.
     """
 
-    encoded: Iterable[Path | bytes | None]
+    encoded: Iterable[Encoded]
     places: np.ndarray
     targets: Targets
     given: np.ndarray | None
@@ -116,7 +145,7 @@ class _Found:
 
 def _tabled(path: str, image: str, target: str | Sequence[str], task: Task | None) -> _Found:
     table = read_tabled(path, image, target, task)
-    return _Found(table.encoded(), table.rows, table.targets, table.given, "rows")
+    return _Found(table.by_row() or table.encoded(), table.rows, table.targets, table.given, "rows")
 
 
 def _foldered(path: str) -> _Found:
@@ -152,54 +181,28 @@ def _foldered(path: str) -> _Found:
     )
 
 
-def _read(found: _Found, size: int) -> tuple[list[Image.Image], np.ndarray]:
-    """The images that can be read, grey or RGB, size by size; and their places among all."""
-    pictures, kept, broken = [], [], []
+def _read(found: _Found, size: int) -> Iterator[tuple[int, Image.Image]]:
+    """The place among all, and the image, of each that can be read."""
+    broken, any_ = [], False
     for place, encoded in enumerate(found.encoded):
         try:
-            if encoded is None:
-                raise ValueError("a row without an image")
-            with Image.open(io.BytesIO(encoded) if isinstance(encoded, bytes) else encoded) as opened:
-                pictures.append(_square(opened, size))
-        except (UnidentifiedImageError, OSError, ValueError, SyntaxError, Image.DecompressionBombError):
+            picture = decoded(encoded, size)
+        except BROKEN:
             broken.append(str(found.places[place]))
             continue
-        kept.append(place)
+        any_ = True
+        yield place, picture
     if broken:
         log.warning(
             "%d %s are no images or cut short, and left out: %s", len(broken), found.unit, ", ".join(broken[:5])
         )
-    if not kept:
+    if not any_:
         raise ValueError(f"none of the {len(broken)} {found.unit} is an image that can be read, {broken[0]} for one")
-    return pictures, np.array(kept, dtype=np.int64)
 
 
 def _stacked(pictures: Sequence[Image.Image], rows: np.ndarray, mode: str, size: int) -> Tensor:
     """Some images as float32 [n, C, size, size] in [0, 1]."""
     x = np.empty((len(rows), len(mode), size, size), dtype=np.float32)
     for out, row in zip(x, rows, strict=True):
-        pixels = np.asarray(pictures[row].convert(mode), dtype=np.float32) / 255
-        out[...] = pixels if mode == "L" else pixels.transpose(2, 0, 1)
+        out[...] = pixels(pictures[row], mode)
     return torch.from_numpy(x)
-
-
-def _square(picture: Image.Image, size: int) -> Image.Image:
-    """Grey (L) or RGB, the square around the centre, resized."""
-    if picture.mode in ("LA", "PA", "RGBA") or "transparency" in picture.info:
-        whole = picture.convert("RGBA")
-        white = Image.new("RGBA", whole.size, "white")
-        picture = Image.alpha_composite(white, whole).convert("RGB")
-    elif picture.mode in ("I", "I;16", "F"):
-        values = np.asarray(picture, dtype=np.float32)
-        top = values.max() or 1.0
-        picture = Image.fromarray((255 * values / top).clip(0, 255).astype(np.uint8))
-    elif picture.mode not in ("L", "RGB"):
-        picture = picture.convert("L" if picture.mode == "1" else "RGB")
-    side = min(picture.size)
-    left, top_ = (picture.width - side) // 2, (picture.height - side) // 2
-    box = (left, top_, left + side, top_ + side)
-    return (
-        picture.resize((size, size), Image.Resampling.BILINEAR, box=box)
-        if picture.size != (size, size)
-        else picture.copy()
-    )

@@ -6,7 +6,7 @@ import itertools
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -15,6 +15,9 @@ from metagradient.data.own.formats.places import Part, find, is_hub_name, is_sav
 from metagradient.data.own.reading import given, missing_column, read_parts
 from metagradient.data.own.targets import Targets, labelled
 from metagradient.data.splits import Task
+
+if TYPE_CHECKING:
+    import datasets
 
 PARQUET = (".parquet",)
 
@@ -43,6 +46,35 @@ class Tabled:
             for value in values_of(part.rows, self.image):
                 if next(number) in wanted:
                     yield _content(value, folder)
+
+    def by_row(self) -> Contents | None:
+        """The same one by one, of Arrow data sets, which are on disk as they are in memory; None for Parquet files."""
+        sets = [part.rows for part in self.parts if not isinstance(part.rows, Path)]
+        if len(sets) < len(self.parts):
+            return None
+        return Contents([each.select_columns([self.image]).with_format("arrow") for each in sets], self.rows)
+
+
+class Contents(Sequence[bytes | Path | None]):
+    """Encoded images of Arrow data sets, read when they are asked for.
+
+    Args:
+        sets: of one column each, one data set after the other.
+        rows: their numbers over all sets [m].
+    """
+
+    def __init__(self, sets: Sequence[datasets.Dataset], rows: np.ndarray) -> None:
+        self.sets, self.rows = sets, rows
+        self.starts = np.cumsum([0, *(len(each) for each in sets)])
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def __getitem__(self, place: Any) -> Any:
+        row = int(self.rows[place])
+        part = int(np.searchsorted(self.starts, row, side="right")) - 1
+        found = self.sets[part][row - int(self.starts[part])]
+        return _content(found.column(0)[0].as_py(), Path())
 
 
 def is_table(path: str) -> bool:

@@ -38,7 +38,7 @@ class Task(TrainedRun):
 
 def make_task(cfg: DictConfig) -> tuple[Task, Splits | TextSplits]:
     """The run that is asked about, trained, and its data."""
-    splits = setup.build(cfg.data)
+    splits = setup.data(cfg)
     text = isinstance(splits, TextSplits)
     if cfg.brittleness and not text and splits.task != "classes":
         raise UserError(f"brittleness flips classes, and these targets are {splits.task}: set brittleness=[]")

@@ -12,7 +12,7 @@ from metagradient.errors import UserError
 from metagradient.training.batches import Batch, Fields
 from metagradient.training.metaparameters.metaparameter import Metaparameter
 from metagradient.training.model import Model
-from metagradient.training.sources import stream
+from metagradient.training.sources import in_order
 
 
 @dataclass(frozen=True, eq=False)
@@ -51,8 +51,7 @@ class CandidateWeights(Metaparameter):
 
     def chunks(self, like: Tensor) -> Iterator[Batch]:
         """The candidates `chunk` at a time, on `like`'s device and in its dtype."""
-        parts = torch.arange(len(self.value)).split(self.chunk)
-        for part, fields in zip(parts, stream(self.candidates, ((0, part) for part in parts)), strict=True):
+        for part, fields in in_order(self.candidates, self.chunk):
             yield Batch(self.step, part, fields).to(like.device, like.dtype)
 
 

@@ -51,9 +51,10 @@ class Column:
         return torch.empty(0, *self.shape[1:], dtype=self.dtype)
 
     def __getitem__(self, rows: Any) -> Tensor:
-        if isinstance(rows, int):
-            return self.index_select(0, torch.tensor([rows]))[0]
-        return self.index_select(0, torch.arange(len(self))[rows])
+        chosen = torch.arange(len(self))[rows]  # numbers of any shape, as indexing a tensor gives them
+        return (
+            self.index_select(0, chosen.flatten()).unflatten(0, chosen.shape) if chosen.dim() else self[chosen[None]][0]
+        )
 
 
 Fields = Mapping[str, Tensor]
@@ -108,13 +109,23 @@ def stream(examples: Fields, requests: Iterable[tuple[int, Tensor]]) -> Generato
         yield {name: _rows(x, rows, found) for name, x in examples.items()}
 
 
+def in_order(examples: Fields, chunk: int, start: int = 0) -> Iterator[tuple[Tensor, dict[str, Tensor]]]:
+    """(row numbers, fields) of the rows from `start` on, `chunk` at a time; of tensors they are views."""
+    n = len(next(iter(examples.values())))
+    parts = torch.arange(start, n).split(chunk) if start < n else ()
+    if source_of(examples) is None:
+        yield from ((rows, {k: v[rows[0] : rows[-1] + 1] for k, v in examples.items()}) for rows in parts)
+    else:
+        yield from zip(parts, stream(examples, ((0, rows) for rows in parts)), strict=True)
+
+
 def in_parts(examples: Fields, rows: int = 1024) -> Iterator[tuple[str, Tensor]]:
     """(name, values) of all fields: whole tensors, and columns `rows` at a time."""
     source = source_of(examples)
     yield from ((name, x) for name, x in examples.items() if not isinstance(x, Column))
     if source is not None:
         columns = {name: x for name, x in examples.items() if isinstance(x, Column)}
-        for part in stream(columns, ((0, part) for part in torch.arange(len(source)).split(rows))):
+        for _, part in in_order(columns, rows):
             yield from part.items()
 
 
