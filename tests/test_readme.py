@@ -5,8 +5,6 @@ import subprocess
 import sys
 from pathlib import Path
 
-import pytest
-
 README = (Path(__file__).parents[1] / "README.md").read_text(encoding="utf-8")
 
 
@@ -22,15 +20,3 @@ def test_the_fifteen_lines_print_what_the_readme_says(tmp_path: Path) -> None:
     assert said is not None
     assert printed is not None
     assert abs(int(said[1]) - int(printed[1])) <= 2  # the last bits differ between processors
-
-
-PAGES = sorted((Path(__file__).parents[1] / "docs").rglob("*.md"))
-
-
-@pytest.mark.parametrize(
-    "page", [page for page in PAGES if "```python" in page.read_text(encoding="utf-8")], ids=lambda page: page.stem
-)
-def test_the_python_of_a_page_of_docs_runs(page: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.chdir(tmp_path)
-    blocks = re.findall(r"```python\n(.*?)```", page.read_text(encoding="utf-8"), re.DOTALL)
-    exec(compile("\n".join(blocks), page.name, "exec"), {"__name__": "__main__"})

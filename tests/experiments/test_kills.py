@@ -8,8 +8,10 @@ import csv
 import json
 from pathlib import Path
 
+import numpy as np
 import pytest
 from killing import Kill, Whole, killed, moments, resumed, whole
+from PIL import Image
 from safetensors import safe_open
 
 from metagradient.descent.state import DescentState
@@ -102,4 +104,22 @@ def test_a_selection_killed_between_the_two_renames_of_a_save(tmp_path: Path) ->
     assert not (directory / "descent.safetensors").exists()
     left, log = resumed(tmp_path / "killed", "selection", small)
     assert "going on after metastep 0 of" in log
+    assert left == expected.left
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("moment", range(4), ids=["early", "late", "before a save's rename", "behind a save's rename"])
+@pytest.mark.parametrize("experiment", ["selection", "attribution"])
+def test_a_killed_run_over_images_that_a_process_reads_ahead(tmp_path: Path, experiment: str, moment: int) -> None:
+    rng = np.random.default_rng(0)
+    for i in range(120):
+        file = tmp_path / "pictures" / f"class{i % 2}" / f"{i}.png"
+        file.parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(rng.integers(0, 128 + 64 * (i % 2), (9, 9), dtype=np.uint8)).save(file)
+    own = [setting for setting in RUNS[experiment] if not setting.startswith("data.")]
+    read = ["data=images", f"data.path={tmp_path / 'pictures'}", "data.size=8", "data.workers=1", "data.validation=0.3"]
+    own = [*read, *own, "model=linear", "learner.batch_size=20"]
+    expected = whole(tmp_path / "whole", experiment, own)
+    killed(tmp_path / "killed", experiment, own, moments(experiment, expected)[moment])
+    left, _ = resumed(tmp_path / "killed", experiment, own)
     assert left == expected.left
