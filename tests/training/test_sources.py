@@ -19,7 +19,7 @@ import metagradient as mg
 from metagradient.attribution import Dropout, Influence, KernelInfluence
 from metagradient.attribution.scoring.scorers import scores
 from metagradient.errors import UserError
-from metagradient.training.sources import join, take
+from metagradient.training.sources import examples_of, join, take
 
 N = 24
 
@@ -289,6 +289,78 @@ def test_rows_are_forgotten_from_a_run_that_read_them(tmp_path: Path) -> None:
     load(tmp_path, learner(), mg.Batches(Dicts(), plan(), fields=("x", "y")))
     with pytest.raises(UserError, match="data rows that are read"):
         load(tmp_path, learner(), mg.Batches(Random(), plan()))
+
+
+class Listed(Dataset):
+    """Items as they are given."""
+
+    def __init__(self, *items: Any) -> None:
+        self.items = items
+
+    def __len__(self) -> int:
+        return len(self.items)
+
+    def __getitem__(self, row: int) -> Any:
+        return self.items[row]
+
+
+def test_draws_belong_to_the_run_and_to_the_row_whichever_rows_stand_beside_it() -> None:
+    examples = examples_of(mg.Source(Random()))
+    routine = mg.Routine(lambda schedule: learner(), batch_size=N, epochs=1)
+    first, second = (routine.batches(examples, seed)(0) for seed in (1, 2))
+    assert not torch.equal(first["x"][first.index.argsort()], second["x"][second.index.argsort()])
+    rows = torch.tensor([20, 3, 7])
+    some, all_ = (
+        mg.Batches(e, mg.full_batch_plan(n, 2), seed=1) for e, n in ((take(examples, rows), 3), (examples, N))
+    )
+    assert torch.equal(some(1)["x"], all_(1)["x"][rows])
+    twice = mg.Batches(join(examples, examples), mg.full_batch_plan(2 * N, 1), seed=1)(0)["x"]
+    assert torch.equal(twice[:N], all_(0)["x"])
+    assert not torch.equal(twice[N:], twice[:N])
+
+
+def test_a_field_that_changes_its_type_is_refused_and_not_cut() -> None:
+    targets = mg.Batches(Listed(*[{"x": [0.5], "y": y} for y in (0, 1.5, 2.5)]), mg.given_plan([[0], [1, 2]]))
+    with pytest.raises(UserError, match="field y of the data set is int64 in its first row and float32 in others"):
+        targets(1)
+    wide = mg.Batches(Listed({"y": np.int64(1)}, {"y": np.int32(7)}), mg.given_plan([[1]]))
+    assert wide(0)["y"].tolist() == [7]
+
+
+def test_items_that_do_not_fit_together_are_told() -> None:
+    odd = mg.Batches(Listed({"x": 1.0, "z": 2}, {"x": 1.0}, {"x": 1.0, "z": 2}), mg.given_plan([[0, 1]]))
+    with pytest.raises(UserError, match=r"rows 0, 1 of the data set cannot be put together \(KeyError: 'z'\)"):
+        odd(0)
+    with pytest.raises(UserError, match="transform= gave a NoneType of row 0"):
+        mg.Batches(Random(), plan(), transform=lambda fields, g: None)
+    with pytest.raises(UserError, match="collate= gave a list"):
+        mg.Batches(Random(), plan(), collate=list)
+    with pytest.raises(UserError, match="transform, workers: a Source has its own"):
+        mg.Batches(mg.Source(Random()), plan(), transform=lambda fields, g: fields, workers=2)
+
+
+def test_padding_that_cannot_be_is_refused() -> None:
+    bytes_ = Listed(
+        {"tokens": torch.tensor([1, 2], dtype=torch.uint8)}, {"tokens": torch.tensor([3], dtype=torch.uint8)}
+    )
+    with pytest.raises(UserError, match="cannot put -100 into field tokens, which is uint8"):
+        mg.Batches(bytes_, batch_size=2, collate=mg.Padding({"tokens": -100}))
+    with pytest.raises(UserError, match="has a field mask already"):
+        mg.Batches(Listed({"tokens": [1], "mask": [1]}), batch_size=1, collate=mg.Padding({"tokens": 0}))
+    empty = mg.Batches(
+        Listed({"tokens": [4, 5]}, {"tokens": []}), mg.given_plan([[0, 1]]), collate=mg.Padding({"tokens": 0})
+    )
+    assert empty(0)["tokens"].tolist() == [[4, 5], [0, 0]]
+    assert empty(0)["tokens"].dtype == torch.int64
+    assert empty(0)["mask"].tolist() == [[True, True], [False, False]]
+
+
+def test_generators_are_left_alone_and_other_sources_are_not_joined() -> None:
+    before = np.random.get_state()[1].copy()  # noqa: NPY002
+    examples = examples_of(mg.Source(Random()))
+    assert np.array_equal(np.random.get_state()[1], before)  # noqa: NPY002
+    with pytest.raises(UserError, match="other transform cannot be read as one"):
+        join(examples, examples_of(mg.Source(Random(), transform=lambda fields, g: fields)))
 
 
 class Broken(Random):

@@ -154,7 +154,7 @@ class Batches:
             return self._cache
         index = self._rows(t)
         if self.source is not None:
-            return index, gather(self.examples, index, t) if self._read is None else self._read(t, index)
+            return index, gather(self.examples, index, t, self.seed) if self._read is None else self._read(t, index)
         if self._constant and torch.equal(index, torch.arange(self.n_examples, device=index.device)):
             fields = self.examples  # the whole data set in order: nothing to gather
         else:
@@ -216,14 +216,14 @@ class _Read:
     """The rows of some steps, read ahead in order."""
 
     def __init__(self, batches: Batches, steps: Iterable[int]) -> None:
-        self._examples = batches.examples
+        self._examples, self._seed = batches.examples, batches.seed
         self._steps = deque(steps)
-        self._stream = stream(self._examples, [(t, batches._rows(t)) for t in self._steps])
+        self._stream = stream(self._examples, [(t, batches._rows(t)) for t in self._steps], self._seed)
 
     def __call__(self, t: int, rows: Tensor) -> dict[str, Tensor]:
         """The fields of step t: the next of the steps, or another one, which is read here and now."""
         if not self._steps or t != self._steps[0]:
-            return gather(self._examples, rows, t)
+            return gather(self._examples, rows, t, self._seed)
         self._steps.popleft()
         return next(self._stream)
 

@@ -18,17 +18,18 @@ Loader = DataLoader["dict[str, Tensor] | UserError"]
 
 
 class Request(NamedTuple):
-    """Rows of a source as they are at a step."""
+    """Rows of a source as they are at a step of a run; outside any, its seed is None."""
 
     t: int
     rows: list[int]
+    seed: int | None = None
 
 
 class Reader(Protocol):
     """What processes need of a source."""
 
-    def fetch(self, rows: Sequence[int], t: int) -> dict[str, Tensor]:
-        """The fields of some rows at step t."""
+    def fetch(self, rows: Sequence[int], t: int, seed: int | None = None) -> dict[str, Tensor]:
+        """The fields of some rows at step t of a run."""
         ...
 
 
@@ -122,7 +123,7 @@ class _Answers(Dataset["dict[str, Tensor] | UserError"]):
 
     def __getitem__(self, request: Request) -> dict[str, Tensor] | UserError:
         try:
-            return self.source.fetch(request.rows, request.t)
+            return self.source.fetch(request.rows, request.t, request.seed)
         except UserError as error:  # handed over: torch would wrap it in a traceback
             return error
 

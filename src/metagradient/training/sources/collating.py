@@ -77,12 +77,16 @@ class Padding:
     multiple: int = 1
 
     def __call__(self, items: Sequence[Fields]) -> dict[str, Tensor]:
+        if self.mask in items[0]:
+            raise UserError(
+                f"the data set has a field {self.mask} already: name Padding's another way, mask='own_mask'"
+            )
         absent = [name for name in self.fields if name not in items[0]]
         if absent or not self.fields or self.multiple < 1:
             raise UserError(
                 f"Padding(fields={dict(self.fields)}, multiple={self.multiple}) needs fields of the data set, which has {', '.join(items[0])}"
             )
-        rows = [{name: as_tensor(name, item[name]) for name in self.fields} for item in items]
+        rows = self._rows(items)
         lengths = [{len(x) for x in row.values()} for row in rows]
         odd = next((i for i, found in enumerate(lengths) if len(found) > 1), None)
         if odd is not None:
@@ -97,6 +101,24 @@ class Padding:
         }
         others = stacked([{name: x for name, x in item.items() if name not in self.fields} for item in items])
         return padded | others | {self.mask: torch.arange(longest) < sizes[:, None]}
+
+    def _rows(self, items: Sequence[Fields]) -> list[dict[str, Tensor]]:
+        """The fields that are padded, of each item; an empty list is of the type that others are of."""
+        rows = [{} for _ in items]  # type: list[dict[str, Tensor]]
+        for name, value in self.fields.items():
+            held = [None if _empty(item[name]) else as_tensor(name, item[name]) for item in items]
+            like = next((x for x in held if x is not None), torch.empty(0))
+            if not like.is_floating_point() and torch.tensor(value).to(like.dtype).item() != value:
+                raise UserError(
+                    f"Padding cannot put {value} into field {name}, which is {str(like.dtype).removeprefix('torch.')}"
+                )
+            for row, x in zip(rows, held, strict=True):
+                row[name] = like.new_empty(0, *like.shape[1:]) if x is None else x
+        return rows
+
+
+def _empty(value: Any) -> bool:
+    return isinstance(value, list | tuple) and not value
 
 
 def _padded(x: Tensor, length: int, value: float) -> Tensor:

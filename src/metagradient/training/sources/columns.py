@@ -43,8 +43,20 @@ class Column:
         return self.of(self.source.fetch(rows.tolist(), 0)) if len(rows) else self.none()
 
     def of(self, fetched: Mapping[str, Tensor]) -> Tensor:
-        """This field of what the source gave."""
-        return fetched[self.name].to(self.dtype)
+        """This field of what the source gave.
+
+        Raises:
+            UserError: it is of another type than in the first row, and would lose what it says.
+        """
+        x = fetched[self.name]
+        alike = x.is_floating_point() == self.is_floating_point() and torch.can_cast(x.dtype, self.dtype)
+        if not alike:
+            own, other = (str(dtype).removeprefix("torch.") for dtype in (self.dtype, x.dtype))
+            raise UserError(
+                f"field {self.name} of the data set is {own} in its first row and {other} in others: give one type, "
+                "float(...) for example, in the data set or in transform="
+            )
+        return x.to(self.dtype)
 
     def none(self) -> Tensor:
         """No rows of it."""
@@ -71,6 +83,9 @@ def examples_of(data: Fields | Source | Any, **settings: Any) -> Fields:
         names = settings.get("fields") or ("x", "y")[: len(data.tensors)]
         if len(names) == len(data.tensors):
             return dict(zip(names, data.tensors, strict=True))
+    told = [name for name, value in settings.items() if value and name != "seed"]
+    if isinstance(data, Source) and told:
+        raise UserError(f"{', '.join(told)}: a Source has its own; give them to Source(...)")
     source = data if isinstance(data, Source) else Source(data, **settings)
     return {name: Column(source, name) for name in source.fetch([0], 0)}  # type: ignore[misc]
 
@@ -88,14 +103,16 @@ def source_of(examples: Fields) -> Source | None:
     return next(iter(found.values()), None)
 
 
-def gather(examples: Fields, rows: Tensor, t: int = 0) -> dict[str, Tensor]:
+def gather(examples: Fields, rows: Tensor, t: int = 0, seed: int | None = None) -> dict[str, Tensor]:
     """Some rows [m] of every field; those of a source, as they are at step t, are fetched once for all of them."""
     source = source_of(examples)
-    found = source.fetch(rows.tolist(), t) if source is not None and len(rows) else {}
+    found = source.fetch(rows.tolist(), t, seed) if source is not None and len(rows) else {}
     return {name: _rows(x, rows, found) for name, x in examples.items()}
 
 
-def stream(examples: Fields, requests: Iterable[tuple[int, Tensor]]) -> Generator[dict[str, Tensor]]:
+def stream(
+    examples: Fields, requests: Iterable[tuple[int, Tensor]], seed: int | None = None
+) -> Generator[dict[str, Tensor]]:
     """The rows of each (step, rows [m]) in order, read ahead where a source has processes for it."""
     source = source_of(examples)
     if source is None:
@@ -103,7 +120,7 @@ def stream(examples: Fields, requests: Iterable[tuple[int, Tensor]]) -> Generato
             yield gather(examples, rows)
         return
     asked = list(requests)
-    fetched = source.stream(Request(t, rows.tolist()) for t, rows in asked if len(rows))
+    fetched = source.stream(Request(t, rows.tolist(), seed) for t, rows in asked if len(rows))
     for _, rows in asked:
         found = next(fetched) if len(rows) else {}
         yield {name: _rows(x, rows, found) for name, x in examples.items()}

@@ -28,8 +28,8 @@ Transform = Callable[[dict[str, Any], torch.Generator], dict[str, Any]]
 class Source:
     """A map-style data set (`len`, `[row]`) as fields by name: `torch.utils.data.Dataset`, `datasets.Dataset`, a list.
 
-    Around every fetch torch's, NumPy's and Python's generators are seeded from (seed, t, row), so that random transforms
-    in a `__getitem__` are a function of the step, whichever process reads, and left as they were.
+    Around every fetch torch's, NumPy's and Python's generators are seeded from (seed, t, row) of the run, so that random
+    transforms in a `__getitem__` are a function of the step, whichever process reads, and left as they were.
 
     Args:
         dataset: items are dictionaries of fields, tuples, or single values.
@@ -38,7 +38,7 @@ class Source:
         collate: (fields of each item) -> tensors [B, ...] by name, for example `Padding` or a Hugging Face collator; by
             default numbers, arrays and tensors are stacked.
         workers: processes that read ahead, in runs and in their replays; 0: rows are read when they are asked for.
-        seed: of the transforms.
+        seed: of transforms where rows are read outside a run (as at step 0), whose own seed it is otherwise.
 
     Raises:
         UserError: no such data set, other fields, or rows that differ when they are read twice.
@@ -65,6 +65,7 @@ class Source:
             raise UserError(f"workers must be the number of processes that read ahead, 0 or more, not {workers}")
         self.dataset, self.names, self.transform, self.collate = dataset, fields, transform, collate
         self.seed, self.workers = seed, workers
+        self.numbers: list[int] | None = None
         self._ahead: Ahead | None = None
         self._compared = False
         self._read_twice()
@@ -76,29 +77,33 @@ class Source:
         """Without its processes: who receives it starts its own."""
         return self.__dict__ | {"_ahead": None}
 
-    def fetch(self, rows: Sequence[int], t: int) -> dict[str, Tensor]:
-        """The fields of some rows at step t.
+    def fetch(self, rows: Sequence[int], t: int, seed: int | None = None) -> dict[str, Tensor]:
+        """The fields of some rows at step t of a run of that seed; outside a run, with the source's own.
 
         Raises:
             UserError: a row cannot be read, or is not what was expected.
         """
         items = self._at_once(rows)
         if items is None:
+            seed = self.seed if seed is None else seed
             with _generators_left_alone():
-                items = [self._item(row, fold_in(self.seed, t, row)) for row in rows]
-        if self.collate is None:
-            return stacked(items)
-        found = dict(self.collate(items))
-        odd = next((name for name, x in found.items() if not isinstance(x, Tensor)), None)
-        if odd is not None:
-            raise UserError(f"field {odd} that collate= gives is no tensor, but a {type(found[odd]).__name__}")
-        return found
+                items = [self._item(row, fold_in(seed, t, self._number(row))) for row in rows]
+        try:
+            return stacked(items) if self.collate is None else _tensors(self.collate(items))
+        except UserError:
+            raise
+        except Exception as error:
+            few = ", ".join(map(str, rows[:5]))
+            raise UserError(
+                f"rows {few}{', ...' if len(rows) > 5 else ''} of the data set cannot be put together ({_said(error)}): all must have "
+                "the same fields, which collate= turns into tensors"
+            ) from error
 
     def stream(self, requests: Iterable[Request]) -> Iterator[dict[str, Tensor]]:
         """The fields of each request, in order; read ahead by the source's processes where it has any."""
         processes = self._processes()
         if processes is None or processes.busy:  # a stream within a stream
-            yield from (self.fetch(request.rows, request.t) for request in requests)
+            yield from (self.fetch(request.rows, request.t, request.seed) for request in requests)
             return
         if not self._compared:
             self._compare(processes)
@@ -117,9 +122,10 @@ class Source:
         return self._ahead
 
     def subset(self, rows: Sequence[int]) -> Source:
-        """Some of the rows, as a source of their own."""
+        """Some of the rows, as a source of their own; their random draws stay what they were."""
         part = copy.copy(self)
         part.dataset, part._ahead = Subset(self.dataset, rows), None
+        part.numbers = [self._number(row) for row in rows]
         return part
 
     def followed_by(self, other: Source) -> Source:
@@ -134,7 +140,15 @@ class Source:
             raise UserError(f"two data sets with other {', '.join(differ)} cannot be read as one")
         both = copy.copy(self)
         both.dataset, both._ahead = ConcatDataset([self.dataset, other.dataset]), None
+        both.numbers = [
+            *map(self._number, range(len(self))),
+            *(len(self) + other._number(i) for i in range(len(other))),
+        ]
         return both
+
+    def _number(self, row: int) -> int:
+        """What a row's draws are keyed by: its number in the whole data set, whichever rows stand beside it."""
+        return row if self.numbers is None else self.numbers[row]
 
     def _at_once(self, rows: Sequence[int]) -> list[dict[str, Any]] | None:
         """The items as a table on disk gives them in one go, where nothing random can happen; else None."""
@@ -153,14 +167,17 @@ class Source:
         torch.default_generator.manual_seed(key)
         try:
             fields = self._named(self.dataset[row])
-            return fields if self.transform is None else self.transform(fields, torch.Generator().manual_seed(key))
+            if self.transform is not None:
+                fields = self.transform(fields, torch.Generator().manual_seed(key))
         except UserError:
             raise
         except Exception as error:
             raise UserError(
-                f"row {row} of the data set cannot be read ({type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}): "
-                "mend it, or leave it out of the plan"
+                f"row {row} of the data set cannot be read ({_said(error)}): mend it, or leave it out of the plan"
             ) from error
+        if not isinstance(fields, Mapping):
+            raise UserError(f"transform= gave a {type(fields).__name__} of row {row}, and no fields by name")
+        return dict(fields)
 
     def _named(self, found: Any) -> dict[str, Any]:
         if isinstance(found, Mapping):
@@ -200,6 +217,24 @@ class Source:
                     f"row {row} of the data set {what} (its {name}): a replay needs the same rows; draw from torch's, NumPy's or "
                     "Python's generators, which are seeded around every fetch, or from the generator that transform= is given"
                 )
+
+
+def _tensors(found: Any) -> dict[str, Tensor]:
+    """What a collate gave.
+
+    Raises:
+        UserError: no tensors by name.
+    """
+    if not isinstance(found, Mapping):
+        raise UserError(f"collate= gave a {type(found).__name__}, and no tensors by name")
+    odd = next((name for name, x in found.items() if not isinstance(x, Tensor)), None)
+    if odd is not None:
+        raise UserError(f"field {odd} that collate= gives is no tensor, but a {type(found[odd]).__name__}")
+    return dict(found)
+
+
+def _said(error: Exception) -> str:
+    return f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}"
 
 
 def _is_plain_table(dataset: Any) -> bool:
