@@ -16,6 +16,7 @@ from omegaconf import DictConfig
 
 from metagradient.reporting import Progress, Record
 from metagradient.studies import routines, setup, stages
+from metagradient.studies.examples import identities
 from metagradient.studies.saved import has_model, save_model
 from metagradient.studies.unlearning import frontier, stream
 from metagradient.studies.unlearning.figures import draw
@@ -74,8 +75,9 @@ def run(cfg: DictConfig, record: Record) -> float:
     # 3. Tell: medians over the requests; accuracies and losses are means.
     rows, names = judged.rows, list(judged.rows[0])
     record.csv("requests", names, [list(row.values()) for row in rows])
+    header, told = identities(splits, "train")
     for i, request in enumerate(requests):
-        record.csv(f"rows_{i}", ["index"], [[row] for row in request.rows.tolist()])
+        record.csv(f"rows_{i}", header, [told[row] for row in request.rows.tolist()])
     middle = {name: statistics.median(row[name] for row in rows) for name in names}
     spread = [min(row[name] for row in rows) for name in names], [max(row[name] for row in rows) for name in names]
     asked = f"{len(rows)} requests to {kind} {len(requests[0].rows)} of {int(present.sum())} rows"

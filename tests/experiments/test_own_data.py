@@ -13,6 +13,7 @@ from console import run_in
 from PIL import Image
 
 import metagradient as mg
+from metagradient.data import table_file
 
 QUICK = (
     "debug=fast",
@@ -191,3 +192,31 @@ def test_images_read_when_asked_for_cannot_be_poisoned(folder: Path) -> None:
     done = run_in(folder, "poisoning", *QUICK, *CASES["poisoning"], "data.workers=0")
     assert done.status == 2
     assert "set data.workers=null" in done.err
+
+
+PEOPLE = ("data=table", "data.path=people.csv", "data.target=income")
+
+
+@pytest.mark.parametrize("by", ["id", "row"])
+def test_rows_are_forgotten_by_the_name_that_their_file_gives_them(folder: Path, by: str) -> None:
+    """By id or by number of the file, not by place in the shuffled training set; rows of other splits are refused."""
+    names = ("data.id=name",) if by == "id" else ("data.drop=[name]",)
+    table = table_file(str(folder / "people.csv"), "income", id="name", validation=0.2, test=0.2)
+    trained, tested = table.origins["train"], table.origins["test"]
+    chosen = sorted(trained.places[:5].tolist())
+    spelled = [f"n{row:04d}" if by == "id" else str(row) for row in chosen]
+    (folder / "rows.txt").write_text("\n".join(spelled))
+    done = run_in(folder, "unlearning", *QUICK, *PEOPLE, *names, "delete.rows=file", "delete.file=rows.txt")
+    assert done.status == 0, done.err
+    newest = max(folder.glob("outputs/unlearning/*"), key=lambda each: each.stat().st_mtime)
+    rows = pd.read_csv(newest / "artifacts" / "rows_0.csv")
+    assert sorted(rows["row"]) == chosen
+    assert rows["index"].tolist() != rows["row"].tolist()
+    if by == "id":
+        assert sorted(rows["id"]) == spelled
+    asked = f"n{tested.places[0]:04d}" if by == "id" else str(tested.places[0])
+    for line, says in ((asked, "is one of the test rows"), ("n9999" if by == "id" else "9999", f"no row has the {by}")):
+        (folder / "rows.txt").write_text(line)
+        done = run_in(folder, "unlearning", *QUICK, *PEOPLE, *names, "delete.rows=file", "delete.file=rows.txt")
+        assert done.status == 2
+        assert says in done.err

@@ -103,14 +103,18 @@ def test_on_disk_means_that_no_history_is_kept_in_memory(tmp_path: Path, monkeyp
     assert (folder_of(tmp_path) / "figures" / "path.png").exists()
 
 
+def rows_of(place: Path, request: int) -> list[int]:
+    with (folder_of(place) / "artifacts" / f"rows_{request}.csv").open(newline="") as file:
+        return [int(row["index"]) for row in csv.DictReader(file)]
+
+
 def test_rows_are_added(tmp_path: Path) -> None:
     done = run(tmp_path, *SMALL, "add.fraction=0.05", "method.period=1")
     assert done.status == 0, done.err
     metrics = metrics_of(tmp_path)
     assert metrics["result/distance_to_retrained"] == 0
     assert metrics["result/distance_original_to_retrained"] > 0
-    rows = [(folder_of(tmp_path) / "artifacts" / f"rows_{i}.csv").read_text().split()[1:] for i in range(2)]
-    assert len(set(rows[0]) | set(rows[1])) == 12
+    assert len({*rows_of(tmp_path, 0), *rows_of(tmp_path, 1)}) == 12
 
 
 @pytest.mark.parametrize("rule", ["class", "highest_loss", "highest_influence", "file"])
@@ -119,7 +123,7 @@ def test_deletion_sets_follow_their_rule(tmp_path: Path, rule: str) -> None:
     extra = {"class": ["delete.label=3", "delete.fraction=1"], "file": ["delete.file=rows.txt"]}.get(rule, [])
     done = run(tmp_path, *SMALL, f"delete.rows={rule}", "delete.fraction=0.05", *extra)
     assert done.status == 0, done.err
-    rows = torch.tensor([int(x) for x in (folder_of(tmp_path) / "artifacts" / "rows_0.csv").read_text().split()[1:]])
+    rows = torch.tensor(rows_of(tmp_path, 0))
     if rule == "file":
         assert rows.tolist() == [3, 14, 15]
     elif rule == "class":

@@ -1,7 +1,6 @@
 """Which rows are deleted, or added."""
 
 import math
-from pathlib import Path
 
 import torch
 from omegaconf import DictConfig
@@ -17,8 +16,9 @@ from metagradient.evaluation import (
 )
 from metagradient.reporting import Progress
 from metagradient.streams import Unlearning
+from metagradient.studies.unlearning.named import named_rows
 from metagradient.training.random import generator
-from metagradient.unlearning import RecordedRun
+from metagradient.unlearning import RecordedRun, Request
 
 CHOICES = ("random", "class", "highest_loss", "highest_influence", "file")
 
@@ -53,6 +53,8 @@ def check(cfg: DictConfig, splits: Splits) -> None:
             )
     if cfg.delete.rows not in CHOICES:
         raise UserError(f"delete.rows must be one of {', '.join(CHOICES)}, not '{cfg.delete.rows}'")
+    if cfg.delete.rows == "file":
+        Request("delete", named_rows(cfg.delete, splits)).mask(len(splits.train["y"]))
     if cfg.history.storage not in ("memory", "disk"):
         raise UserError(
             f"history.storage must be memory or disk, not '{cfg.history.storage}': set history.storage=memory"
@@ -70,7 +72,7 @@ def to_delete(cfg: DictConfig, run: RecordedRun, splits: Splits, progress: Progr
     rows, settings = run.present.nonzero().flatten(), cfg.delete
     size = amount(settings, len(rows), "delete")
     if settings.rows == "file":
-        return [_read_rows(settings.file)]
+        return [named_rows(settings, splits)]
     if settings.rows == "class":
         label, labels = settings.label, hard_labels(splits.train["y"])
         if not isinstance(label, int) or not 0 <= label < splits.num_classes:
@@ -100,13 +102,3 @@ def _influence(run: RecordedRun, splits: Splits, progress: Progress) -> Tensor:
     weights, objective = mg.DataWeights(run.present.float()), mg.mean_loss(splits.test)
     found = mg.metagradient(run.learner, run.batches_of(run.present), weights, objective, progress=progress.callback())
     return found["weights"].cpu() * run.present
-
-
-def _read_rows(file: str | None) -> Tensor:
-    if file is None:
-        raise UserError("delete.rows=file needs row numbers, one a line: set delete.file=rows.txt")
-    words = Path(file).read_text(encoding="utf-8").split()
-    wrong = [word for word in words if not word.isdigit()]
-    if wrong or not words:
-        raise UserError(f"{file} must hold row numbers, one a line, not {wrong[0]!r}" if wrong else f"{file} is empty")
-    return torch.tensor([int(word) for word in words])
