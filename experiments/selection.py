@@ -7,6 +7,7 @@ are then retrained from scratch with fresh seeds on the chosen data, and the tes
 
 import dataclasses
 import functools
+import logging
 
 import torch
 from omegaconf import DictConfig
@@ -22,12 +23,19 @@ from metagradient.studies.selection import draw, leave
 from metagradient.studies.trainer import TrainerFit
 from metagradient.training.random import fold_in, generator
 
+log = logging.getLogger(__name__)
+
 
 def run(cfg: DictConfig, record: Record) -> float:
     setup.prepare(cfg, "selection")
     splits = setup.classification(cfg)
     routine = routines.classifier_routine(cfg, splits)
     method = setup.build(cfg.method, _convert_="all")
+    if splits.source and cfg.data.get("split") is None:
+        log.info(
+            "the validation rows decide which training rows are wanted, so they must be right; a column of data.split=COLUMN, or a source "
+            "that is divided already, says which they are"
+        )
     measure = MEASURES[splits.task]
     train, validation, truth = splits.train, splits.validation, splits.truth
     order = torch.randperm(len(validation["y"]), generator=generator(cfg.seed, Selection.HELD_OUT))
@@ -125,9 +133,15 @@ def run(cfg: DictConfig, record: Record) -> float:
     record.result({"chosen_metastep": chosen.metastep, "share_kept": float(chosen.kept.float().mean()), **found[""]})
     record.cost(training_runs=search_cost + judge.runs + tuner.runs)
     final = accuracies[""]["test"]
+    plain, kept_only = (accuracies[key]["test"] for key in ("all_data", "kept_only"))
+    verdict = (
+        ""
+        if max(final, kept_only) > plain
+        else " Nothing was gained: are the validation rows, which decided, right and enough?"
+    )
     record.answer(
-        f"Trained on the learned {chosen.unit} the test {measure.title} is {final:.3f}, on all data {accuracies['all_data']['test']:.3f}, "
-        f"on the validation rows alone {accuracies['validation_only']['test']:.3f}; the descent cost {search_cost:.0f} trainings."
+        f"Trained on the learned {chosen.unit} the test {measure.title} is {final:.3f}, on all data {plain:.3f}, "
+        f"on the validation rows alone {accuracies['validation_only']['test']:.3f}; the descent cost {search_cost:.0f} trainings.{verdict}"
     )
     draw(record, splits, chosen, readings, {"test, all data": accuracies["all_data"]["test"], "test, retrained": final})
     return final

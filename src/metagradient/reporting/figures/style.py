@@ -4,6 +4,7 @@ Each function of this package takes plain sequences, arrays or CPU tensors and r
 `Record.figure`. No pyplot: no window, no global state.
 """
 
+import warnings
 from collections.abc import Callable
 from functools import wraps
 from typing import Any, ParamSpec
@@ -51,7 +52,8 @@ def styled(draw: Callable[P, Figure]) -> Callable[P, Figure]:
 
     @wraps(draw)
     def drawn(*args: P.args, **kwargs: P.kwargs) -> Figure:
-        with matplotlib.rc_context(STYLE):
+        with matplotlib.rc_context(STYLE), warnings.catch_warnings():
+            warnings.filterwarnings("ignore", message="Glyph .* missing from font")  # shown as boxes; pages have all
             figure = draw(*args, **kwargs)
             figure.draw_without_rendering()  # lays it out under this style, whatever holds when it is saved
             return figure
