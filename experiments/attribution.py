@@ -53,10 +53,11 @@ def run(cfg: DictConfig, record: Record) -> float | None:
             progress=progress.callback(),
         )
         start = perf_counter()
+        tuned = len(next(iter(task.held_out.values())))
         kept, held_out, judged = removals(cfg, task.n), dict[float, Tensor](), dict[float, Tensor]()
         for drop in progress.track(list(kept), "retraining without some examples", stage="retrainings"):
             losses = truth.losses(kept[drop])
-            held_out[drop], judged[drop] = losses[:, : cfg.held_out], losses[:, cfg.held_out :]
+            held_out[drop], judged[drop] = losses[:, :tuned], losses[:, tuned:]
 
         if truth.runs and not truth.found:  # on disk: what a retraining cost beside a single run
             assert task.seconds is not None  # without a training of ours there are no retrainings

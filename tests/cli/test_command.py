@@ -119,8 +119,9 @@ def test_raw_tracebacks_for_those_who_ask(tmp_path: Path) -> None:
     assert "Traceback" in done.stderr
 
 
-def test_ctrl_c_keeps_what_there_is(tmp_path: Path) -> None:
-    done = tiny(tmp_path, "end=lightning")
+@pytest.mark.parametrize("end", ["lightning", "terminated"])
+def test_ctrl_c_and_sigterm_keep_what_there_is(tmp_path: Path, end: str) -> None:
+    done = tiny(tmp_path, f"end={end}")
     directory = run_directory(tmp_path)
     assert done.returncode == 130
     assert (

@@ -11,6 +11,7 @@ from omegaconf import OmegaConf
 from sklearn.datasets import load_digits
 
 from metagradient.data import LabelNoise, Splits, digits
+from metagradient.data.splits import standardise
 
 CONF = Path(__file__).parents[2] / "conf" / "data"
 
@@ -100,3 +101,10 @@ def test_the_group_file_builds_what_the_function_does() -> None:
     assert torch.equal(instantiate(cfg.data).train["y"], expected)
     cfg.data.noise = None
     assert instantiate(cfg.data).truth is None
+
+
+def test_standardised_inputs_are_shown_as_they_were() -> None:
+    plain, scaled = digits(train=50, validation=20, test=20), standardise(digits(train=50, validation=20, test=20))
+    assert not torch.allclose(scaled.test["x"], plain.test["x"])
+    torch.testing.assert_close(scaled.shown(scaled.test["x"]), plain.test["x"])
+    assert plain.shown(plain.test["x"]) is plain.test["x"]

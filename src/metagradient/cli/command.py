@@ -7,6 +7,7 @@ so that listing, `--help` and bad input answer at once.
 import ast
 import importlib
 import os
+import signal
 import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -81,7 +82,7 @@ def launch(name: str, argv: Sequence[str] | None = None) -> None:
 
     `metagradient.experiments.<name>.run(cfg, record)` returns the number a Hydra sweeper should optimise. Bad input
     ends in one line on stderr and status 2, a failure in one line that names the log and status 1 (a sweep first runs
-    its other jobs), Ctrl-C in status 130. `HYDRA_FULL_ERROR=1` lets the raw tracebacks through.
+    its other jobs), Ctrl-C and SIGTERM in status 130. `HYDRA_FULL_ERROR=1` lets the raw tracebacks through.
     """
     import hydra
 
@@ -116,6 +117,10 @@ def launch(name: str, argv: Sequence[str] | None = None) -> None:
 
     placed = Placed(arguments, None)
     try:
+        if signal.getsignal(signal.SIGTERM) == signal.SIG_DFL:
+            signal.signal(
+                signal.SIGTERM, signal.default_int_handler
+            )  # as Ctrl-C; Lightning alone would note it and go on
         arguments = flags_first(arguments)
         check_flags(arguments)
         if os.getcwd() not in sys.path:

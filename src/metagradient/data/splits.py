@@ -41,6 +41,7 @@ class Splits:
         source: the user's own file or folder, as it was given; empty for data of other origin.
         columns: of the source, those that tell what an example is; empty where there are none, or too many.
         origins: by split, where in the source its examples stand; empty where there is no source.
+        scaling: mean and deviation of inputs that were standardised.
         task: what is predicted. "classes": y as above, or float32 [n, C] of the classes' shares (soft labels); "numbers": y
             float32 [n] or [n, k]; "labels": y float32 [n, C] of 0 and 1, or probabilities.
     """
@@ -58,6 +59,7 @@ class Splits:
     source: str = ""
     columns: tuple[str, ...] = ()
     origins: dict[str, Origin] = field(default_factory=dict)
+    scaling: tuple[Tensor, Tensor] | None = None
     task: Task = "classes"
 
     def feature(self, column: int) -> str:
@@ -80,6 +82,13 @@ class Splits:
         if not known:
             return f"{value:.3g}"
         return known[int(value) - 1] if value >= 1 else "unknown"
+
+    def shown(self, x: Tensor) -> Tensor:
+        """Inputs [m, ...] as they were before they were standardised, to be looked at."""
+        if self.scaling is None:
+            return x
+        mean, deviation = self.scaling
+        return x * deviation.to(x) + mean.to(x)
 
     def target_names(self, y: Tensor) -> list[str]:
         """Targets [m, ...] in words: the class, the number or numbers, or the labels that are there."""
@@ -164,6 +173,7 @@ def standardise(splits: Splits) -> Splits:
 
     return replace(
         splits,
+        scaling=(mean, std),
         train=scaled(splits.train),
         validation=scaled(splits.validation),
         test=scaled(splits.test),

@@ -55,7 +55,7 @@ def told(splits: Splits | TextSplits, split: Split, rows: Sequence[int]) -> dict
             label=given[i],
             truth="" if truth is None or truth[i] == given[i] else truth[i],
             place=() if origin is None else tuple(zip(origin.header, map(str, origin.cells(row)), strict=True)),
-            image=x[i].numpy() if pictures else None,
+            image=splits.shown(x[i : i + 1])[0].numpy() if pictures else None,
         )
         for i, row in enumerate(rows)
     }
@@ -80,5 +80,5 @@ def examples_figure(
         title: above all of them.
     """
     if splits.kind == "image":
-        return image_grid(x, captions, wrong, columns=columns, title=title)
+        return image_grid(splits.shown(x), captions, wrong, columns=columns, title=title)
     return text_figure([Passage(title or "", captions, splits.describe(x), wrong or ())])

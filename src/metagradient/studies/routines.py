@@ -29,6 +29,9 @@ log = logging.getLogger(__name__)
 def classifier_routine(cfg: DictConfig, splits: Splits) -> mg.Routine:
     """The routine of `cfg.learner` and `cfg.model` for a data set: a `Classifier`, `Regressor` or `MultiLabel`."""
     kind, own = _learner_of(cfg, splits)
+    ours = str(cfg.model._target_).startswith("metagradient.models.") and cfg.learner._target_ is None
+    if splits.kind == "text" and ours and "vocab" not in cfg.model and "text" not in cfg.model._target_:
+        raise UserError("the data are words, which this model takes for numbers: set model=sentence_classifier")
     coded = {"categories": splits.category_sizes} if splits.categories else {}
     return _routine(cfg, kind, own, input_shape=splits.input_shape, classes=splits.outputs, **coded)
 

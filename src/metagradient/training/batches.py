@@ -118,7 +118,8 @@ class Batches:
         if (plan is None) == (batch_size is None):
             raise UserError("Batches needs a plan, or batch_size= (and epochs=), one of the two")
         if plan is None:
-            plan = epoch_plan(self.n_examples, batch_size or 1, 1 if epochs is None else epochs, int(seed))
+            assert batch_size is not None
+            plan = epoch_plan(self.n_examples, batch_size, 1 if epochs is None else epochs, int(seed))
         elif epochs is not None:
             raise UserError(f"epochs={epochs} stands beside a plan, which holds the epochs: leave it out")
         if plan.dim() != 2 or plan.dtype != torch.int64 or not plan.numel():

@@ -30,6 +30,9 @@ def run(cfg: Any, record: Any) -> float:
             raise KeyError("a programmer's error")
         case "killed":
             os.kill(os.getpid(), signal.SIGKILL)
+        case "terminated":
+            os.kill(os.getpid(), signal.SIGTERM)
+            time.sleep(10)
         case "rate":
             return float(cfg.learner.learning_rate)
         case "lightning":  # what Trainer.fit makes of Ctrl-C

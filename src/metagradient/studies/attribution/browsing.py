@@ -125,7 +125,11 @@ def _figure(record: Record, splits: Splits | TextSplits, task: Task, shown: Sequ
         captions = [query.example.label for query in shown]
         labels = [[one.label for one, _ in side] for side in found]
         grid = attribution_figures.top_examples_figure(
-            task.queries["x"][: len(shown)], captions, task.train["x"][rows], labels, wrong
+            _seen(splits, task.queries["x"][: len(shown)]),
+            captions,
+            _seen(splits, task.train["x"][rows]),
+            labels,
+            wrong,
         )
     else:
         passages = [
@@ -136,6 +140,12 @@ def _figure(record: Record, splits: Splits | TextSplits, task: Task, shown: Sequ
         ]
         grid = text_figure(passages, "of each query the training examples that help most, then those that harm most")
     record.figure("top_examples", grid, folder="artifacts")
+
+
+def _seen(splits: Splits | TextSplits, x: Tensor) -> Tensor:
+    """Images [..., C, H, W] as they were before they were standardised."""
+    assert isinstance(splits, Splits)
+    return splits.shown(x.flatten(0, -4)).view_as(x)
 
 
 def _unit(outcome: Outcome, splits: Splits | TextSplits) -> str:

@@ -45,10 +45,14 @@ def make_task(cfg: DictConfig) -> tuple[Task, Splits | TextSplits]:
     routine = routines.language_routine(cfg, splits) if text else routines.classifier_routine(cfg, splits)
     batches = routine.batches(splits.train, cfg.seed)
     learner = routine.learner(cfg.seed, len(batches))
-    for name, wanted, there in (("queries", cfg.queries, splits.test), ("held_out", cfg.held_out, splits.validation)):
-        if wanted > (rows := len(next(iter(there.values())))):
-            raise UserError(f"{name}={wanted}, but there are only {rows} such rows: lower it, or raise data")
-    held_out = take(splits.validation, torch.arange(cfg.held_out))
+    there = len(next(iter(splits.validation.values())))
+    tuning = cfg.held_out if cfg.drop else min(cfg.held_out, there)  # without retrainings there is nothing to tune by
+    for name, wanted, split in (("queries", cfg.queries, "test"), ("held_out", tuning, "validation")):
+        if wanted > (rows := len(next(iter(getattr(splits, split).values())))):
+            raise UserError(
+                f"{name}={wanted}, but there are only {rows} {split} rows: set {name}={rows}, or a larger data.{split}"
+            )
+    held_out = take(splits.validation, torch.arange(tuning))
     queries = take(splits.test, torch.arange(cfg.queries))
     sets = {"queries": queries, "validation": splits.validation, "test": splits.test}
     seconds = None

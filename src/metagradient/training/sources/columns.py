@@ -128,7 +128,7 @@ def stream(
 
 def in_order(examples: Fields, chunk: int, start: int = 0) -> Iterator[tuple[Tensor, dict[str, Tensor]]]:
     """(row numbers, fields) of the rows from `start` on, `chunk` at a time; of tensors they are views."""
-    n = len(next(iter(examples.values())))
+    n = len(next(iter(examples.values()), ()))
     parts = torch.arange(start, n).split(chunk) if start < n else ()
     if source_of(examples) is None:
         yield from ((rows, {k: v[rows[0] : rows[-1] + 1] for k, v in examples.items()}) for rows in parts)
@@ -137,13 +137,9 @@ def in_order(examples: Fields, chunk: int, start: int = 0) -> Iterator[tuple[Ten
 
 
 def in_parts(examples: Fields, rows: int = 1024) -> Iterator[tuple[str, Tensor]]:
-    """(name, values) of all fields: whole tensors, and columns `rows` at a time."""
-    source = source_of(examples)
-    yield from ((name, x) for name, x in examples.items() if not isinstance(x, Column))
-    if source is not None:
-        columns = {name: x for name, x in examples.items() if isinstance(x, Column)}
-        for _, part in in_order(columns, rows):
-            yield from part.items()
+    """(name, values) of all fields, `rows` rows at a time: the same whether they are held or read."""
+    for _, part in in_order(examples, rows):
+        yield from part.items()
 
 
 def _rows(x: Tensor | Column, rows: Tensor, found: Mapping[str, Tensor]) -> Tensor:
