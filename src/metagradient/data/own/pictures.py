@@ -51,8 +51,9 @@ def image_folder(
     as bytes or {bytes, path}: what `datasets.Image` stores) and one or several that are to be predicted. A source that is divided already keeps its
     splits; a validation or test split that it lacks is drawn from its training rows.
 
-    Images are cut to a square around their centre and resized (bilinear). Transparency is laid on white; palettes, CMYK
-    and the like become RGB. Files and rows that are no images or cut short are left out, counted and named. One image is
+    Images are turned as their EXIF orientation says, cut to a square around their centre and resized (bilinear). Transparency is
+    laid on white; palettes, CMYK and the like become RGB. All grey images are divided by one number: bytes by 255, 16 bits
+    by 65535; floats are clipped to [0, 1]. Files and rows that are no images or cut short are left out, counted and named. One image is
     decoded at a time; with `workers`, all are decoded once to see that they can be, and again whenever a step reads them.
 
     Args:
@@ -86,7 +87,7 @@ def image_folder(
         must_fit(5 * n * (channels or 3) * size * size, path, f"set data.size={size // 2}, or data.workers=1")
     read = [(place, picture.mode, picture if workers is None else None) for place, picture in _read(found, size)]
     kept = np.array([place for place, _, _ in read], dtype=np.int64)
-    mode = "L" if channels == 1 or (channels is None and all(own == "L" for _, own, _ in read)) else "RGB"
+    mode = "L" if channels == 1 or (channels is None and all(own != "RGB" for _, own, _ in read)) else "RGB"
     targets = dataclasses.replace(found.targets, y=found.targets.y[kept])
     given = None if found.given is None else found.given[kept]
     rows = divide(targets.strata(stratify), Shares(train, validation, test, stratify, seed), given=given)
@@ -156,22 +157,21 @@ def _foldered(path: str) -> _Found:
             "owner/name of the Hugging Face hub) with a column of images"
         )
     given = {name: next((folder / w for w in words if (folder / w).is_dir()), None) for name, words in WORDS.items()}
-    divided = given["train"] is not None and given["test"] is not None
+    divided = given["train"] is not None and (given["validation"] is not None or given["test"] is not None)
     roots = {name: root for name, root in given.items() if root is not None} if divided else {"all": folder}
-    classes = sorted({child.name for root in roots.values() for child in root.iterdir() if child.is_dir()})
+    found = [(name, kind, file) for name, root in roots.items() for kind, file in _images(root)]
+    folders = {child.name for root in roots.values() for child in root.iterdir() if child.is_dir()}
+    classes = sorted({kind for _, kind, _ in found})
+    empty = sorted(name for name in folders.difference(classes) if not _hidden(Path(name)))
+    if len(empty) > 1 and not found:
+        raise ValueError(f"data.path={path} has no images ({', '.join(_ENDINGS)}) in its folders")
     if len(classes) < 2:
         raise ValueError(
             f"data.path={path} has {len(classes)} folders of classes: it needs one for each class, FOLDER/class/image.png"
         )
-    files = [
-        (name, label, file)
-        for name, root in roots.items()
-        for label, kind in enumerate(classes)
-        for file in sorted((root / kind).rglob("*"))
-        if file.suffix.lower() in _ENDINGS
-    ]
-    if not files:
-        raise ValueError(f"data.path={path} has no images ({', '.join(_ENDINGS)}) in its folders")
+    if empty:
+        log.warning("folders without images are no classes: %s", ", ".join(empty[:5]))
+    files = [(name, classes.index(kind), file) for name, kind, file in found]
     return _Found(
         [file for _, _, file in files],
         np.array([file.relative_to(folder).as_posix() for _, _, file in files]),
@@ -179,6 +179,19 @@ def _foldered(path: str) -> _Found:
         np.array([name for name, _, _ in files], dtype=object) if divided else None,
         "files",
     )
+
+
+def _images(root: Path) -> Iterator[tuple[str, Path]]:
+    """The class and file of each image in a folder of classes, class by class; what programs hide there is none."""
+    for kind in sorted(child for child in root.iterdir() if child.is_dir()):
+        for file in sorted(kind.rglob("*")):
+            if file.suffix.lower() in _ENDINGS and not _hidden(file.relative_to(root)):
+                yield kind.name, file
+
+
+def _hidden(path: Path) -> bool:
+    """`.ipynb_checkpoints`, `._cat.jpg` and what else programs leave in a folder."""
+    return any(part.startswith(".") or part == "__MACOSX" for part in path.parts)
 
 
 def _read(found: _Found, size: int) -> Iterator[tuple[int, Image.Image]]:
