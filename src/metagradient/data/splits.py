@@ -40,6 +40,7 @@ class Splits:
             the others. Empty: no column does.
         source: the user's own file or folder, as it was given; empty for data of other origin.
         columns: of the source, those that tell what an example is; empty where there are none, or too many.
+        arrays: of a source of arrays, the names of those that were read: inputs, targets and, where there are, ids.
         origins: by split, where in the source its examples stand; empty where there is no source.
         scaling: mean and deviation of inputs that were standardised.
         task: what is predicted. "classes": y as above, or float32 [n, C] of the classes' shares (soft labels); "numbers": y
@@ -58,6 +59,7 @@ class Splits:
     categories: tuple[tuple[str, ...], ...] = ()
     source: str = ""
     columns: tuple[str, ...] = ()
+    arrays: tuple[str, ...] = ()
     origins: dict[str, Origin] = field(default_factory=dict)
     scaling: tuple[Tensor, Tensor] | None = None
     task: Task = "classes"
@@ -93,7 +95,7 @@ class Splits:
     def target_names(self, y: Tensor) -> list[str]:
         """Targets [m, ...] in words: the class, the number or numbers, or the labels that are there."""
         if self.task == "numbers":
-            return ["; ".join(f"{v:g}" for v in row) for row in y.reshape(len(y), -1).tolist()]
+            return ["; ".join(map(_shortest, row)) for row in y.reshape(len(y), -1).cpu().numpy()]
         if self.task == "labels":
             there = [[name for name, v in zip(self.classes, row, strict=True) if v > 0.5] for row in y.tolist()]
             return ["; ".join(names) or "none" for names in there]
@@ -118,6 +120,12 @@ class Splits:
     def num_classes(self) -> int:
         """The number of classes."""
         return len(self.classes)
+
+
+def _shortest(number: np.floating) -> str:
+    """The shortest text that gives a number of its precision back."""
+    ordinary = number == 0 or 1e-4 <= abs(number) < 1e9
+    return np.format_float_positional(number, trim="-") if ordinary else str(number)
 
 
 def draw(available: int, wanted: Mapping[str, int | None], seed: int, source: str) -> dict[str, Tensor]:

@@ -28,14 +28,49 @@ def test_pieces_of_a_file_are_the_file(name: str, tmp_path: Path, monkeypatch: p
     assert pieces.index.tolist() == list(range(n))
 
 
-def test_the_index_of_a_parquet_file_is_no_column(tmp_path: Path) -> None:
+def test_an_index_of_a_parquet_file_is_a_column_where_it_has_a_name(tmp_path: Path) -> None:
     frame = pd.DataFrame({"a": [1.5, None, 3.0], "kind": pd.Categorical(["x", "y", "x"], ["y", "x"])}, index=[7, 8, 9])
-    frame.rename_axis("name").to_parquet(tmp_path / "a.parquet", row_group_size=2)
+    frame.to_parquet(tmp_path / "a.parquet", row_group_size=2)
     read = files.frame_of(tmp_path / "a.parquet")
     pd.testing.assert_frame_equal(read, frame.reset_index(drop=True))
     assert files.frame_of(tmp_path / "a.parquet", without=["a"]).columns.tolist() == ["kind"]
+    frame.rename_axis("name").to_parquet(tmp_path / "b.parquet", row_group_size=2)
+    assert files.frame_of(tmp_path / "b.parquet")["name"].tolist() == [7, 8, 9]
 
 
 def test_one_value_of_a_column_at_a_time(tmp_path: Path) -> None:
     pd.DataFrame({"a": range(10), "b": [bytes([i]) for i in range(10)]}).to_parquet(tmp_path / "a.parquet")
     assert list(files.values_of(tmp_path / "a.parquet", "b", chunk=3)) == [bytes([i]) for i in range(10)]
+
+
+def test_words_of_json_lines_stay_words(tmp_path: Path) -> None:
+    (tmp_path / "a.jsonl").write_text('{"code": "01", "date": "2020-01-01"}\n{"code": "1", "date": "2020-01-02"}\n')
+    read = files.frame_of(tmp_path / "a.jsonl")
+    assert read["code"].tolist() == ["01", "1"]
+    assert read["date"].tolist() == ["2020-01-01", "2020-01-02"]
+
+
+def test_rows_may_end_in_a_separator(tmp_path: Path) -> None:
+    (tmp_path / "a.csv").write_text("a,b,y\n" + "".join(f"{i},{2 * i},c{i % 2},\n" for i in range(5)))
+    read = files.frame_of(tmp_path / "a.csv")
+    assert read.to_dict("list") == {"a": [*range(5)], "b": [*range(0, 10, 2)], "y": ["c0", "c1", "c0", "c1", "c0"]}
+    (tmp_path / "b.csv").write_text("a,y\nfirst,1,2\nsecond,3,4\n")  # names of rows, which the header leaves out
+    assert files.frame_of(tmp_path / "b.csv").to_dict("list") == {"a": [1, 3], "y": [2, 4]}
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "message"),
+    [
+        ("a.csv", "städt,y\n1,2\n".encode("latin-1"), "a.csv is not UTF-8 text: save it as UTF-8"),
+        ("a.csv", b"a;b;y\n1,5;2;x\n", "there is one column alone, 'a;b;y': .csv files are separated by commas"),
+        ("a.tsv", b"a,y\n1,2\n", "there is one column alone, 'a,y': .tsv files are separated by tabs"),
+        ("a.csv", b"", "a.csv has no rows"),
+        ("a.csv", b"\n\n", "a.csv has no rows"),
+        ("a.jsonl", b"", "a.jsonl has no rows"),
+        ("a.parquet", b"", "a.parquet has no rows"),
+    ],
+)
+def test_files_that_are_something_else_are_told(name: str, content: bytes, message: str, tmp_path: Path) -> None:
+    (tmp_path / name).write_bytes(content)
+    with pytest.raises(ValueError, match=message):
+        files.frame_of(tmp_path / name)

@@ -4,6 +4,7 @@ import json
 import logging
 from pathlib import Path
 
+import datasets
 import numpy as np
 import pandas as pd
 import pyarrow as pa
@@ -162,6 +163,44 @@ def test_arrays_and_their_names(ending: str, tmp_path: Path) -> None:
         array_file(str(file), id="size")
 
 
+def test_chosen_arrays_are_those_that_were_read(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """Though there are more arrays of another length, and a test set of the same."""
+    inputs = np.arange(N)[:, None] * 1.0
+    held = {"x": inputs, "y": np.arange(N) % 2, "note": np.arange(N), "x_test": -inputs, "size": np.zeros(())}
+    held |= {f"other{i}": np.arange(N // 2) for i in range(5)}
+    np.savez(tmp_path / "a.npz", **held)  # type: ignore[arg-type]
+    splits = array_file(str(tmp_path / "a.npz"))
+    path, rows, _ = chosen(splits, tmp_path / "out")
+    found = dict(np.load(path))
+    assert found["x"][:, 0].tolist() == found["note"].tolist() == rows
+    assert found["y"].tolist() == [i % 2 for i in rows]
+    for name in ("x_test", "size", "other0"):
+        assert np.array_equal(found[name], held[name])
+    (tmp_path / "a.npz").write_text("gone")
+    assert write_chosen(splits, np.ones(28, dtype=bool), np.ones(28), "weight", tmp_path / "late") is None
+    assert "chosen.npz is not written: data.path=" in caplog.text
+    assert not list((tmp_path / "late").iterdir())
+
+
+@pytest.mark.parametrize("name", ["a.parquet", "parts.csv", "saved"])
+def test_ids_are_spelt_as_they_are_where_some_are_missing(name: str, tmp_path: Path) -> None:
+    """Whole numbers, which are no 12.0; and zeros at the front, in a folder that is called like a file."""
+    numbers = pd.array([None, *range(1, N)], dtype="Int64")
+    frame = people().assign(key=numbers)
+    path, wanted = tmp_path / name, ["", *map(str, range(1, N))]
+    if name == "saved":
+        datasets.Dataset.from_pandas(frame, preserve_index=False).save_to_disk(path)
+    elif name == "a.parquet":
+        frame.to_parquet(path)
+    else:
+        path.mkdir()
+        frame.assign(key=[f"0{i}" for i in range(N)]).to_csv(path / "a.csv", index=False)
+        wanted = [f"0{i}" for i in range(N)]
+    origin = table_file(str(path), "income", id="key", drop=["joined", "number"]).origins["train"]
+    assert origin.ids is not None
+    assert origin.ids.tolist() == [wanted[i] for i in origin.places]
+
+
 def test_images_are_known_by_their_files(tmp_path: Path) -> None:
     for i in range(20):
         folder = tmp_path / "pictures" / ("cats", "dogs")[i % 2]
@@ -184,12 +223,14 @@ def test_images_are_known_by_their_files(tmp_path: Path) -> None:
 def test_texts_know_their_rows_and_names_given_twice_are_told(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     said = [f"{'good' if i % 2 else 'bad'} film{i}" for i in range(60)]
     frame = pd.DataFrame({"text": said, "stars": [i % 2 for i in range(60)], "key": ["same"] * 2 + said[2:]})
-    frame.to_csv(tmp_path / "r.csv", index=False)
+    frame.astype({"stars": "Int64"}).assign(stars=lambda f: f["stars"].where(f.index != 7)).to_csv(
+        tmp_path / "r.csv", index=False
+    )  # a row without a label counts as well
     splits = text_file(str(tmp_path / "r.csv"), "stars", id="key")
     origin, shown = splits.origins["train"], splits.describe(splits.train["x"])
     assert [said[i] for i in origin.places] == shown
     assert own_words(splits, "train", [0, 5, 3]) == [said[i] for i in origin.places[[0, 5, 3]]]
-    assert "60 rows by 59 values: not all rows are told apart, same stands for several" in caplog.text
+    assert "59 rows by 58 values: not all rows are told apart, same stands for several" in caplog.text
     with caplog.at_level(logging.WARNING), pytest.raises(ValueError, match=r"did you mean data\.id=key\?"):
         text_file(str(tmp_path / "r.csv"), "stars", id="keys")
 

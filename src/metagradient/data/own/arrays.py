@@ -15,6 +15,9 @@ from metagradient.data.own.rows import NAMES, Shares, divide
 from metagradient.data.own.targets import targets_of
 from metagradient.data.splits import Splits, Task, corrupt, standardise
 
+ARRAYS = (".npz", ".safetensors")
+"""The endings of files of arrays."""
+
 
 def array_file(
     path: str,
@@ -59,7 +62,11 @@ def array_file(
         if name is not None and name not in held:
             raise ValueError(f"{setting}={name}: no such array; there are: {', '.join(sorted(held))}")
     inputs, labels = held[x], held[y]
-    if labels.ndim not in (1, 2) or len(labels) != len(inputs) or inputs.ndim < 2:
+    if inputs.dtype.kind not in "biuf":
+        raise ValueError(
+            f"data.x={x} is {inputs.dtype} {list(inputs.shape)}: inputs are numbers, and no words or complex ones"
+        )
+    if labels.ndim not in (1, 2) or inputs.ndim < 2 or len(labels) != len(inputs):
         raise ValueError(
             f"data.path={path}: x [n, ...] and y [n] or [n, C] are needed, not {list(inputs.shape)} and {list(labels.shape)}"
         )
@@ -70,9 +77,13 @@ def array_file(
     image = inputs.dtype == np.uint8 and inputs.ndim in (3, 4)
     if inputs.dtype == np.uint8:
         inputs = inputs.astype(np.float32) / 255
+    with np.errstate(over="ignore"):
+        inputs = inputs.astype(np.float32, copy=False)
     if not np.isfinite(inputs).all():
         bad = np.flatnonzero(~np.isfinite(inputs.reshape(len(inputs), -1)).all(1))
-        raise ValueError(f"data.x={x} is not finite in {len(bad)} rows, {', '.join(map(str, bad[:5]))} among them")
+        raise ValueError(
+            f"data.x={x} is not finite in {len(bad)} rows, {', '.join(map(str, bad[:5]))} among them, as float32"
+        )
     if image and inputs.ndim == 3:
         inputs = inputs[:, None]
     elif image and inputs.shape[-1] in (1, 3, 4) and inputs.shape[1] not in (1, 3):
@@ -89,6 +100,7 @@ def array_file(
         found.names,
         kind=kind,  # type: ignore[arg-type]
         source=path,
+        arrays=(x, y) if id is None else (x, y, id),
         origins=origins(np.arange(len(labels)), ids, rows),
         task=found.task,
     )
@@ -108,6 +120,8 @@ def read_arrays(file: Path) -> dict[str, np.ndarray]:
                 return {name: archive[name] for name in archive.files}
         if file.suffix == ".safetensors":
             return load_file(file)
+    except TypeError as error:  # of a type that NumPy has not
+        raise ValueError(f"data.path={file}: {error}; save the arrays as float32") from error
     except Exception as error:
         raise ValueError(f"data.path={file} cannot be read: {str(error).splitlines()[0]}") from error
     raise ValueError(f"data.path={file}: arrays are read from .npz and .safetensors files, not '{file.suffix}'")

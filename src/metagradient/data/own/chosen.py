@@ -3,20 +3,23 @@
 from __future__ import annotations
 
 import json
-import statistics
+import logging
 from collections.abc import Collection, Sequence
 from pathlib import Path
 
 import numpy as np
 from safetensors.numpy import save_file
 
-from metagradient.data.own.arrays import read_arrays
+from metagradient.data.own.arrays import ARRAYS, read_arrays
 from metagradient.data.own.formats.files import ending
+from metagradient.data.own.formats.places import split_of
 from metagradient.data.own.reading import read_frame
 from metagradient.data.own.rows import GIVEN
 from metagradient.data.own.verbatim import delimited, json_lines, lines
 from metagradient.data.splits import Splits
 from metagradient.files import replacing, write_csv
+
+log = logging.getLogger(__name__)
 
 
 def write_chosen(splits: Splits, kept: np.ndarray, values: np.ndarray, name: str, folder: Path) -> Path | None:
@@ -33,7 +36,7 @@ def write_chosen(splits: Splits, kept: np.ndarray, values: np.ndarray, name: str
         folder: where to write.
 
     Returns:
-        The file, or None.
+        The file, or None: no source of the user's, or it could not be written, which is said.
     """
     if not splits.source or "train" not in splits.origins:
         return None
@@ -46,9 +49,16 @@ def write_chosen(splits: Splits, kept: np.ndarray, values: np.ndarray, name: str
         return path
     source = Path(splits.source).expanduser()
     kind = ending(source) if source.is_file() else ""
-    write = _WRITERS.get(kind, _frame)
-    with replacing(path := folder / f"chosen{kind if kind in _WRITERS else '.parquet'}") as draft:
-        write(source, rows, name, learned, draft)
+    write, known = _WRITERS.get(kind, _frame), kind in _WRITERS or kind in ARRAYS
+    try:
+        with replacing(path := folder / f"chosen{kind if known else '.parquet'}") as draft:
+            if kind in ARRAYS:
+                _arrays(source, rows, name, learned, draft, splits.arrays)
+            else:
+                write(source, rows, name, learned, draft)
+    except Exception as error:  # what was learned stands elsewhere as well, and a run of hours shall not end here
+        log.warning("%s is not written: %s", path.name, (str(error).splitlines() or [type(error).__name__])[0])
+        return None
     return path
 
 
@@ -88,11 +98,16 @@ def _parquet(source: Path, rows: np.ndarray, name: str, learned: Sequence[float]
     pq.write_table(table.append_column(_unused(name, table.column_names), pa.array(learned)), path)
 
 
-def _arrays(source: Path, rows: np.ndarray, name: str, learned: Sequence[float], path: Path) -> None:
-    """Arrays of one row for each example, as most are, give the chosen ones; others stay as they are."""
+def _arrays(
+    source: Path, rows: np.ndarray, name: str, learned: Sequence[float], path: Path, own: Sequence[str]
+) -> None:
+    """The arrays that were read, `own`, and those as long give the chosen rows; others, `x_test` among them, stay as they are."""
     held = read_arrays(source)
-    n = statistics.mode(len(x) for x in held.values() if x.ndim)
-    chosen = {key: np.ascontiguousarray(x[rows]) if x.ndim and len(x) == n else x for key, x in held.items()}
+    n = len(held[own[0]])
+    divided = {
+        key for key, x in held.items() if x.ndim and len(x) == n and split_of(key) not in ("validation", "test")
+    }.union(own)
+    chosen = {key: np.ascontiguousarray(x[rows]) if key in divided else x for key, x in held.items()}
     chosen[_unused(name, held)] = np.array(learned)
     if ending(source) == ".npz":
         with path.open("wb") as out:
@@ -114,6 +129,4 @@ _WRITERS = {
     ".parquet": _parquet,
     ".libsvm": _libsvm,
     ".svm": _libsvm,
-    ".npz": _arrays,
-    ".safetensors": _arrays,
 }

@@ -15,10 +15,12 @@ from typing import IO, TYPE_CHECKING, Any
 
 import numpy as np
 
-from metagradient.data.own.formats.files import ending
-from metagradient.data.own.reading import column, read_frame
+from metagradient.data.own.formats.files import ending, frame_of, read_delimited, schema
+from metagradient.data.own.formats.places import find
+from metagradient.data.own.reading import column
 
 if TYPE_CHECKING:
+    import datasets
     import pandas as pd
 
     from metagradient.data.splits import Splits
@@ -28,10 +30,7 @@ _OPEN: dict[str, Callable[..., IO[str]]] = {".gz": gzip.open, ".bz2": bz2.open, 
 
 def delimited(file: Path, columns: Sequence[str] | None = None) -> pd.DataFrame:
     """The cells of a CSV or TSV file as text, of some columns or all; an absent one is empty."""
-    import pandas as pd
-
-    separator = "\t" if ending(file) == ".tsv" else ","
-    return pd.read_csv(file, sep=separator, usecols=columns, dtype=str, keep_default_na=False).fillna("")
+    return read_delimited(file, usecols=columns, dtype=str, keep_default_na=False).fillna("")  # type: ignore[no-any-return]
 
 
 def lines(file: Path) -> Iterator[str]:
@@ -46,17 +45,25 @@ def json_lines(file: Path) -> Iterator[dict[str, Any]]:
 
 
 def cells(path: str, columns: Sequence[str], rows: Sequence[int]) -> list[list[str]]:
-    """What some rows of a file say in some columns, as the file spells it; what is missing is empty."""
-    file = Path(path).expanduser()
-    kind = ending(file)
-    if kind in (".csv", ".tsv"):
-        return delimited(file, columns).iloc[rows][list(columns)].to_numpy(dtype=str).tolist()
-    if kind in (".jsonl", ".ndjson"):
-        wanted = set(rows)
-        held = {i: row for i, row in enumerate(json_lines(file)) if i in wanted}
-        return [["" if (x := held[i].get(name)) is None else str(x) for name in columns] for i in rows]
-    frame = read_frame(path).iloc[rows][list(columns)]
-    return frame.astype("string").fillna("").to_numpy(dtype=str).tolist()
+    """What some rows of a file, or of a folder's files, say in some columns, as it is spelt there; what is missing is empty."""
+    import pandas as pd
+
+    whole = pd.concat([_spelt(part.rows, columns) for part in find(path)], ignore_index=True)
+    return whole.iloc[list(rows)].to_numpy(dtype=str).tolist()
+
+
+def _spelt(rows: Path | datasets.Dataset, columns: Sequence[str]) -> pd.DataFrame:
+    """Some columns of all rows, as text."""
+    import pandas as pd
+
+    kind = ending(rows) if isinstance(rows, Path) else ""
+    if isinstance(rows, Path) and kind in (".csv", ".tsv"):
+        return delimited(rows, columns)[list(columns)]
+    if isinstance(rows, Path) and kind in (".jsonl", ".ndjson"):
+        said = (["" if (x := row.get(name)) is None else str(x) for name in columns] for row in json_lines(rows))
+        return pd.DataFrame(said, columns=list(columns), dtype=str)
+    without = {name for name in schema(rows).names if name not in columns} if kind in ("", ".parquet") else ()
+    return frame_of(rows, without)[list(columns)].astype("string").fillna("")
 
 
 def identifiers(path: str, frame: pd.DataFrame, name: str) -> np.ndarray:

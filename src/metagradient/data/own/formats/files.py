@@ -6,6 +6,8 @@ import bz2
 import gzip
 import json
 import lzma
+import re
+import warnings
 from collections.abc import Callable, Collection, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -24,6 +26,9 @@ _OPENERS: dict[str, Callable[[Any], Any]] = {".gz": gzip.open, ".bz2": bz2.open,
 _COMPRESSED = (*_OPENERS, ".zst")
 _SAMPLE = 2**20
 _CHUNK = 50_000
+_HEAD = 100
+_SEPARATORS = {".csv": ";\t|", ".tsv": ";,|"}
+_NAMELESS_INDEX = re.compile(r"__index_level_\d+__")
 
 
 def ending(file: Path) -> str:
@@ -42,15 +47,26 @@ def frame_of(rows: Path | datasets.Dataset, without: Collection[str] = ()) -> pd
         ValueError: a file that cannot be read.
     """
     if isinstance(rows, Path):
+        import pandas as pd
+
         try:
+            if not rows.stat().st_size:
+                raise pd.errors.EmptyDataError
             frame = _frame_of_file(rows, without)
             names = class_names(schema(rows)) if ending(rows) == ".parquet" else {}
+        except pd.errors.EmptyDataError as error:
+            raise ValueError(f"data.path={rows} has no rows") from error
+        except UnicodeDecodeError as error:
+            raise ValueError(f"data.path={rows} is not UTF-8 text: save it as UTF-8") from error
         except Exception as error:
             kind, said = ending(rows)[1:], (str(error).splitlines() or [type(error).__name__])[0]
             raise ValueError(f"data.path={rows} cannot be read as {kind}: {said}") from error
     else:
         table = rows.remove_columns([name for name in rows.column_names if name in without]).with_format("arrow")[:]
-        frame, names = table.to_pandas(split_blocks=True, self_destruct=True), class_names(schema(rows))
+        names, order, whole = class_names(schema(rows)), table.column_names, _whole_numbers(table)
+        table = table.drop_columns(list(whole)) if whole else table
+        frame = table.to_pandas(split_blocks=True, self_destruct=True)
+        frame = frame.assign(**whole)[order] if whole else frame
     frame.columns = [str(name) for name in frame.columns]
     for name in names.keys() & set(frame.columns):
         frame[name] = _named(frame[name], names[name])
@@ -66,41 +82,87 @@ def _frame_of_file(file: Path, without: Collection[str]) -> pd.DataFrame:
     if kind == ".parquet":
         return _of_parquet(file, without)
     if kind in (".jsonl", ".ndjson"):
-        return pd.read_json(file, lines=True)
-    return _delimited(file, "\t" if kind == ".tsv" else ",")
+        # as it is written: "01" and "1" are two words, and a date is one
+        dates: dict[str, Any] = {"convert_dates": False} if int(pd.__version__.split(".")[0]) < 3 else {}
+        return pd.read_json(file, lines=True, dtype=False, convert_axes=False, **dates)
+    return _delimited(file)
 
 
 def _of_parquet(file: Path, without: Collection[str]) -> pd.DataFrame:
-    """Column by column, since a table of all of them and its frame would be two copies."""
+    """Column by column, since a table of all of them and its frame would be two copies; an index with a name is a column."""
     import pandas as pd
     import pyarrow as pa
     import pyarrow.parquet as pq
 
     with pq.ParquetFile(file) as source:
         kept = source.schema_arrow
-        index = [name for name in (kept.pandas_metadata or {}).get("index_columns", ()) if isinstance(name, str)]
         columns = {}
-        for name in [n for n in kept.names if n not in index and n not in without]:
-            columns[name] = source.read(columns=[name]).column(0).to_pandas()
+        for name in [n for n in kept.names if not _NAMELESS_INDEX.fullmatch(n) and n not in without]:
+            table = source.read(columns=[name])
+            whole = _whole_numbers(table)
+            columns[name] = whole[name] if whole else table.column(0).to_pandas()
             pa.default_memory_pool().release_unused()  # which it would keep for the next column, and the next
     return pd.DataFrame(columns, copy=False)
 
 
-def _delimited(file: Path, separator: str) -> pd.DataFrame:
+def _whole_numbers(table: pa.Table) -> dict[str, pd.Series]:
+    """The columns of integers some of which are missing; `to_pandas` makes floats of them, and 12.0 of an id 12."""
+    import pandas as pd
+    import pyarrow.types as types
+
+    return {
+        name: table.column(name).to_pandas(types_mapper={table.field(name).type: pd.Int64Dtype()}.get)
+        for name in table.column_names
+        if types.is_integer(table.field(name).type) and table.column(name).null_count
+    }
+
+
+def _separator(file: Path) -> str:
+    return "\t" if ending(file) == ".tsv" else ","
+
+
+def _trailing(file: Path, separator: str) -> bool:
+    """Whether rows end in a separator that the header lacks: without being told, pandas takes their first cell for an index."""
+    import pandas as pd
+
+    head = pd.read_csv(file, sep=separator, nrows=_HEAD)
+    if head.empty or not head.iloc[:, -1].isna().all():
+        return False
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", pd.errors.ParserWarning)
+        return not pd.read_csv(file, sep=separator, nrows=_HEAD, index_col=False).iloc[:, -1].isna().all()
+
+
+def read_delimited(file: Path, **settings: Any) -> Any:
+    """`pandas.read_csv` of a CSV or TSV file, whose rows may end in a separator."""
+    import pandas as pd
+
+    separator = _separator(file)
+    index = False if _trailing(file, separator) else None
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", pd.errors.ParserWarning)
+        return pd.read_csv(file, sep=separator, index_col=index, **settings)
+
+
+def _delimited(file: Path) -> pd.DataFrame:
     """Chunk by chunk: the parser's own pieces and their frame would be two copies.
 
     A column of numbers in some chunks and of words in others is one of words, and read again as such.
     """
     import pandas as pd
 
+    header, kind = [str(name) for name in pd.read_csv(file, sep=_separator(file), nrows=0)], ending(file)
+    if len(header) == 1 and any(other in header[0] for other in _SEPARATORS[kind]):
+        separated = "commas" if kind == ".csv" else "tabs"
+        raise ValueError(f"there is one column alone, '{header[0]}': {kind} files are separated by {separated}")
     pieces: dict[str, list[pd.Series]] = {}
-    for chunk in pd.read_csv(file, sep=separator, chunksize=_CHUNK):
+    for chunk in read_delimited(file, chunksize=_CHUNK):
         for name, values in chunk.items():
             pieces.setdefault(str(name), []).append(values.copy())
     mixed = [name for name, parts in pieces.items() if len({pd.api.types.is_numeric_dtype(p) for p in parts}) > 1]
     columns = {name: pd.concat(pieces.pop(name), ignore_index=True) for name in list(pieces)}
     if mixed:
-        columns |= dict(pd.read_csv(file, sep=separator, usecols=mixed, dtype=str).items())
+        columns |= dict(read_delimited(file, usecols=mixed, dtype=str).items())
     return pd.DataFrame(columns, copy=False)
 
 
