@@ -9,6 +9,7 @@ import datasets
 import numpy as np
 import pandas as pd
 import pytest
+import safetensors.torch
 import torch
 from PIL import Image
 from safetensors.numpy import save_file
@@ -121,16 +122,21 @@ def test_splits_by_column_group_and_class(csv: str) -> None:
         ({}, {"split": "city"}, r"data\.split=city says bern, lima, oslo"),
         ({}, {"test": 0.5, "validation": 0.5}, "cannot be divided"),
         ({}, {"test": 1.5}, r"data\.test is a share"),
+        ({"tags": [[1, 2]] * N}, {"jsonl": True}, r"column tags holds lists, .* set data\.drop=\[tags\]"),
+        ({"tags": [{"a": 1}] * N}, {"jsonl": True}, r"column tags holds dicts, .* set data\.drop=\[tags\]"),
+        ({}, {"train": 10.5}, r"data\.train is a number of rows, or null, not 10\.5"),
+        ({"height": 1e300}, {"standardize": False}, r"column height is not finite, as float32, in 140 rows \(rows "),
         ({}, {"drop": ["ages"]}, r"data\.drop=ages: no such column; did you mean data\.drop=age\?"),
     ],
 )
 def test_tables_that_do_not_fit_name_what_to_set(
     edit: dict[str, Any], settings: dict[str, Any], message: str, tmp_path: Path
 ) -> None:
-    frame().assign(**edit).to_csv(tmp_path / "a.csv", index=False)
     given: dict[str, Any] = {"target": "income", "drop": DROP} | settings
+    name = "a.jsonl" if given.pop("jsonl", False) else "a.csv"
+    WRITERS[name](frame().assign(**edit), tmp_path / name)
     with pytest.raises(ValueError, match=message):
-        table_file(str(tmp_path / "a.csv"), **given)
+        table_file(str(tmp_path / name), **given)
 
 
 def test_files_that_are_none_are_told(tmp_path: Path) -> None:
@@ -173,6 +179,10 @@ def test_texts_are_words_of_the_training_rows(tmp_path: Path) -> None:
     assert splits.classes == ("1", "5")
     assert {"good", "bad", "film"} > set(splits.vocabulary[2:4])
     assert splits.train["x"].shape == (42, 4)
+    others = {f"number{row}" for name in ("validation", "test") for row in splits.origins[name].places}
+    whole = text_file(str(tmp_path / "r.csv"), "stars", text="review", words=100).vocabulary
+    assert len(whole) == 2 + 3 + 42  # of each training row the word of its own
+    assert not others & {*whole}
     word = splits.vocabulary.index("good")
     assert torch.equal((splits.train["x"] == word).any(1).long(), splits.train["y"])
 
@@ -201,6 +211,28 @@ def test_arrays_that_are_not_finite_are_named(tmp_path: Path) -> None:
     np.savez(tmp_path / "a.npz", x=x, y=np.arange(20) % 2)
     with pytest.raises(ValueError, match="not finite in 1 rows, 7 among them"):
         array_file(str(tmp_path / "a.npz"))
+
+
+@pytest.mark.parametrize(
+    ("x", "message"),
+    [
+        (np.full((20, 3), "a"), r"data\.x=x is <U1 \[20, 3\]: inputs are numbers"),
+        (np.ones((20, 3), dtype=complex), r"data\.x=x is complex128 \[20, 3\]"),
+        (np.array(1.0), r"x \[n, \.\.\.\] and y \[n\] or \[n, C\] are needed, not \[\] and \[20\]"),
+        (np.full((20, 3), 1e300), "not finite in 20 rows, 0, 1, 2, 3, 4 among them, as float32"),
+    ],
+)
+def test_arrays_that_are_no_inputs_are_told(x: np.ndarray, message: str, tmp_path: Path) -> None:
+    np.savez(tmp_path / "a.npz", x=x, y=np.arange(20) % 2)
+    with pytest.raises(ValueError, match=message):
+        array_file(str(tmp_path / "a.npz"))
+
+
+def test_arrays_of_a_type_that_numpy_has_not_are_told(tmp_path: Path) -> None:
+    held = {"x": torch.ones(20, 3, dtype=torch.bfloat16), "y": torch.arange(20) % 2}
+    safetensors.torch.save_file(held, tmp_path / "a.safetensors")
+    with pytest.raises(ValueError, match=r"bfloat16.*save the arrays as float32"):
+        array_file(str(tmp_path / "a.safetensors"))
 
 
 def picture(mode: str, size: tuple[int, int]) -> Image.Image:

@@ -65,6 +65,9 @@ def test_numbers_keep_their_units_and_their_rows(tmp_path: Path) -> None:
     torch.testing.assert_close(splits.train["y"], torch.from_numpy(want).float())
     assert splits.outputs == 2
     assert splits.target_names(torch.tensor([[1.5, 2.0]])) == ["1.5; 2"]
+    said = splits.target_names(splits.train["y"])
+    assert torch.equal(torch.tensor([[float(v) for v in each.split("; ")] for each in said]), splits.train["y"])
+    assert splits.target_names(torch.tensor([[0.1, 1234567.0]])) == ["0.1; 1234567"]
 
 
 def test_labels_in_words(tmp_path: Path) -> None:
@@ -79,6 +82,8 @@ def test_labels_in_words(tmp_path: Path) -> None:
         ("price", {"task": "labels"}, {}, r"outside \[0, 1\] in 120 rows \(rows 0, 1, 2, 3, 4, \.\.\.\)"),
         ("price", {"task": "number"}, {}, r"data\.task must be one of classes, numbers, labels"),
         ("price", {}, {"price": np.where(np.arange(N) == 7, np.inf, PRICE)}, r"not finite in 1 rows \(rows 7\)"),
+        ("price", {}, {"price": np.where(np.arange(N) == 7, 1e39, PRICE)}, r"as float32, is not finite.*\(rows 7\)"),
+        (["price", "a"], {}, {"price": np.where(np.arange(N) == 7, 1e39, PRICE)}, r"as float32, is not finite"),
         ("price", {}, {"price": 1.5}, r"has one value alone \(1\.5\)"),
         ("name", {}, {"name": [f"n{i}" for i in range(N)]}, "takes 120 values in 120 rows, which is no set of classes"),
         (["a", "kind"], {}, {}, r"data\.target=\[a,kind\]: column kind holds words"),
@@ -164,6 +169,20 @@ def test_columns_that_give_the_target_away_are_named(tmp_path: Path, caplog: pyt
         table(tmp_path, "price", edit)
     assert "column euros says in every row what data.target=price says" in caplog.text
     assert caplog.text.count("says in every row") == 2
+
+
+def test_classes_are_named_with_their_training_rows(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    part = np.where(np.arange(N) < 80, "train", "test")
+    with caplog.at_level(logging.INFO):
+        table(tmp_path, "kind", {"part": part, "kind": ["mid", *["low"] * 99, *["high"] * 20]}, split="part")
+        table(tmp_path, "count", {"part": part, "count": np.arange(N) % 12}, split="part", task="classes")
+    assert "3 classes: low 79, mid 1, high 0" in caplog.text
+    assert "12 classes: 0 7, 1 7, 2 7, 3 7, 4 7, 5 7, 6 7, 7 7, 8 6, 9 6, ...\n" in caplog.text
+
+
+def test_classes_that_are_fractions_keep_their_digits(tmp_path: Path) -> None:
+    kinds = np.where(A, 0.12345671, 0.12345672)
+    assert arrays(tmp_path, kinds, task="classes").classes == ("0.12345671", "0.12345672")
 
 
 def test_classes_without_training_rows_are_told(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:

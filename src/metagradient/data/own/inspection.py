@@ -17,10 +17,11 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 _SAMPLE = 1000  # rows that are looked at before all of them are
+_NAMED = 10
 
 
 def inspect(splits: Splits) -> None:
-    """Say in one line each: copies of rows (of inputs that are held), classes without rows, labels that never change.
+    """Say in one line each: the classes with their numbers of training rows, copies of rows (of inputs that are held), classes without rows, labels that never change.
 
     Raises:
         ValueError: the training rows are all of one class, or their numbers all the same.
@@ -104,6 +105,9 @@ def _classes(splits: Splits) -> None:
             f"every training row is of class {there[0]}: there is nothing to tell apart; divide the rows otherwise "
             "(data.stratify=true, data.seed)"
         )
+    most = sorted(zip(splits.classes, counts["train"], strict=True), key=lambda each: -each[1])
+    told = ", ".join(f"{name} {count}" for name, count in most[:_NAMED])
+    log.info("%d classes: %s%s", len(most), told, ", ..." if len(most) > _NAMED else "")
     for name, known, asked in zip(splits.classes, counts["train"], counts["test"], strict=True):
         if not known and asked:
             log.warning(

@@ -17,7 +17,7 @@ from metagradient.data.own.formats.files import must_fit
 from metagradient.data.own.inspection import inspect, tell_giveaways
 from metagradient.data.own.reading import column, given, read_frame
 from metagradient.data.own.rows import GIVEN, NAMES, Shares, divide
-from metagradient.data.own.targets import labelled
+from metagradient.data.own.targets import labelled, named_rows
 from metagradient.data.own.verbatim import identifiers
 from metagradient.data.splits import Splits, Task, corrupt
 
@@ -93,8 +93,8 @@ def table_file(
     read = [name for name in frame.columns if name not in (*predicted, split, group, id, GIVEN, *drop)]
     if not read:
         raise ValueError(f"data.path={path} has no columns beside data.target={target}")
-    tell_giveaways(frame, read, predicted, targets.task)
     columns = [fit(frame[name], rows["train"], missing, categories, standardize, encode) for name in read]
+    tell_giveaways(frame, read, predicted, targets.task)
     names = [name for each in columns for name in each.names]
     must_fit(4 * len(frame) * len(names), path, "set data.encode=codes, or read fewer columns or rows")
     labels = torch.from_numpy(targets.y)
@@ -124,5 +124,12 @@ def _filled(frame: pd.DataFrame, columns: Sequence[Column], rows: np.ndarray, wi
     x = np.empty((len(rows), width), dtype=np.float32)
     at = 0
     for each in columns:
-        x[:, at : (at := at + len(each.names))] = each.encode(frame[each.name].iloc[rows])
+        own = x[:, at : (at := at + len(each.names))]
+        with np.errstate(over="ignore", invalid="ignore"):
+            own[...] = each.encode(frame[each.name].iloc[rows])
+        if (odd := ~np.isfinite(own).all(1)).any():
+            raise ValueError(
+                f"column {each.name} is not finite, as float32, in {odd.sum()} rows ({named_rows(frame.index.to_numpy()[rows[odd]])}): "
+                f"mend them, or set data.drop=[{each.name}]"
+            )
     return torch.from_numpy(x)

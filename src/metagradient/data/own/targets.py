@@ -153,7 +153,7 @@ def _of_column(
     if task is None:
         task = _task_of(values, len(distinct), what)
     if task == "numbers":
-        return Targets(_finite(values, what, rows).astype(np.float32), "numbers")
+        return Targets(_single(values, what, rows), "numbers")
     if task == "labels":
         return Targets(_probabilities(values[:, None], what, rows), "labels", (what.rpartition("=")[2],))
     _check_task(task)
@@ -193,7 +193,7 @@ def _of_columns(values: np.ndarray, what: str, task: Task | None, rows: np.ndarr
             what, len(names), {"classes": "shares of classes", "labels": "labels", "numbers": "numbers"}[task],
         )  # fmt: skip
     if task == "numbers":
-        return Targets(_finite(values, what, rows).astype(np.float32), "numbers")
+        return Targets(_single(values, what, rows), "numbers")
     if task == "labels":
         return Targets(_probabilities(values, what, rows), "labels", names)
     _check_task(task)
@@ -211,6 +211,12 @@ def _finite(values: np.ndarray, what: str, rows: np.ndarray) -> np.ndarray:
     if odd.any():
         raise ValueError(f"{what} is not finite in {odd.sum()} rows ({named_rows(rows[odd])}): leave them out")
     return values
+
+
+def _single(values: np.ndarray, what: str, rows: np.ndarray) -> np.ndarray:
+    """As float32, in which they must be finite as well."""
+    with np.errstate(over="ignore"):
+        return _finite(_finite(values, what, rows).astype(np.float32), f"{what}, as float32,", rows)
 
 
 def _probabilities(values: np.ndarray, what: str, rows: np.ndarray) -> np.ndarray:
@@ -236,5 +242,5 @@ def named_rows(rows: np.ndarray) -> str:
 def _name(value: Any) -> str:
     """A class's name: whole numbers without a point."""
     if isinstance(value, float | np.floating):
-        return str(int(value)) if value % 1 == 0 else f"{value:g}"
+        return str(int(value)) if value % 1 == 0 else str(value)
     return str(value)
