@@ -75,6 +75,10 @@ def test_only_the_same_descent_goes_on(tmp_path: Path) -> None:
     for loop, seed in ((Loop(metasteps=3), 1), (Loop(metasteps=2), 2)):
         with pytest.raises(UserError, match="another descent"):
             loop.descend(torch.zeros(3), noisy_bowl, adam, seed=seed, resume_from=path)
+    Loop(metasteps=2).descend(torch.zeros(3), noisy_bowl, adam, seed=1, save_to=path, data="some")
+    with pytest.raises(UserError, match="other training or steering examples"):
+        Loop(metasteps=2).descend(torch.zeros(3), noisy_bowl, adam, seed=1, resume_from=path, data="others")
+    Loop(metasteps=2).descend(torch.zeros(3), noisy_bowl, adam, seed=1, resume_from=path, data="some")
 
 
 @pytest.mark.parametrize(("before", "after", "rejected"), [(-2.0, -0.9, True), (-2.0, -1.1, False), (2.0, 3.1, True)])

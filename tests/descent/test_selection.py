@@ -182,3 +182,14 @@ def test_settings_out_of_range_are_refused() -> None:
         CountSelection(probability=1.5)
     with pytest.raises(UserError, match=r"method\.replay_from"):
         WeightSelection(replay_from=1.0)
+
+
+@pytest.mark.parametrize("field", ["train", "steer"])
+def test_a_descent_goes_on_only_with_the_examples_that_it_began_with(tmp_path: Path, field: str) -> None:
+    problem, _ = make_problem(tmp_path)
+    WeightSelection(metasteps=1).run(problem)
+    resumed = dataclasses.replace(problem, folder=None, resume=tmp_path)
+    WeightSelection(metasteps=1).run(resumed)
+    examples = {name: x.flip(0) for name, x in getattr(problem, field).items()}
+    with pytest.raises(UserError, match="other training or steering examples"):
+        WeightSelection(metasteps=1).run(dataclasses.replace(resumed, **{field: examples}))

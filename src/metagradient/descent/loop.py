@@ -18,6 +18,8 @@ from metagradient.training.run import NonFiniteLoss, Progress
 
 log = logging.getLogger(__name__)
 
+_DATA = ", data "  # stands between the settings and the digest of the examples in a state's identity
+
 
 @dataclass(frozen=True)
 class Measured:
@@ -86,6 +88,7 @@ class Loop:
         on_metastep: OnMetastep = lambda metastep, values, x: None,
         progress: Progress | None = None,
         stop: int | None = None,
+        data: str = "",
     ) -> DescentState:
         """Descend from `start`; the state at the end, whose `best_x` is the metastep with the highest score.
 
@@ -96,9 +99,10 @@ class Loop:
         to the last good x with half the step (measured again, that one is accepted at its new objective, so that one
         lucky seed does not hold the descent). Where there is none, NonFiniteLoss and NonFiniteCotangent get through.
 
-        The state is saved after each metastep to `save_to`; going on from `resume_from` ends in the same bits.
+        The state is saved after each metastep to `save_to`; going on from `resume_from` ends in the same bits, which needs
+        the same settings, seed and examples (`data`, their digest).
         """
-        state = DescentState(start, identity=f"{self!r}, seed {seed}, {list(start.shape)}")
+        state = DescentState(start, identity=f"{self!r}, seed {seed}, {list(start.shape)}{_DATA}{data}")
         if resume_from is not None:
             state = self._resumed(state, resume_from)
             for row in state.history:
@@ -125,9 +129,15 @@ class Loop:
 
     def _resumed(self, fresh: DescentState, path: Path) -> DescentState:
         state = DescentState.load(path)
-        if state.identity != fresh.identity:
+        (settings, _, data), (ours, _, current) = (s.identity.partition(_DATA) for s in (state, fresh))
+        if settings == ours and data != current:
             raise UserError(
-                f"{path} was saved by another descent ({state.identity}), not by this one ({fresh.identity}): resume with "
+                f"{path} was saved by a descent on other training or steering examples: bring back the data that it began with, or "
+                "set resume=null"
+            )
+        if settings != ours:
+            raise UserError(
+                f"{path} was saved by another descent ({settings}), not by this one ({ours}): resume with "
                 "the same settings and seed, or set resume=null"
             )
         log.info("going on after metastep %d of %s", state.metastep - 1, path)

@@ -153,6 +153,7 @@ class PixelPoisoning(Loop):
             seed=problem.seed,
             save_to=problem.save_to,
             resume_from=problem.resume_from,
+            data=problem.data,
             on_metastep=on_metastep,
             progress=progress,
         )

@@ -4,19 +4,21 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
 from metagradient.descent.state import DescentState
+from metagradient.files import digest_of, named_tensors
 from metagradient.learners.learner import Learner
 from metagradient.learners.routine import Routine
 from metagradient.replay.adjoint import Objective
 from metagradient.replay.metagradients import Metagradients
 from metagradient.training.batches import Batches, Fields
 from metagradient.training.metaparameters import Metaparameter
-from metagradient.training.sources import take
+from metagradient.training.sources import in_parts, take
 from metagradient.training.state import TrainState
 
 STATE = "descent.safetensors"
@@ -62,6 +64,13 @@ class DescentProblem:
         """The file of the state to go on from; None where the earlier descent was cut short before it had one."""
         path = None if self.resume is None else self.resume / STATE
         return path if path is not None and DescentState.saved_at(path) else None
+
+    @property
+    def data(self) -> str:
+        """The digest of the training and the steering examples; "" where no state is saved or read, which alone need it."""
+        if self.save_to is None and self.resume_from is None:
+            return ""
+        return digest_of(named_tensors(chain(in_parts(self.train), in_parts(self.steer))))
 
     @property
     def n(self) -> int:

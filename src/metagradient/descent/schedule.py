@@ -177,6 +177,7 @@ class ScheduleSearch(Loop):
             seed=problem.seed,
             save_to=problem.save_to,
             resume_from=problem.resume_from,
+            data=problem.data,
             on_metastep=on_metastep,
             progress=progress,
         )

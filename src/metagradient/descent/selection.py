@@ -77,6 +77,7 @@ class _Selecting(Loop):
             seed=problem.seed,
             save_to=problem.save_to,
             resume_from=problem.resume_from,
+            data=problem.data,
             on_metastep=told,
             progress=progress,
             stop=stop,
