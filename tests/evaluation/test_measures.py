@@ -5,10 +5,11 @@ import math
 import pytest
 import torch
 from sklearn.metrics import accuracy_score, r2_score
-from torch import nn
+from torch import Tensor, nn
+from torch.utils.data import Dataset
 
 import metagradient as mg
-from metagradient.evaluation import MEASURES, Retraining, hard_labels, mean_cross_entropy
+from metagradient.evaluation import MEASURES, Retraining, accuracy, hard_labels, margins, mean_cross_entropy
 from metagradient.training.sources import examples_of
 
 X = torch.randn(40, 3, generator=torch.Generator().manual_seed(0))
@@ -47,6 +48,26 @@ def test_rows_of_a_data_set_are_measured_as_tensors_are() -> None:
     state, held = state_of(learner), {"x": X, "y": y}
     assert MEASURES["classes"](learner, state, rows) == MEASURES["classes"](learner, state, held)
     assert mean_cross_entropy(learner, state, rows) == mean_cross_entropy(learner, state, held)
+
+
+def test_rows_of_a_data_set_are_read_once_for_outputs_and_targets() -> None:
+    class Rows(Dataset[dict[str, Tensor]]):
+        def __init__(self) -> None:
+            self.read: list[int] = []
+
+        def __len__(self) -> int:
+            return len(X)
+
+        def __getitem__(self, row: int) -> dict[str, Tensor]:
+            self.read.append(row)
+            return {"x": X[row], "y": torch.tensor(row % 2 - (row == 3))}
+
+    learner, rows = mg.Classifier(nn.Linear(3, 2), ignore_index=-1), Rows()
+    state, examples = state_of(learner), examples_of(rows)
+    for measure in (MEASURES["classes"], mean_cross_entropy, accuracy, margins):
+        rows.read.clear()
+        measure(learner, state, examples)
+        assert rows.read == list(range(len(X)))
 
 
 def test_soft_labels_count_as_their_largest_share() -> None:

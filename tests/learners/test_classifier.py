@@ -11,6 +11,7 @@ from metagradient.attribution.gradients.targets import drawn, enumerated
 from metagradient.errors import UserError
 from metagradient.evaluation import accuracy, mean_cross_entropy
 from metagradient.learners.supervised import say_once
+from metagradient.training.sources import examples_of
 
 N = 8
 X, Y = torch.randn(N, 4), torch.arange(N) % 3
@@ -104,6 +105,30 @@ def test_bytes_are_divided_by_255_and_it_is_said_once(caplog: pytest.LogCaptureF
 def test_what_is_no_label_is_told(x: Tensor, y: Tensor, message: str) -> None:
     with pytest.raises(UserError, match=message):
         train(x, y)
+
+
+@pytest.mark.parametrize(
+    ("odd", "message"),
+    [(5.0, "labels go up to 5"), (0.5, "with fractions in row 6"), (-1.0, "1 are -1"), (torch.nan, "finite in row 6")],
+)
+def test_labels_of_a_data_set_are_checked_as_they_are_read(odd: float, message: str) -> None:
+    y = torch.where(torch.arange(N) == 6, odd, Y.float())
+    rows = examples_of([{"x": x, "y": label} for x, label in zip(X, y, strict=True)])
+    plan = torch.arange(N).view(4, 2)  # row 6 is not in the batch that is probed
+    with pytest.raises(UserError, match=message):
+        mg.train(mg.Classifier(nn.Linear(4, 3)), mg.Batches(rows, plan))
+
+
+@pytest.mark.parametrize("odd", [5, -1])
+def test_a_label_of_an_objective_that_the_model_has_not_is_told(odd: int) -> None:
+    learner = mg.Classifier(nn.Linear(4, 3))
+    batches = mg.Batches({"x": X, "y": Y}, mg.epoch_plan(N, 4, 2, seed=0))
+    with pytest.raises(UserError, match=f"labels .*{odd}"):
+        mg.metagradient(learner, batches, mg.DataWeights(torch.ones(N)), mg.mean_loss({"x": X, "y": Y * 0 + odd}))
+
+
+def test_a_label_that_is_ignored_may_be_large() -> None:
+    train(X, torch.where(Y == 0, 255, Y), ignore_index=255)
 
 
 def test_nothing_but_ignored_rows_is_no_training_set() -> None:

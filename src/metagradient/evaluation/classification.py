@@ -9,7 +9,7 @@ from torch import Tensor
 from torchmetrics.functional.classification import multiclass_accuracy
 
 from metagradient.learners.learner import Learner
-from metagradient.learners.supervised import with_labels
+from metagradient.learners.supervised import labelled
 from metagradient.training.batches import Batch, Fields
 from metagradient.training.sources import in_order
 from metagradient.training.state import TrainState
@@ -25,8 +25,8 @@ def accuracy(learner: Learner, state: TrainState, examples: Fields, chunk: int =
 
     Rows without a label (`ignore_index`) are left out.
     """
-    examples = with_labels(learner, examples)
-    return share_right(outputs_of(learner, state, examples, chunk), hard_labels(examples["y"][:]).cpu())
+    outputs, y = outputs_and_targets(learner, state, examples, chunk)
+    return share_right(outputs, hard_labels(y))
 
 
 def share_right(logits: Tensor, labels: Tensor) -> float:
@@ -39,6 +39,20 @@ def outputs_of(learner: Learner, state: TrainState, examples: Fields, chunk: int
     with torch.no_grad(), learner.evaluating(state):
         parts = [learner(b.to(state.params.device, state.params.dtype).x).cpu() for b in _chunks(examples, chunk)]
     return torch.cat(parts)
+
+
+def outputs_and_targets(
+    learner: Learner, state: TrainState, examples: Fields, chunk: int = 2048
+) -> tuple[Tensor, Tensor]:
+    """`outputs_of` the examples with a label, and their targets [n, ...]; rows of a data set are read once, for both."""
+    outputs, targets = [], []
+    with torch.no_grad(), learner.evaluating(state):
+        for b in _chunks(examples, chunk):
+            there = labelled(learner, b)
+            said = learner(b.to(state.params.device, state.params.dtype).x).cpu()
+            outputs.append(said if there is None else said[there.cpu()])
+            targets.append((b.y if there is None else b.y[there]).cpu())
+    return torch.cat(outputs), torch.cat(targets)
 
 
 def hard_labels(y: Tensor) -> Tensor:
@@ -57,4 +71,10 @@ def example_losses_of(learner: Learner, state: TrainState, examples: Fields, chu
 
 def mean_cross_entropy(learner: Learner, state: TrainState, examples: Fields) -> float:
     """Mean loss in nats; rows without a label (`ignore_index`) are left out."""
-    return float(example_losses_of(learner, state, with_labels(learner, examples)).mean())
+    losses = []
+    with torch.no_grad(), learner.evaluating(state):
+        for batch in _chunks(examples, 2048):
+            there = labelled(learner, batch)
+            found = learner.losses(batch.to(state.params.device, state.params.dtype)).cpu()
+            losses.append(found if there is None else found[there.cpu()])
+    return float(torch.cat(losses).mean())

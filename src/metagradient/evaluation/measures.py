@@ -10,9 +10,8 @@ from torch import Tensor
 from torchmetrics.functional import r2_score
 from torchmetrics.functional.classification import multilabel_accuracy
 
-from metagradient.evaluation.classification import hard_labels, outputs_of, share_right
+from metagradient.evaluation.classification import hard_labels, outputs_and_targets, outputs_of, share_right
 from metagradient.learners.learner import Learner
-from metagradient.learners.supervised import with_labels
 from metagradient.training.batches import Fields
 from metagradient.training.state import TrainState
 
@@ -37,8 +36,7 @@ class Measure:
 
     def __call__(self, learner: Learner, state: TrainState, examples: Fields) -> float:
         """The measure of a model on examples with a target."""
-        examples = with_labels(learner, examples)
-        return self.of(outputs_of(learner, state, examples), examples["y"][:].cpu())
+        return self.of(*outputs_and_targets(learner, state, examples))
 
     def agreement(self, learner: Learner, a: TrainState, b: TrainState, examples: Fields) -> float:
         """The same of a model's outputs, with what another model says as the truth."""

@@ -7,7 +7,7 @@ from torch import Tensor
 from torchmetrics.functional.classification import binary_auroc
 
 from metagradient.errors import UserError
-from metagradient.evaluation.classification import example_losses_of, hard_labels, outputs_of
+from metagradient.evaluation.classification import example_losses_of, hard_labels, outputs_and_targets, outputs_of
 from metagradient.learners.learner import Learner
 from metagradient.training.batches import Fields
 from metagradient.training.state import TrainState
@@ -22,8 +22,8 @@ def distance(a: TrainState, b: TrainState) -> float:
 
 def margins(learner: Learner, state: TrainState, examples: Fields, chunk: int = 2048) -> Tensor:
     """logit_y - logsumexp(other logits) of each example, clipped to [-100, 100]; [n], on the CPU."""
-    logits = outputs_of(learner, state, examples, chunk)
-    y = hard_labels(examples["y"][:]).cpu().unsqueeze(1)
+    logits, targets = outputs_and_targets(learner, state, examples, chunk)
+    y = hard_labels(targets).unsqueeze(1)
     others = logits.scatter(1, y, -torch.inf).logsumexp(dim=1)
     return (logits.gather(1, y).squeeze(1) - others).clamp(-CLIP, CLIP)
 

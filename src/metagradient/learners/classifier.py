@@ -9,7 +9,15 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from metagradient.errors import UserError
-from metagradient.learners.supervised import Supervised, described, refuse_infinite, rows_where, say_once
+from metagradient.learners.supervised import (
+    Supervised,
+    described,
+    readable,
+    refuse_infinite,
+    rows_where,
+    say_once,
+    targets_of,
+)
 from metagradient.training.batches import Batch, Batches, Fields
 from metagradient.training.updates import Optimizer, Schedule
 
@@ -55,14 +63,20 @@ class Classifier(Supervised):
 
     def has_label(self, examples: Fields | Batch) -> Tensor | None:
         """[n] bool, the examples that have a label; None: all of them."""
-        return None if self.ignore_index is None else examples["y"][:].flatten() != self.ignore_index
+        return None if self.ignore_index is None else targets_of(examples).flatten() != self.ignore_index
 
     def losses(self, batch: Batch) -> Tensor:
         # Class by class: a softmax along rows of B numbers, and products that fold when many cotangents are pulled.
         log_probabilities = F.log_softmax(self.outputs(batch.x).T, dim=0)
         if self._outputs is None:
             self._outputs = len(log_probabilities)
-        losses = self._cross_entropy(log_probabilities, batch.y)
+        self.check_read(batch)
+        try:
+            losses = self._cross_entropy(log_probabilities, batch.y)
+        except (RuntimeError, IndexError):
+            if readable(batch.y):
+                self.check_values(batch.y.detach(), batch.index)
+            raise
         if self.training and self.label_smoothing:
             losses = (1 - self.label_smoothing) * losses - self.label_smoothing * log_probabilities.mean(dim=0)
         there = self.has_label(batch)
@@ -80,20 +94,19 @@ class Classifier(Supervised):
     def probe(self, batches: Batches) -> None:
         try:
             super().probe(batches)
-        except (RuntimeError, IndexError):
-            self._refuse_large(batches)
+        except (RuntimeError, IndexError, UserError):
+            self._refuse_large(batches.examples.get("y"))
             raise
-        self._refuse_large(batches)
+        self._refuse_large(batches.examples.get("y"))
 
-    def _refuse_large(self, batches: Batches) -> None:
-        """Labels beyond the model's outputs, of which it has as many as its last forward pass gave."""
-        y = batches.examples["y"]
-        if self._outputs is None or not isinstance(y, Tensor):
+    def _refuse_large(self, y: Tensor | None) -> None:
+        """Labels beyond the model's outputs, of which it has as many as its first forward pass gave."""
+        if self._outputs is None or not isinstance(y, Tensor) or not len(y):
             return
         if y.dim() == 2 and y.shape[1] > 1:
             if y.shape[1] != self._outputs:
                 raise UserError(f"{described(y)}, and the model has {self._outputs} outputs: give it {y.shape[1]}")
-        elif (highest := int(y.max())) >= self._outputs:
+        elif (highest := max((int(c) for c in y.unique() if c != self.ignore_index), default=0)) >= self._outputs:
             raise UserError(
                 f"labels go up to {highest}, but the model has {self._outputs} outputs, for classes 0 to {self._outputs - 1}: give "
                 "it more, or number the classes without gaps (metagradient.data.class_numbers(y)[0])"
@@ -102,38 +115,46 @@ class Classifier(Supervised):
     def check_targets(self, y: Tensor) -> None:
         if y.dim() not in (1, 2) or y.dtype.is_complex:
             raise UserError(f"{described(y)}: {_READS}")
-        if not isinstance(y, Tensor) or not len(y):
-            return  # rows of a data set: known when they are read
-        refuse_infinite(y)
-        if y.dim() == 2 and y.shape[1] > 1:
-            self._check_shares(y)
-        else:
-            self._check_classes(y.flatten())
+        if isinstance(y, Tensor):
+            self.check_values(y, torch.arange(len(y)))
+            self._tell_ignored(y)
 
-    def _check_shares(self, y: Tensor) -> None:
+    def check_values(self, y: Tensor, rows: Tensor) -> None:
+        refuse_infinite(y, rows)
+        if y.dim() == 2 and y.shape[1] > 1:
+            self._check_shares(y, rows)
+        else:
+            self._check_classes(y.flatten(), rows)
+        self._refuse_large(y)
+
+    def _tell_ignored(self, y: Tensor) -> None:
+        if self.ignore_index is None or not len(y):
+            return
+        ignored = int((y == self.ignore_index).sum())
+        if ignored == len(y):
+            raise UserError(f"every label is {self.ignore_index}, which ignore_index leaves out: nothing is left")
+        if ignored:
+            say_once(f"{ignored} of {len(y)} rows have the label {self.ignore_index} and are ignored")
+
+    def _check_shares(self, y: Tensor, rows: Tensor) -> None:
         if self.ignore_index is not None:
             raise UserError(f"{described(y)}, and ignore_index={self.ignore_index} is a class number: leave it out")
         negative, apart = (y < 0).any(1), (y.double().sum(1) - 1).abs() > 1e-3
         if bool(negative.any() or apart.any()):
             why = "sum to another number than 1" if bool(apart.any()) else "are negative"
             raise UserError(
-                f"{described(y)}, and {rows_where(apart if bool(apart.any()) else negative)} {why}: {_READS}; several labels at once "
+                f"{described(y)}, and {rows_where(apart if bool(apart.any()) else negative, rows)} {why}: {_READS}; several labels at once "
                 "are for mg.MultiLabel, numbers for mg.Regressor"
             )
 
-    def _check_classes(self, y: Tensor) -> None:
+    def _check_classes(self, y: Tensor, rows: Tensor) -> None:
         if y.is_floating_point() and bool((y % 1 != 0).any()):
             raise UserError(
-                f"{described(y)} with fractions in {rows_where(y % 1 != 0)}: {_READS}; numbers to be predicted are for mg.Regressor"
+                f"{described(y)} with fractions in {rows_where(y % 1 != 0, rows)}: {_READS}; numbers to be predicted are for mg.Regressor"
             )
         if self.ignore_index is not None:
-            ignored = y == self.ignore_index
-            if bool(ignored.all()):
-                raise UserError(f"every label is {self.ignore_index}, which ignore_index leaves out: nothing is left")
-            if bool(ignored.any()):
-                say_once(f"{int(ignored.sum())} of {len(y)} rows have the label {self.ignore_index} and are ignored")
-            y = y[~ignored]
-        if int(y.min()) < 0:
+            y = y[y != self.ignore_index]
+        if len(y) and int(y.min()) < 0:
             low = int(y.min())
             raise UserError(
                 f"labels must be class numbers from 0, and {int((y == low).sum())} are {low}: leave these rows out, or give "

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import dataclasses
 import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 
+import numpy as np
+import torch
 from torch import Tensor
 
 from metagradient.learners.learner import Learner
 
-_LEARNED_ON_THE_WAY = {"_outputs"}
+_LEARNED_ON_THE_WAY = {"_outputs", "_reads"}
 """Attributes that a learner finds out when it is first used: no settings."""
 
 
@@ -26,15 +28,31 @@ def settings(learner: Learner) -> list[str]:
 
 
 def constants(learner: Learner) -> dict[str, Tensor]:
-    """Tensors that a run reads and does not change: frozen parameters, and plain attributes of modules."""
+    """Tensors that a run reads and does not change: frozen parameters, and plain attributes of modules, in lists and mappings too."""
     frozen = {name: p for name, p in learner.named_parameters() if not p.requires_grad}
+    common = vars(Learner()).keys()
     attributes = {
-        f"{name}.{key}": value
+        place: x
         for name, module in learner.named_modules()
         for key, value in vars(module).items()
-        if isinstance(value, Tensor)
+        if isinstance(value, Tensor) or key not in common
+        for place, x in _tensors(f"{name}.{key}", value)
     }
     return frozen | attributes
+
+
+def _tensors(place: str, value: object) -> Iterator[tuple[str, Tensor]]:
+    """Tensors and NumPy's arrays of numbers in a value, with where they stand in it."""
+    if isinstance(value, Tensor):
+        yield place, value
+    elif isinstance(value, np.ndarray | np.generic) and value.dtype.kind in "biufc":
+        yield place, torch.from_numpy(np.array(value))
+    elif isinstance(value, Mapping):
+        for key, part in value.items():
+            yield from _tensors(f"{place}.{named(key)}", part)
+    elif isinstance(value, tuple | list):
+        for i, part in enumerate(value):
+            yield from _tensors(f"{place}.{i}", part)
 
 
 def named(value: object) -> str:

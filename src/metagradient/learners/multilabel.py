@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor
 
@@ -21,6 +22,7 @@ class MultiLabel(Supervised):
     """
 
     def losses(self, batch: Batch) -> Tensor:
+        self.check_read(batch)
         logits = self._logits(batch)
         y = batch.y.reshape(len(logits), -1).to(logits.dtype)
         if y.shape != logits.shape:
@@ -41,9 +43,11 @@ class MultiLabel(Supervised):
     def check_targets(self, y: Tensor) -> None:
         if y.dim() not in (1, 2) or y.dtype.is_complex:
             raise UserError(f"{described(y)}: {_READS}")
-        if not isinstance(y, Tensor):
-            return  # rows of a data set: known when they are read
-        refuse_infinite(y)
+        if isinstance(y, Tensor):
+            self.check_values(y, torch.arange(len(y)))
+
+    def check_values(self, y: Tensor, rows: Tensor) -> None:
+        refuse_infinite(y, rows)
         odd = ((y < 0) | (y > 1)).reshape(len(y), -1).any(1)
         if bool(odd.any()):
-            raise UserError(f"{described(y)} and lies outside [0, 1] in {rows_where(odd)}: {_READS}")
+            raise UserError(f"{described(y)} and lies outside [0, 1] in {rows_where(odd, rows)}: {_READS}")

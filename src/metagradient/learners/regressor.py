@@ -78,6 +78,7 @@ class Regressor(Supervised):
         return outputs * _like(self.scale, outputs) + _like(self.center, outputs)
 
     def losses(self, batch: Batch) -> Tensor:
+        self.check_read(batch)
         return LOSSES[self.loss].value(self._residuals(self._standard(batch.x), batch), self.delta).mean(dim=1)
 
     def gauss_newton_terms(self, batch: Batch) -> Tensor:
@@ -107,7 +108,10 @@ class Regressor(Supervised):
                     f"{described(y)}, and {name} has {len(given)} numbers: give one, or one for each target"
                 )
         if isinstance(y, Tensor):
-            refuse_infinite(y)
+            self.check_values(y, torch.arange(len(y)))
+
+    def check_values(self, y: Tensor, rows: Tensor) -> None:
+        refuse_infinite(y, rows)
 
 
 def _numbers(given: float | Sequence[float]) -> tuple[float, ...]:

@@ -6,6 +6,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor
@@ -128,6 +129,24 @@ def test_what_a_model_keeps_as_an_attribute_is_part_of_it(tmp_path: Path) -> Non
     other.model.sharpness = 2.0  # type: ignore[assignment]
     with pytest.raises(UserError, match="another model"):
         kept.fit(other, STATES[-1], TRAIN)
+
+
+def listed(values: list[float]) -> Any:
+    return [torch.tensor(values), 1]
+
+
+@pytest.mark.parametrize("made", [torch.tensor, np.array, listed, lambda values: {"a": (np.array(values),)}])
+def test_constants_of_a_model_are_part_of_it(made: Any, tmp_path: Path) -> None:
+    def with_constant(value: float) -> mg.Classifier:
+        some = learner()
+        some.model.constant = made([1.0, value])
+        return some
+
+    kept = replace(PLAIN, store=tmp_path)
+    kept.fit(with_constant(2.0), STATES[-1], TRAIN)
+    kept.fit(with_constant(2.0), STATES[-1], TRAIN)
+    with pytest.raises(UserError, match="another model"):
+        kept.fit(with_constant(3.0), STATES[-1], TRAIN)
 
 
 def test_no_store_is_told(tmp_path: Path) -> None:

@@ -101,3 +101,18 @@ def test_exact_scores_of_a_set_take_one_replay(at: float) -> None:
 def test_a_mean_over_nobody_is_refused() -> None:
     with pytest.raises(UserError, match="no queries"):
         SCORERS["products"]().aggregate({name: field[:0] for name, field in QUERIES.items()}, 1.0)
+
+
+def test_the_mean_leaves_out_queries_without_a_label() -> None:
+    torch.manual_seed(0)
+    some = mg.Classifier(models.mlp((5,), C, hidden=(4,)).double(), mg.SGD(0.5), 0.2, ignore_index=-1)
+    queries = QUERIES | {"y": torch.where(torch.arange(Q) < 4, -1, QUERIES["y"])}
+    labelled = {name: field[4:] for name, field in QUERIES.items()}
+    end = mg.train(some, BATCHES)
+    exact = ExactScores(some, BATCHES)
+    torch.testing.assert_close(exact.aggregate(queries)[0], exact_scores(exact, labelled)[0].mean(1), **CLOSE)
+    for method in (DROPOUT, KernelInfluence("identity", batch_size=4), KernelInfluence("identity", cosine=True)):
+        scorer = method.fit(some, end, TRAIN)
+        torch.testing.assert_close(scorer.aggregate(queries, 0.3), scores(scorer, labelled, 0.3).mean(1), **CLOSE)
+    twins = TRAK(Dropout(20), batch_size=4).fit([(some, end)], TRAIN)
+    torch.testing.assert_close(twins.aggregate(queries, 0.3), scores(twins, labelled, 0.3).mean(1), **CLOSE)

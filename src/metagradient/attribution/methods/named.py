@@ -68,7 +68,7 @@ class Method:
     def aggregate(
         self, run: TrainedRun, queries: Fields, *, weight: float | None = None, progress: Progress | None = None
     ) -> Tensor:
-        """The mean over queries of their scores, [n_train]: about a set of any size, in one pass over it and no matrix.
+        """The mean over queries with a label of their scores, [n_train]: about a set of any size, in one pass over it and no matrix.
 
         Arguments and errors as for a call.
         """

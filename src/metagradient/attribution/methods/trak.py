@@ -83,7 +83,7 @@ class TRAKScorer:
 
     def aggregate(self, queries: Fields, damping: float, weights: Tensor | None = None) -> Tensor:
         others = self._doubt(queries)
-        given = (mean_weights(queries) if weights is None else weights).to(others)
+        given = (mean_weights(self.models[0][0], queries) if weights is None else weights).to(others)
         return self.mean.aggregate(queries, damping, given * others) * self._doubt(self.source.examples)
 
     def self_influence(self, damping: float) -> Tensor:

@@ -59,7 +59,7 @@ class ExactScores:
                 self.progress("exact scores", int(rows[-1]) + 1, count)
 
     def aggregate(self, queries: Fields) -> tuple[Tensor, float]:
-        """The mean over queries of their scores, [n], and its cost: one replay of their mean loss, however many they are."""
+        """The mean over queries with a label of their scores, [n], and its cost: one replay of their mean loss, however many they are."""
         return self._replayed(mean_loss(queries), self.memory)
 
     def self_influence(self, start: int = 0) -> Iterator[tuple[Tensor, float]]:

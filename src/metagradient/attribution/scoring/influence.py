@@ -279,7 +279,9 @@ class CompressedScorer:
         return self._against(own, dampings, start)
 
     def aggregate(self, queries: Fields, damping: float, weights: Tensor | None = None) -> Tensor:
-        given = (mean_weights(queries) if weights is None else weights).to(self.gradients[-1].state.params)
+        given = (mean_weights(self.gradients[-1].learner, queries) if weights is None else weights).to(
+            self.gradients[-1].state.params
+        )
         batches = Source(queries, self.source.batch_size).batches()
         total = torch.stack([given[batch.index] @ self.features(batch) for batch in batches]).sum(0, keepdim=True)
         return torch.cat([part[0, :, 0] for part in self._against(total, [damping])])

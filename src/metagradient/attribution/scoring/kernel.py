@@ -143,10 +143,10 @@ class KernelScorer:
 
     def aggregate(self, queries: Fields, damping: float, weights: Tensor | None = None) -> Tensor:
         source = Source(queries, self.source.batch_size)
-        given = mean_weights(queries) if weights is None else weights
+        given = mean_weights(self.gradients.learner, queries) if weights is None else weights
         if self.cosine:
             lengths = torch.cat([_norms([pieces]) for batch in source.batches() for pieces in self.gradients(batch)])
-            given = given.to(lengths) / lengths
+            given = torch.where(lengths > 0, given.to(lengths) / lengths, 0)  # 0 without a label
         total = self.gradients.total(source.batches(), given)
         return torch.cat([part[0, :, 0] for part in self._against([total], [damping])])
 

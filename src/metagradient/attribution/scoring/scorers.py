@@ -11,6 +11,7 @@ from torch import Tensor
 from metagradient.attribution.scoring.store import ScoreFile
 from metagradient.errors import UserError
 from metagradient.learners.learner import Learner
+from metagradient.learners.supervised import labelled
 from metagradient.training.batches import Batches, Fields
 from metagradient.training.metaparameters import DataWeights
 from metagradient.training.run import train
@@ -49,7 +50,7 @@ class Scorer(Protocol):
         ...
 
     def aggregate(self, queries: Fields, damping: float, weights: Tensor | None = None) -> Tensor:
-        """sum_q weights[q] score[i, q] for each training example, [n]; weights [q]: by default 1/q each, the mean.
+        """sum_q weights[q] score[i, q] for each training example, [n]; weights [q]: by default `mean_weights`.
 
         Scores are linear in the query's gradient, so a set of any size takes one pass over it and no [n, q].
         """
@@ -86,12 +87,13 @@ def write_scores(file: ScoreFile, scorer: Scorer, queries: Fields, damping: floa
         file.fill_columns(width, (block for (block,) in scorer.chunks(group, [damping])))
 
 
-def mean_weights(queries: Fields) -> Tensor:
-    """1/q for each of q queries, [q]."""
-    count = len(next(iter(queries.values())))
-    if count == 0:
-        raise UserError("a mean over no queries: give some")
-    return torch.full((count,), 1 / count, dtype=torch.float64)
+def mean_weights(learner: Learner, queries: Fields) -> Tensor:
+    """The weights [q] of a mean over queries: 1/m for the m that have a label, 0 for those that `ignore_index` leaves out."""
+    there = labelled(learner, queries)
+    counted = torch.ones(len(next(iter(queries.values())))) if there is None else there.cpu()
+    if not bool(counted.any()):
+        raise UserError("a mean over no queries: give some (with a label)")
+    return counted.double() / counted.sum()
 
 
 class Weighted:
