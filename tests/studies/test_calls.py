@@ -2,6 +2,7 @@
 
 import csv
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -107,3 +108,67 @@ def test_what_does_not_fit_is_one_line() -> None:
         mg.select(net(), data(), data(1, n=4), held_out=0.01)
     with pytest.raises(UserError, match="no setting dampening"):
         mg.attribute(net(), data(), data(1, n=2), dampening=1.0)
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"batch_size": 0}, "batch_size must be a whole number from 1 .*, not 0"),
+        ({"epochs": 0}, "epochs must be a whole number from 1, not 0"),
+        ({"learning_rate": "0.1"}, "learning_rate must be a number > 0, not '0.1'"),
+    ],
+)
+def test_a_training_that_cannot_be_is_one_line(settings: dict[str, Any], message: str) -> None:
+    with pytest.raises(UserError, match=message):
+        mg.Training(**settings)
+
+
+@pytest.mark.parametrize(
+    ("rows", "message"),
+    [
+        (torch.ones(N + 1, dtype=torch.bool), rf"a mask of {N} truth values, not a mask \[{N + 1}\]"),
+        ([], "none is given"),
+        (["A-1"], r"not \['A-1'\]: of ids look up the rows"),
+        ([0.5], r"not float32 \[1\]"),
+    ],
+)
+def test_rows_that_cannot_be_forgotten_are_one_line(rows: Any, message: str) -> None:
+    with pytest.raises(UserError, match=message):
+        mg.unlearn(net(), data(), rows)
+
+
+def test_batches_and_arrays_are_data_as_tensors_are() -> None:
+    how, descent = mg.Training(epochs=2), WeightSelection(metasteps=1)
+    trusted, few = data(1, n=20), data(1, n=3)
+    arrays = {name: x.numpy() for name, x in data().items()}
+    whole = [mg.Batches(x, mg.epoch_plan(len(x["y"]), 10, 1, seed=0)) for x in (data(), trusted, few)]
+    want = mg.select(net(), data(), trusted, training=how, descent=descent)
+    for train, validation in ((whole[0], whole[1]), (arrays, trusted)):
+        assert torch.equal(mg.select(net(), train, validation, training=how, descent=descent).weights, want.weights)
+    scored = mg.attribute(net(), arrays, whole[2], training=how)
+    assert torch.equal(scored.values, mg.attribute(net(), data(), few, training=how).values)
+
+
+def test_by_default_small_models_are_not_compressed() -> None:
+    assert mg.attribute(net(), data(), data(1, n=2), trained=True).method == "none"
+    wide = nn.Sequential(nn.Linear(4, 1200), nn.Tanh(), nn.Linear(1200, 2))
+    assert mg.attribute(wide, data(n=10), data(1, n=2), trained=True).method == "dropout:2048"
+
+
+def test_numbers_with_fractions_are_regressed() -> None:
+    x = data()["x"]
+    examples = {"x": x, "y": x @ torch.tensor([1.0, -0.5, 0.25, 2.0]) + 0.3}
+    found = mg.attribute(nn.Linear(4, 1), examples, examples, training=mg.Training(epochs=60))
+    assert isinstance(found.learner, mg.Regressor)
+    torch.testing.assert_close(found.learner(x)[:, 0], examples["y"], rtol=0, atol=0.05)
+
+
+@pytest.mark.parametrize("read", [False, True])
+def test_a_class_that_the_model_has_not_is_one_line(read: bool) -> None:
+    train: Any = Rows() if read else data()
+    with pytest.raises(UserError, match="labels go up to 1, but the model has 1 outputs"):
+        mg.select(lambda: nn.Linear(4, 1), train, data(1, n=20), training=mg.Training(epochs=1))
+    with pytest.raises(UserError, match="labels go up to 1, but the model has 1 outputs"):
+        mg.select(
+            lambda: nn.Linear(4, 1), data() | {"y": torch.zeros(N)}, data(1, n=20), training=mg.Training(epochs=1)
+        )

@@ -22,7 +22,7 @@ from metagradient.descent.selection import CountSelection
 from metagradient.errors import UserError
 from metagradient.evaluation import distance, mean_cross_entropy
 from metagradient.files import write_csv
-from metagradient.learners import Classifier, Learner, Routine
+from metagradient.learners import Classifier, Learner, Regressor, Routine
 from metagradient.replay import metagradient
 from metagradient.reporting import Progress
 from metagradient.training.batches import Batches, Fields
@@ -35,7 +35,11 @@ from metagradient.unlearning import DeltaGrad, Method, Request, Retrain, record
 __all__ = ["Forgotten", "Scores", "Training", "attribute", "select", "unlearn"]
 
 Model = nn.Module | Callable[[], nn.Module]
-"""A Learner, any module (whose logits' cross entropy is the loss), or a function that makes a fresh one."""
+"""A Learner, any module, or a function that makes a fresh one. A module that is no Learner is given the cross entropy of its
+logits as its loss; where y are numbers [n] or [n, 1] with fractions, its squared error."""
+
+_SMALL = 8192  # parameters of models whose curvature is taken whole
+_LOOKED_AT = 256  # targets of a data set whose rows are read
 
 
 @dataclass(frozen=True)
@@ -55,14 +59,29 @@ class Training:
     learning_rate: float = 0.05
     seed: int = 0
 
-    def routine(self, model: Model, normalize: str = "batch", momentum: float = 0.9) -> Routine:
-        """Runs that each begin at a fresh model, or at a copy of the one given."""
+    def __post_init__(self) -> None:
+        counts = {"epochs": self.epochs, "batch_size": 1 if self.batch_size is None else self.batch_size}
+        for name, count in counts.items():
+            if not isinstance(count, int) or count < 1:
+                also = " (or None, all examples at every step)" if name == "batch_size" else ""
+                raise UserError(f"Training's {name} must be a whole number from 1{also}, not {count!r}")
+        if not isinstance(self.learning_rate, int | float) or not 0 < self.learning_rate < float("inf"):
+            raise UserError(f"Training's learning_rate must be a number > 0, not {self.learning_rate!r}")
+
+    def routine(
+        self,
+        model: Model,
+        normalize: str = "batch",
+        momentum: float = 0.9,
+        kind: type[Classifier | Regressor] = Classifier,
+    ) -> Routine:
+        """Runs that each begin at a fresh model, or at a copy of the one given; a plain module becomes a learner of this kind."""
 
         def make(schedule: Any) -> Learner:
             made = copy.deepcopy(model) if isinstance(model, nn.Module) else model()
             if isinstance(made, Learner):
                 return made
-            return Classifier(made, SGD(momentum), schedule, normalize=normalize)  # type: ignore[arg-type]
+            return kind(made, SGD(momentum), schedule, normalize=normalize)
 
         return Routine(make, lambda steps: Cosine(self.learning_rate, steps), self.batch_size, self.epochs)
 
@@ -101,7 +120,7 @@ def attribute(
     model: Model,
     train: Fields | Any,
     queries: Fields | Any,
-    method_name: str = "dropout:2048",
+    method_name: str | None = None,
     *,
     training: Training | None = None,
     trained: bool = False,
@@ -114,7 +133,8 @@ def attribute(
         model: see `Model`; it is copied.
         train: fields {"x": [n, ...], "y": [n]}, a map-style data set, or the `Batches` of a run.
         queries: the examples asked about, likewise.
-        method_name: as on the command line: `exact`, `dropout:2048`, `gradient_dot`, ...
+        method_name: as on the command line: `exact`, `dropout:2048`, `gradient_dot`, ...; by default `none` (nothing is
+            compressed) of models up to 8192 parameters, else `dropout:2048`.
         training: how the model is trained.
         trained: the model is trained already, and asked as it is.
         aggregate: one score for each training example, for the mean loss of all queries: values [n_train, 1].
@@ -124,17 +144,20 @@ def attribute(
         UserError: no such method or setting, data that do not fit the model.
     """
     how = Training() if training is None else training
-    chosen = method(method_name, **settings)
-    routine = how.routine(model)
+    routine = how.routine(model, kind=_kind(_examples(train)))
     batches = _batches(train, routine, how)
     learner = routine.learner(how.seed, len(batches))
+    if method_name is None:
+        size = sum(p.numel() for p in learner.parameters() if p.requires_grad)
+        method_name = "none" if size <= _SMALL else "dropout:2048"
+    chosen = method(method_name, **settings)
     with Progress() as progress:
         if trained:
             learner.configure_for(batches)
             run = TrainedRun(learner=learner, batches=batches, state=initial_state(learner), routine=routine)
         else:
             run = replace(TrainedRun.of(learner, batches, progress.callback()), routine=routine)
-        asked, told = examples_of(queries), progress.callback()
+        asked, told = _examples(queries), progress.callback()
         values = (
             chosen.aggregate(run, asked, progress=told)[:, None] if aggregate else chosen(run, asked, progress=told)
         )
@@ -158,7 +181,7 @@ def select(
 
     Args:
         model: see `Model`; a function gives every metastep a fresh initialisation, a module its own parameters.
-        train: fields {"x": [n, ...], "y": [n]} or a map-style data set.
+        train: fields {"x": [n, ...], "y": [n]}, a map-style data set, or `Batches`, of which the examples are taken.
         validation: trusted examples, likewise.
         descent: `WeightSelection(metasteps=20)` by default, or `CountSelection(...)`.
         training: how the model is trained.
@@ -169,7 +192,7 @@ def select(
         UserError: too few validation rows, data that do not fit the model.
     """
     how = Training() if training is None else training
-    examples, trusted = examples_of(train), examples_of(validation)
+    examples, trusted = _examples(train), _examples(validation)
     n = len(next(iter(trusted.values())))
     held = round(held_out * n)
     if not 0 < held < n:
@@ -181,7 +204,7 @@ def select(
             examples,
             steers,
             score=lambda learner, state: {"held_out_loss": mean_cross_entropy(learner, state, chooses)},
-            routine=how.routine(model),
+            routine=how.routine(model, kind=_kind(examples)),
             fit=lambda learner, batches, z, objective: metagradient(
                 learner, batches, z, objective, memory=memory, progress=progress.callback()
             ),
@@ -221,7 +244,7 @@ def unlearn(
 
     Args:
         model: see `Model`; it is copied, trained on all rows, and its run recorded.
-        train: fields {"x": [n, ...], "y": [n]} or a map-style data set.
+        train: fields {"x": [n, ...], "y": [n]}, a map-style data set, or the `Batches` of a run.
         rows: row numbers to forget, or a mask [n] bool.
         by: `DeltaGrad()` by default; `Retrain()`, `Newton()`, ...
         training: how the model is trained.
@@ -231,11 +254,10 @@ def unlearn(
         UserError: rows that are not there, a model whose examples' losses depend on one another.
     """
     how = Training() if training is None else training
-    routine = how.routine(model, normalize="kept", momentum=0.0)
+    routine = how.routine(model, normalize="kept", momentum=0.0, kind=_kind(_examples(train)))
     batches = _batches(train, routine, how)
+    request = Request("delete", _row_numbers(rows, batches.n_examples))
     learner = routine.learner(how.seed, len(batches))
-    gone = torch.as_tensor(rows)
-    request = Request("delete", gone.nonzero().flatten() if gone.dtype == torch.bool else gone)
     with Progress() as progress:
         run = record(learner, batches, progress=progress.callback())
         after = (DeltaGrad() if by is None else by)(run, request, progress=progress.callback()).state
@@ -246,6 +268,37 @@ def unlearn(
         distance(run.final, after),
         None if truth is None else distance(truth, after),
     )
+
+
+def _row_numbers(rows: Sequence[int] | Tensor, n: int) -> Tensor:
+    """Row numbers [m] of row numbers or of a mask [n]."""
+    what = f"rows must be row numbers, 0 to {n - 1}, or a mask of {n} truth values"
+    try:
+        given = torch.as_tensor(rows)
+    except (TypeError, ValueError, RuntimeError) as error:
+        raise UserError(f"{what}, not {rows!r:.60}: of ids look up the rows first") from error
+    if given.dtype == torch.bool:
+        if given.shape != (n,):
+            raise UserError(f"{what}, not a mask {list(given.shape)}")
+        given = given.nonzero().flatten()
+    if not given.numel():
+        raise UserError(f"{what}, and none is given: there is nothing to forget")
+    if given.dim() != 1 or given.is_floating_point() or given.is_complex():
+        raise UserError(f"{what}, not {str(given.dtype).removeprefix('torch.')} {list(given.shape)}")
+    return given
+
+
+def _kind(examples: Fields) -> type[Classifier | Regressor]:
+    """What a plain module becomes: a Regressor where the targets are numbers with fractions, else a Classifier."""
+    y: Any = examples.get("y")
+    if not hasattr(y, "is_floating_point") or not y.is_floating_point() or y[:1].numel() != 1:
+        return Classifier
+    some = y if isinstance(y, Tensor) else y[:_LOOKED_AT]
+    return Regressor if bool((some[some.isfinite()] % 1 != 0).any()) else Classifier
+
+
+def _examples(data: Fields | Any) -> Fields:
+    return data.examples if isinstance(data, Batches) else examples_of(data)
 
 
 def _batches(train: Fields | Any, routine: Routine, how: Training) -> Batches:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Generator, Iterable, Iterator, Mapping
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 from torch.utils.data import TensorDataset
@@ -74,11 +75,13 @@ Fields = Mapping[str, Tensor]
 
 
 def examples_of(data: Fields | Source | Any, **settings: Any) -> Fields:
-    """Fields by name, of a dictionary as it is, of a map-style data set (with the settings of `Source`) as columns."""
+    """Fields by name, of a dictionary as it is (NumPy's arrays of numbers as tensors), of a map-style data set (with the settings of `Source`) as columns."""
     if isinstance(data, Mapping):
         if any(settings.values()):
             raise UserError(f"{', '.join(k for k, v in settings.items() if v)}: only for data sets whose rows are read")
-        return data
+        return {
+            name: _native(x) if isinstance(x, np.ndarray) and x.dtype.kind in "biufc" else x for name, x in data.items()
+        }
     if type(data) is TensorDataset and not any(v for k, v in settings.items() if k not in ("fields", "seed")):
         names = settings.get("fields") or ("x", "y")[: len(data.tensors)]
         if len(names) == len(data.tensors):
@@ -88,6 +91,10 @@ def examples_of(data: Fields | Source | Any, **settings: Any) -> Fields:
         raise UserError(f"{', '.join(told)}: a Source has its own; give them to Source(...)")
     source = data if isinstance(data, Source) else Source(data, **settings)
     return {name: Column(source, name) for name in source.fetch([0], 0)}  # type: ignore[misc]
+
+
+def _native(x: np.ndarray) -> Tensor:
+    return torch.from_numpy(x.astype(x.dtype.newbyteorder("=")))
 
 
 def source_of(examples: Fields) -> Source | None:
