@@ -31,6 +31,7 @@ from metagradient.training.run import initial_state
 from metagradient.training.sources import examples_of, take
 from metagradient.training.updates import SGD, Cosine
 from metagradient.unlearning import DeltaGrad, Method, Request, Retrain, record
+from metagradient.unlearning.requests import row_numbers
 
 __all__ = ["Forgotten", "Scores", "Training", "attribute", "select", "unlearn"]
 
@@ -256,7 +257,7 @@ def unlearn(
     how = Training() if training is None else training
     routine = how.routine(model, normalize="kept", momentum=0.0, kind=_kind(_examples(train)))
     batches = _batches(train, routine, how)
-    request = Request("delete", _row_numbers(rows, batches.n_examples))
+    request = Request("delete", row_numbers(rows, batches.n_examples))
     learner = routine.learner(how.seed, len(batches))
     with Progress() as progress:
         run = record(learner, batches, progress=progress.callback())
@@ -268,24 +269,6 @@ def unlearn(
         distance(run.final, after),
         None if truth is None else distance(truth, after),
     )
-
-
-def _row_numbers(rows: Sequence[int] | Tensor, n: int) -> Tensor:
-    """Row numbers [m] of row numbers or of a mask [n]."""
-    what = f"rows must be row numbers, 0 to {n - 1}, or a mask of {n} truth values"
-    try:
-        given = torch.as_tensor(rows)
-    except (TypeError, ValueError, RuntimeError) as error:
-        raise UserError(f"{what}, not {rows!r:.60}: of ids look up the rows first") from error
-    if given.dtype == torch.bool:
-        if given.shape != (n,):
-            raise UserError(f"{what}, not a mask {list(given.shape)}")
-        given = given.nonzero().flatten()
-    if not given.numel():
-        raise UserError(f"{what}, and none is given: there is nothing to forget")
-    if given.dim() != 1 or given.is_floating_point() or given.is_complex():
-        raise UserError(f"{what}, not {str(given.dtype).removeprefix('torch.')} {list(given.shape)}")
-    return given
 
 
 def _kind(examples: Fields) -> type[Classifier | Regressor]:

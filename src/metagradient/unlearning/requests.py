@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -79,3 +80,25 @@ def pool(examples: Fields, new: Fields) -> tuple[dict[str, Tensor], Tensor]:
     joined = {name: torch.cat([field, new[name]]) for name, field in examples.items()}
     old = len(next(iter(examples.values())))
     return joined, torch.arange(len(next(iter(joined.values())))) < old
+
+
+def row_numbers(rows: Sequence[int] | Tensor, n: int) -> Tensor:
+    """Row numbers [m] of row numbers or of a mask [n].
+
+    Raises:
+        UserError: neither, or none at all.
+    """
+    what = f"rows must be row numbers, 0 to {n - 1}, or a mask of {n} truth values"
+    try:
+        given = torch.as_tensor(rows)
+    except (TypeError, ValueError, RuntimeError) as error:
+        raise UserError(f"{what}, not {rows!r:.60}: of ids look up the rows first") from error
+    if given.dtype == torch.bool:
+        if given.shape != (n,):
+            raise UserError(f"{what}, not a mask {list(given.shape)}")
+        given = given.nonzero().flatten()
+    if not given.numel():
+        raise UserError(f"{what}, and none is given: there is nothing to forget")
+    if given.dim() != 1 or given.is_floating_point() or given.is_complex():
+        raise UserError(f"{what}, not {str(given.dtype).removeprefix('torch.')} {list(given.shape)}")
+    return given
