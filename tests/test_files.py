@@ -55,6 +55,12 @@ def test_text_that_a_spreadsheet_would_run_is_text(tmp_path: Path, text: str) ->
     assert rows == [["'" + text, "b"], ["1", "'" + text], ["x", "'" + text + "z"]]
 
 
+def test_names_that_rows_are_joined_by_are_written_as_they_are(tmp_path: Path) -> None:
+    write_csv(tmp_path / "t.csv", ["id", "label"], [["@A-1", "@x"], ["-7b", "=y"]], verbatim=("id",))
+    rows = list(csv.reader((tmp_path / "t.csv").open(newline="")))
+    assert rows == [["id", "label"], ["@A-1", "'@x"], ["-7b", "'=y"]]
+
+
 def test_numbers_stay_numbers(tmp_path: Path) -> None:
     numbers = [
         -1,

@@ -11,7 +11,7 @@ import os
 import re
 import shutil
 import zlib
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO
@@ -68,12 +68,16 @@ def write_text(path: Path, text: str) -> None:
         draft.write_text(text, encoding="utf-8")
 
 
-def write_csv(path: Path, header: Sequence[str], rows: Iterable[Sequence[Any]]) -> None:
-    """Write a CSV file as a whole; text that a spreadsheet would run as a formula is written as text."""
+def write_csv(path: Path, header: Sequence[str], rows: Iterable[Sequence[Any]], verbatim: Collection[str] = ()) -> None:
+    """Write a CSV file as a whole; text that a spreadsheet would run as a formula is written as text.
+
+    Columns named in `verbatim` are written as they are: names by which rows are joined to other files.
+    """
+    as_is = [name in verbatim for name in header]
     with replacing(path) as draft, draft.open("w", newline="", encoding="utf-8", errors="backslashreplace") as file:
         writer = csv.writer(file)
         writer.writerow(map(_cell, header))
-        writer.writerows(map(_cell, row) for row in rows)
+        writer.writerows([x if same else _cell(x) for same, x in zip(as_is, row, strict=True)] for row in rows)
 
 
 def _cell(value: Any) -> Any:

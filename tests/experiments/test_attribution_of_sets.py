@@ -65,13 +65,13 @@ def test_scores_for_the_queries_together_and_of_each_row_for_itself(tmp_path: Pa
     folder = newest(tmp_path) / "artifacts"
     names = {"exact": "", "exact_0.5": "_exact_0.5", "dropout:64": "_dropout_64", "cosine": "_cosine"}
     together = columns(folder / "aggregate_scores.csv")
-    assert list(together) == ["index", "exact", "exact_0.5", "dropout:64", "gradient_dot", "cosine"]
+    assert list(together) == ["index", "label", "exact", "exact_0.5", "dropout:64", "gradient_dot", "cosine"]
     assert torch.equal(together["index"], torch.arange(120.0))
     for name, stem in names.items():
         matrix = load_file(folder / f"scores{stem}.safetensors")["scores"]
         torch.testing.assert_close(together[name], matrix.mean(1), rtol=1e-3, atol=1e-7)
     alone = columns(folder / "self_influence.csv")
-    assert list(alone) == ["index", "exact", "exact_0.5", "dropout:64", "gradient_dot"]
+    assert list(alone) == ["index", "label", "exact", "exact_0.5", "dropout:64", "gradient_dot"]
     assert not list(folder.glob("*.progress"))
 
     cfg, splits, routine = task_of(newest(tmp_path))

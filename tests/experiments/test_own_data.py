@@ -43,7 +43,7 @@ SENTENCES = ("model=sentence_classifier", "model.width=8", "model.heads=2", "mod
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder, rng, n = tmp_path_factory.mktemp("own"), np.random.default_rng(0), 300
     age = rng.normal(40, 10, n)
-    names = [f"n{i:04d}" for i in range(n)]
+    names = [f"{'@n=-'[i % 4]}{i:04d}" for i in range(n)]  # ids that a spreadsheet would take for formulas, too
     people = {
         "name": names,
         "age": age,

@@ -45,7 +45,8 @@ def write_chosen(splits: Splits, kept: np.ndarray, values: np.ndarray, name: str
     order = order[kept[order]]
     rows, learned = places[order], values[order].tolist()
     if places.dtype.kind != "i":
-        write_csv(path := folder / "chosen.csv", ["file", name], zip(rows.tolist(), learned, strict=True))
+        cells = zip(rows.tolist(), learned, strict=True)
+        write_csv(path := folder / "chosen.csv", ["file", name], cells, verbatim=("file",))
         return path
     source = Path(splits.source).expanduser()
     kind = ending(source) if source.is_file() else ""

@@ -176,9 +176,10 @@ class Record:
         self._tracker.table(f"tables/{name}", columns, plain_rows)
 
     def csv(self, name: str, header: Sequence[str], rows: Iterable[Sequence[Any]]) -> Path:
-        """Write artifacts/<name>.csv; its path."""
+        """Write artifacts/<name>.csv; its path. Ids and file names (`id`, `train_file`, ...) are written as they are."""
+        joined = [column for column in header if column.rpartition("_")[2] in ("id", "file")]
         path = self.artifact_path(name if name.endswith(".csv") else f"{name}.csv")
-        write_csv(path, header, ([plain(value) for value in row] for row in rows))
+        write_csv(path, header, ([plain(value) for value in row] for row in rows), verbatim=joined)
         return path
 
     def artifact_path(self, name: str) -> Path:

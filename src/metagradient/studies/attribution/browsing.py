@@ -27,6 +27,7 @@ from metagradient.studies.attribution.task import Task
 from metagradient.studies.examples import identities, told
 
 _SHOWN, _EACH = 6, 5  # queries of the figure, and helpful and harmful examples of each
+_PRINTED = 12  # rows of top_examples on the terminal
 _SUSPECTS = 200
 _COUNTED = 2**20  # scores in the histogram of all of them
 
@@ -110,10 +111,14 @@ def _tables(record: Record, splits: Splits | TextSplits, shown: Sequence[Query])
                 own = [query.example.index, query.example.words, sign * rank, one.index, one.words, score]
                 table.append([*own, *(said for example in (query.example, one) for _, said in example.place)])
     if splits.kind != "image":
-        some = {0, min(_SHOWN, len(shown)) - 1}
-        few = [row for row in table if row[0] in some or (row[0] < _SHOWN and abs(row[2]) < 2)]
-        record.table("top_examples", header, few)
+        record.table("top_examples", header, few(table, len(shown)))
     record.csv("top_examples", header, table)
+
+
+def few(table: Sequence[list[Any]], queries: int) -> list[list[Any]]:
+    """Rows (query, its words, rank, ...) for the terminal: at most 12, of the first queries the ends of their rankings."""
+    ranks = _PRINTED // (2 * min(_SHOWN, queries))
+    return [row for row in table if row[0] < _SHOWN and abs(row[2]) <= ranks]
 
 
 def _figure(record: Record, splits: Splits | TextSplits, task: Task, shown: Sequence[Query], each: int) -> None:

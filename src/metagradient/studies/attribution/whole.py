@@ -11,7 +11,7 @@ from metagradient.data import Splits, TextSplits
 from metagradient.evaluation import linear_datamodeling_score
 from metagradient.reporting import Record
 from metagradient.studies.attribution.methods import Outcome
-from metagradient.studies.examples import told
+from metagradient.studies.examples import identities, told
 
 _SHOWN = 5
 
@@ -28,13 +28,14 @@ def tell(
     The scores for the queries together are judged by the queries' mean loss. truth: the rows kept [R, n] and the queries'
     losses [R, q], by the share removed.
     """
+    names, cells = identities(splits, "train")
     if cfg.self_influence:
         alone = {name: values for outcome in outcomes for name, values in outcome.alone.items()}
-        record.csv("self_influence", ["index", *alone], _columns(alone))
+        record.csv("self_influence", [*names, *alone], _columns(cells, alone))
     if cfg.aggregate is None:
         return
     together = {name: values for outcome in outcomes for name, values in outcome.aggregate.items()}
-    record.csv("aggregate_scores", ["index", *together], _columns(together))
+    record.csv("aggregate_scores", [*names, *together], _columns(cells, together))
     name, first = next(iter(together.items()))
     order = first.argsort(descending=True)
     ends = [
@@ -64,6 +65,7 @@ def _judge(record: Record, outcomes: Sequence[Outcome], truth: Mapping[float, tu
             record.result({f"lds_aggregate_{slug(outcome.name)}_drop{drop:g}": lds.mean})
 
 
-def _columns(values: Mapping[str, Tensor]) -> list[list[float]]:
-    """Rows of a table: the index, then a column for each name."""
-    return [[i, *map(float, row)] for i, row in enumerate(torch.stack(list(values.values()), dim=1))]
+def _columns(cells: Sequence[list[int | str]], values: Mapping[str, Tensor]) -> list[list[int | str | float]]:
+    """Rows of a table: what each example is joined by, then a column for each name."""
+    found = torch.stack(list(values.values()), dim=1).tolist()
+    return [[*own, *row] for own, row in zip(cells, found, strict=True)]

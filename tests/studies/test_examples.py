@@ -1,0 +1,39 @@
+"""What examples of a split are called, against the labels that they were given."""
+
+import torch
+
+from metagradient.data import LabelNoise, Splits
+from metagradient.data.splits import corrupt
+from metagradient.studies.attribution.browsing import few
+from metagradient.studies.examples import identities, told
+
+N = 12
+
+
+def noisy() -> Splits:
+    """Three classes, half of the training labels another one."""
+    table = {"x": torch.randn(N, 2), "y": torch.arange(N) % 3}
+    return corrupt(Splits("t", table, table, table, ("a", "b", "c"), kind="table"), LabelNoise(fraction=0.5), seed=1)
+
+
+def test_the_truth_is_told_of_each_row_that_was_asked_for() -> None:
+    splits = noisy()
+    assert splits.truth is not None
+    rows = [10, 3, 7, 0, 5]
+    found = told(splits, "train", rows)
+    assert list(found) == rows
+    for row, example in found.items():
+        given, true = ("abc"[int(y[row])] for y in (splits.train["y"], splits.truth.y))
+        assert (example.index, example.label, example.truth) == (row, given, "" if given == true else true)
+    assert {bool(example.truth) for example in found.values()} == {True, False}
+    header, cells = identities(splits, "train")
+    assert header == ["index", "label", "truth"]
+    assert [cell[2] for cell in cells] == ["abc"[i % 3] for i in range(N)]
+
+
+def test_a_terminal_shows_twelve_rows_and_the_ends_of_rankings_first() -> None:
+    for queries, ranks in ((1, 6), (2, 3), (6, 1), (1000, 1)):
+        table = [[q, "", sign * rank] for q in range(queries) for sign in (1, -1) for rank in range(1, 11)]
+        shown = few(table, queries)
+        assert len(shown) == 12
+        assert {abs(row[2]) for row in shown} == set(range(1, ranks + 1))
