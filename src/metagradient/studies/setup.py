@@ -76,7 +76,7 @@ def build(node: Any, *args: Any, **kwargs: Any) -> Any:
 def data(cfg: DictConfig) -> Any:
     """The data set of `cfg.data`; inputs that are not held become columns, which are read when they are asked for."""
     splits = build(cfg.data)
-    if isinstance(splits, TextSplits) or isinstance(splits.train["x"], Tensor):
+    if not isinstance(splits, Splits) or isinstance(splits.train["x"], Tensor):
         return splits
     tables = {
         name: {**table, "x": Column(Source(table["x"], ("x",), workers=table["x"].workers), "x")}
