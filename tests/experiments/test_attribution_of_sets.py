@@ -116,6 +116,11 @@ def test_a_whole_split_is_asked_about(tmp_path: Path) -> None:
     assert len(gradients[1]) == 70
     found = columns(folder / "artifacts" / "aggregate_scores.csv")["gradient_dot"]
     torch.testing.assert_close(found, expected, rtol=1e-3, atol=1e-7)
+    with (folder / "artifacts" / "top_examples.csv").open(newline="") as file:
+        said = {int(row["query"]): row["query_said"] for row in csv.DictReader(file)}
+    with torch.no_grad():
+        verdicts = learner(splits.test["x"][: len(said)]).argmax(1).tolist()
+    assert [said[i] for i in range(len(said))] == [splits.classes[c] for c in verdicts]
 
 
 @pytest.mark.usefixtures("scratch_stays")

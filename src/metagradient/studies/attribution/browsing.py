@@ -1,6 +1,7 @@
 """What `attribution` leaves to look at and to join: the top examples of every query, row names, and a page to browse."""
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -8,7 +9,7 @@ from safetensors import safe_open
 from torch import Tensor
 
 from metagradient.data import Splits, TextSplits
-from metagradient.evaluation import MEASURES
+from metagradient.evaluation import MEASURES, outputs_of
 from metagradient.reporting import Record
 from metagradient.reporting.figures import Passage, text_figure
 from metagradient.reporting.figures import attribution as attribution_figures
@@ -51,6 +52,9 @@ def leave(record: Record, top: int, task: Task, splits: Splits | TextSplits, out
     rows = [helped.flatten(), harmed.flatten(), *(found.indices for found in suspects.values())]
     wanted = torch.cat(rows).unique().tolist()
     train, queries = told(splits, "train", wanted), told(splits, "test", range(asked))
+    if isinstance(splits, Splits):
+        said = splits.target_names(MEASURES[splits.task].verdict(outputs_of(task.learner, task.state, task.queries)))
+        queries = {i: replace(one, place=(*one.place, ("said", said[i]))) for i, one in queries.items()}
 
     def ranked(rows: Tensor, q: int) -> list[Scored]:
         return [(train[i], float(scores[i, q])) for i in rows[q].tolist()]
