@@ -30,7 +30,7 @@ WRONG = [
     ("schedule", ["grid=horizons"], "nothing is chosen for 'grid'", "+grid=horizons"),
     ("attribution", ["methods=[dropout]"], "no method 'dropout'", "dropout:k"),
     ("attribution", ["methods=exact"], "expected a list, got 'exact'", "methods=[exact]"),
-    ("attribution", ["queries=100000"], "queries=100000", "lower it"),
+    ("attribution", ["queries=100000"], "queries=100000", "set queries=497"),
     ("smoothness", ["metaparameters=[pixel]"], "'pixel'", "metaparameters=[weights]"),
     ("smoothness", ["grid.ablations"], "cannot read the override", "key=value"),
     ("smoothness", ["directions=0"], "directions must be an integer >= 1", "directions=4"),
