@@ -127,7 +127,7 @@ class Batches:
         top, bottom = int(plan[:1].max() if plan.stride(0) == 0 else plan.max()), int(plan.min())
         if top >= self.n_examples or bottom < -1:
             raise UserError(f"the plan's indices must lie in [0, {self.n_examples}) or be -1, not in [{bottom}, {top}]")
-        self.plan = plan
+        self.plan, self._padded = plan, bottom < 0
         self.source = source_of(self.examples)
         self._start = 0
         self._read: _Read | None = None
@@ -148,7 +148,7 @@ class Batches:
 
     def _rows(self, t: int) -> Tensor:
         index = self.plan[t]
-        return index[index >= 0] if bool((index < 0).any()) else index
+        return index[index >= 0] if self._padded else index
 
     def _gather(self, t: int) -> tuple[Tensor, dict[str, Tensor]]:
         if self._cache is not None:
