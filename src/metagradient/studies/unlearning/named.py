@@ -1,6 +1,5 @@
 """Rows that a file names: by the user's ids, by their place in the user's own file, or by their place in the training set."""
 
-import logging
 from pathlib import Path
 
 import numpy as np
@@ -11,8 +10,6 @@ from torch import Tensor
 from metagradient.data import Splits
 from metagradient.data.origins import Origin
 from metagradient.errors import UserError
-
-log = logging.getLogger(__name__)
 
 _TOLD = 5
 
@@ -28,13 +25,10 @@ def named_rows(settings: DictConfig, splits: Splits) -> Tensor:
     """
     lines, origin = _lines(settings.file), splits.origins.get("train")
     if origin is None:
-        numbers = _numbers(lines, settings.file)
-        log.info("delete.file names %d rows by their place in the training set", len(numbers))
-        return torch.tensor(numbers)
+        return torch.tensor(_numbers(lines, settings.file))
     what, own = _names(origin)
     if what == "row":
         lines = [str(number) for number in _numbers(lines, settings.file)]
-    log.info("delete.file names %d training rows by their %s", len(lines), what)
     places: dict[str, list[int]] = {}
     for place, name in enumerate(own):
         places.setdefault(name, []).append(place)
@@ -42,6 +36,12 @@ def named_rows(settings: DictConfig, splits: Splits) -> Tensor:
     if lost:
         raise UserError(f"{settings.file}: {_where(lost[0], splits, what)}{_more(lost)}")
     return torch.tensor([place for line in lines for place in places[line]])
+
+
+def called(splits: Splits) -> str:
+    """What the lines of the file are taken for."""
+    origin = splits.origins.get("train")
+    return "place in the training set" if origin is None else _names(origin)[0]
 
 
 def _names(origin: Origin) -> tuple[str, list[str]]:

@@ -1,5 +1,6 @@
 """Which rows are deleted, or added."""
 
+import logging
 import math
 
 import torch
@@ -16,9 +17,11 @@ from metagradient.evaluation import (
 )
 from metagradient.reporting import Progress
 from metagradient.streams import Unlearning
-from metagradient.studies.unlearning.named import named_rows
+from metagradient.studies.unlearning.named import called, named_rows
 from metagradient.training.random import generator
 from metagradient.unlearning import RecordedRun, Request
+
+log = logging.getLogger(__name__)
 
 CHOICES = ("random", "class", "highest_loss", "highest_influence", "file")
 
@@ -54,7 +57,9 @@ def check(cfg: DictConfig, splits: Splits) -> None:
     if cfg.delete.rows not in CHOICES:
         raise UserError(f"delete.rows must be one of {', '.join(CHOICES)}, not '{cfg.delete.rows}'")
     if cfg.delete.rows == "file":
-        Request("delete", named_rows(cfg.delete, splits)).mask(len(splits.train["y"]))
+        named = Request("delete", named_rows(cfg.delete, splits))
+        named.mask(len(splits.train["y"]))
+        log.info("delete.file names %d training rows by their %s", len(named.rows), called(splits))
     if cfg.history.storage not in ("memory", "disk"):
         raise UserError(
             f"history.storage must be memory or disk, not '{cfg.history.storage}': set history.storage=memory"
