@@ -19,7 +19,7 @@ from metagradient.reporting import Progress, Record
 from metagradient.streams import Selection
 from metagradient.studies import routines, setup, smoothness, stages
 from metagradient.studies.saved import save_model
-from metagradient.studies.selection import draw, leave
+from metagradient.studies.selection import draw, gain, leave
 from metagradient.studies.trainer import TrainerFit
 from metagradient.training.random import fold_in, generator
 
@@ -134,14 +134,9 @@ def run(cfg: DictConfig, record: Record) -> float:
     record.cost(training_runs=search_cost + judge.runs + tuner.runs)
     final = accuracies[""]["test"]
     plain, kept_only = (accuracies[key]["test"] for key in ("all_data", "kept_only"))
-    verdict = (
-        ""
-        if max(final, kept_only) > plain
-        else " Nothing was gained: are the validation rows, which decided, right and enough?"
-    )
     record.answer(
         f"Trained on the learned {chosen.unit} the test {measure.title} is {final:.3f}, on all data {plain:.3f}, "
-        f"on the validation rows alone {accuracies['validation_only']['test']:.3f}; the descent cost {search_cost:.0f} trainings.{verdict}"
+        f"on the validation rows alone {accuracies['validation_only']['test']:.3f}; the descent cost {search_cost:.0f} trainings.{gain(final, kept_only, plain)}"
     )
     draw(record, splits, chosen, readings, {"test, all data": accuracies["all_data"]["test"], "test, retrained": final})
     return final

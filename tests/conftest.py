@@ -3,6 +3,7 @@
 import logging
 import os
 from collections.abc import Iterator
+from typing import Any
 
 import pytest
 import torch
@@ -50,3 +51,19 @@ def _global_randomness_is_no_tests_business() -> Iterator[None]:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         yield
+
+
+@pytest.fixture
+def seen(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """How many examples per-example gradients were taken of, call by call."""
+    from metagradient.attribution.gradients.hooks import ExampleGradients
+
+    counts: list[int] = []
+    inner = ExampleGradients._pieces
+
+    def counting(self: ExampleGradients, batch: Any, target: Any) -> Any:
+        counts.append(len(batch))
+        return inner(self, batch, target)
+
+    monkeypatch.setattr(ExampleGradients, "_pieces", counting)
+    return counts

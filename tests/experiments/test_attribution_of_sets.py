@@ -3,7 +3,6 @@
 import csv
 import json
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
@@ -14,7 +13,6 @@ from scipy.stats import spearmanr
 
 import metagradient as mg
 from metagradient import attribution as at
-from metagradient.attribution.gradients.hooks import ExampleGradients
 from metagradient.evaluation import subsets
 from metagradient.studies.saved import load
 from metagradient.training.random import fold_in
@@ -40,20 +38,6 @@ def columns(file: Path) -> dict[str, torch.Tensor]:
 @pytest.fixture(autouse=True)
 def _own_cache(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("METAGRADIENT_CACHE", str(tmp_path_factory.getbasetemp() / "cache"))
-
-
-@pytest.fixture
-def seen(monkeypatch: pytest.MonkeyPatch) -> list[int]:
-    """How many examples per-example gradients were taken of, call by call."""
-    counts: list[int] = []
-    inner = ExampleGradients._pieces
-
-    def counting(self: ExampleGradients, batch: mg.Batch, target: Any) -> Any:
-        counts.append(len(batch))
-        return inner(self, batch, target)
-
-    monkeypatch.setattr(ExampleGradients, "_pieces", counting)
-    return counts
 
 
 def test_scores_for_the_queries_together_and_of_each_row_for_itself(tmp_path: Path) -> None:
@@ -102,7 +86,12 @@ def retrained(folder: Path) -> tuple[torch.Tensor, torch.Tensor]:
 
 
 def test_a_whole_split_is_asked_about(tmp_path: Path) -> None:
-    assert run(tmp_path, "methods=[gradient_dot]", "drop=[]", "aggregate=validation", "data.validation=70")[0] == 0
+    assert (
+        run(
+            tmp_path, "methods=[gradient_dot]", "drop=[]", "aggregate=validation", "data.validation=70", "held_out=500"
+        )[0]
+        == 0
+    )
     folder = newest(tmp_path)
     assert not any("lds" in key for key in json.loads((folder / "metrics.json").read_text()))
     saved = load(folder)

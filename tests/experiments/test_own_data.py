@@ -227,3 +227,9 @@ def test_rows_are_forgotten_by_the_name_that_their_file_gives_them(folder: Path,
         done = run_in(folder, "unlearning", *QUICK, *PEOPLE, *names, "delete.rows=file", "delete.file=rows.txt")
         assert done.status == 2
         assert says in done.err
+
+
+def test_a_model_of_numbers_refuses_words(folder: Path) -> None:
+    done = run_in(folder, "attribution", *QUICK, *CASES["attribution"], "model=mlp")
+    assert done.status == 2
+    assert "set model=sentence_classifier" in done.err

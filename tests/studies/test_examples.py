@@ -2,10 +2,11 @@
 
 import torch
 
-from metagradient.data import LabelNoise, Splits
-from metagradient.data.splits import corrupt
+from metagradient.data import LabelNoise, Splits, digits
+from metagradient.data.splits import corrupt, standardise
 from metagradient.studies.attribution.browsing import few
 from metagradient.studies.examples import identities, told
+from metagradient.studies.selection import gain
 
 N = 12
 
@@ -37,3 +38,16 @@ def test_a_terminal_shows_twelve_rows_and_the_ends_of_rankings_first() -> None:
         shown = few(table, queries)
         assert len(shown) == 12
         assert {abs(row[2]) for row in shown} == set(range(1, ranks + 1))
+
+
+def test_a_standardised_image_is_shown_as_it_was() -> None:
+    plain = digits(train=50, validation=20, test=20)
+    shown = told(standardise(plain), "test", [3, 7])
+    for row in (3, 7):
+        assert shown[row].image is not None
+        torch.testing.assert_close(torch.from_numpy(shown[row].image), plain.test["x"][row])
+
+
+def test_a_choice_that_gained_nothing_is_said_to() -> None:
+    assert gain(0.93, 0.90, 0.90) == gain(0.88, 0.93, 0.90) == ""
+    assert "Nothing was gained" in gain(0.90, 0.89, 0.90)

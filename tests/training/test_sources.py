@@ -19,7 +19,8 @@ import metagradient as mg
 from metagradient.attribution import Dropout, Influence, KernelInfluence
 from metagradient.attribution.scoring.scorers import scores
 from metagradient.errors import UserError
-from metagradient.training.sources import examples_of, join, take
+from metagradient.files import digest_of, named_tensors
+from metagradient.training.sources import examples_of, in_parts, join, take
 
 N = 24
 
@@ -254,10 +255,21 @@ def test_rows_taken_and_joined_stay_rows_that_are_read() -> None:
     both = join(some, take(examples, slice(0, 3)))
     assert not isinstance(both["x"], Tensor)
     assert torch.equal(both["x"][:], torch.cat([data()["x"][mask], data()["x"][:3]]))
+    nobody = take(examples, torch.zeros(N, dtype=torch.bool))
+    assert nobody["x"].shape == (0, 4)
+    assert nobody["x"][:].shape == (0, 4)
     grid = torch.tensor([[0, 3], [2, 1], [14, 0]])
     assert torch.equal(both["x"][grid], both["x"][:][grid])
     assert torch.equal(both["x"][-1], both["x"][:][-1])
     assert torch.equal(both["y"][:], torch.cat([data()["y"][mask], data()["y"][:3]]))
+
+
+def test_rows_that_are_held_and_rows_that_are_read_have_one_digest() -> None:
+    read = mg.Batches(Dicts(), plan(), fields=("x", "y")).examples
+    held, other = data(), data()
+    other["x"][N - 1, 3] += 1e-6
+    first, second, third = (digest_of(named_tensors(in_parts(e, rows=7))) for e in (read, held, other))
+    assert first == second != third
 
 
 def test_retrainings_of_rows_that_are_read_are_those_of_tensors(tmp_path: Path) -> None:
@@ -417,6 +429,8 @@ def test_data_sets_that_cannot_be_replayed_are_refused() -> None:
         mg.Batches([], plan())
     with pytest.raises(UserError, match="one of the two"):
         mg.Batches(tensors)
+    with pytest.raises(UserError, match="batch_size must be at least 1, not 0"):
+        mg.Batches(tensors, batch_size=0)
     with pytest.raises(UserError, match="epochs=2 stands beside a plan"):
         mg.Batches(tensors, plan(), epochs=2)
     with pytest.raises(UserError, match="workers must be"):

@@ -87,3 +87,10 @@ def _browse(record: Record, splits: Splits, chosen: Selection) -> None:
         tabs,
     )
     record.artifact_path("report.html").write_text(page, encoding="utf-8")
+
+
+def gain(learned: float, kept: float, everything: float) -> str:
+    """What is to be said where neither the learned weights nor the kept rows did better than all data."""
+    if max(learned, kept) > everything:
+        return ""
+    return " Nothing was gained: are the validation rows, which decided, right and enough?"

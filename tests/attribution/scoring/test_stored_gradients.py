@@ -15,7 +15,6 @@ import metagradient as mg
 from metagradient import models
 from metagradient.attribution import PCA, Dropout, Influence, TrainedRun, checkpoints, method, scores
 from metagradient.attribution.compression.compressors import Compress
-from metagradient.attribution.gradients.hooks import ExampleGradients
 from metagradient.errors import UserError
 
 N, C = 14, 3
@@ -43,20 +42,6 @@ SETTINGS: dict[str, Influence] = {
     "rows": replace(PLAIN, curvature="fisher"),  # fewer examples than coordinates
     "identity": replace(PLAIN, curvature="identity"),
 }
-
-
-@pytest.fixture
-def seen(monkeypatch: pytest.MonkeyPatch) -> list[int]:
-    """How many examples per-example gradients were taken of, call by call."""
-    counts: list[int] = []
-    inner = ExampleGradients._pieces
-
-    def counting(self: ExampleGradients, batch: mg.Batch, target: Any) -> Any:
-        counts.append(len(batch))
-        return inner(self, batch, target)
-
-    monkeypatch.setattr(ExampleGradients, "_pieces", counting)
-    return counts
 
 
 @pytest.mark.parametrize("states", [STATES[-1], STATES], ids=["end", "path"])

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from metagradient.attribution.compression.compressors import Compressor
 from metagradient.attribution.gradients.hooks import losses
-from metagradient.attribution.scoring.influence import Influence, Source
+from metagradient.attribution.scoring.influence import Influence, Rows
 from metagradient.attribution.scoring.scorers import Weighted, mean_weights
 from metagradient.errors import UserError
 from metagradient.learners.learner import Learner
@@ -48,13 +48,13 @@ class TRAK:
     ) -> TRAKScorer:
         method = Influence(self.compressor, "fisher", batch_size=self.batch_size, target=margins)
         scorers = [method.fit(learner, state, examples, progress) for learner, state in models]
-        return TRAKScorer(models, Weighted(scorers, [1 / len(models)] * len(models)), Source(examples, self.batch_size))
+        return TRAKScorer(models, Weighted(scorers, [1 / len(models)] * len(models)), Rows(examples, self.batch_size))
 
 
 class TRAKScorer:
     """Scores of `TRAK`."""
 
-    def __init__(self, models: Sequence[tuple[Learner, TrainState]], mean: Weighted, source: Source) -> None:
+    def __init__(self, models: Sequence[tuple[Learner, TrainState]], mean: Weighted, source: Rows) -> None:
         self.models, self.mean, self.source, self.n = models, mean, source, source.n
         self.passes, self.scale = mean.passes, None
 
@@ -64,7 +64,7 @@ class TRAKScorer:
         for learner, state in self.models:
             with torch.no_grad(), learner.evaluating(state):
                 like = state.params
-                batches = Source(examples, self.source.batch_size).batches()
+                batches = Rows(examples, self.source.batch_size).batches()
                 rows.append(torch.cat([-torch.expm1(-learner.losses(b.to(like.device, like.dtype))) for b in batches]))
         return torch.stack(rows).mean(0)
 

@@ -45,7 +45,7 @@ MEMORY = 2**30
 
 
 @dataclass(frozen=True)
-class Source:
+class Rows:
     """Examples batch by batch, in order."""
 
     examples: Fields
@@ -115,7 +115,7 @@ class Influence:
         """
         states = [state] if isinstance(state, TrainState) else list(state)
         gradients = [ExampleGradients(learner, each) for each in states]
-        source = Source(train, self.batch_size)
+        source = Rows(train, self.batch_size)
 
         def go(target: Target, what: str) -> Iterator[list[Piece]]:
             for batch in source.batches():
@@ -188,7 +188,7 @@ class Influence:
         }
 
 
-def rows_of_an_example(gradients: ExampleGradients, source: Source, target: Target) -> int:
+def rows_of_an_example(gradients: ExampleGradients, source: Rows, target: Target) -> int:
     """How many gradients an example contributes: 1, or the S of a target [S, B]."""
     first = next(source.batches())
     one = Batch(0, first.index[:1], {k: v[:1] for k, v in first.fields.items()})
@@ -206,7 +206,7 @@ class CompressedScorer:
         gradients: Sequence[ExampleGradients],
         compress: Compress,
         curvature: Curvature,
-        source: Source,
+        source: Rows,
         store: StoredGradients | None,
         passes: float,
         progress: Progress | None = None,
@@ -275,14 +275,14 @@ class CompressedScorer:
         return max(1, self.memory // each)
 
     def chunks(self, queries: Fields, dampings: Sequence[float], start: int = 0) -> Iterator[Tensor]:
-        own = torch.cat([self.features(batch) for batch in Source(queries, self.source.batch_size).batches()])
+        own = torch.cat([self.features(batch) for batch in Rows(queries, self.source.batch_size).batches()])
         return self._against(own, dampings, start)
 
     def aggregate(self, queries: Fields, damping: float, weights: Tensor | None = None) -> Tensor:
         given = (mean_weights(self.gradients[-1].learner, queries) if weights is None else weights).to(
             self.gradients[-1].state.params
         )
-        batches = Source(queries, self.source.batch_size).batches()
+        batches = Rows(queries, self.source.batch_size).batches()
         total = torch.stack([given[batch.index] @ self.features(batch) for batch in batches]).sum(0, keepdim=True)
         return torch.cat([part[0, :, 0] for part in self._against(total, [damping])])
 

@@ -22,7 +22,7 @@ from metagradient.attribution.scoring.curvature import factor
 from metagradient.attribution.scoring.influence import (
     MEMORY,
     CurvatureName,
-    Source,
+    Rows,
     curvature_target,
     rows_of_an_example,
 )
@@ -66,7 +66,7 @@ class KernelInfluence:
     def fit(self, learner: Learner, state: TrainState, train: Fields, progress: Progress | None = None) -> KernelScorer:
         if self.cosine and self.curvature != "identity":
             raise UserError(f"cosine similarity knows no curvature: set curvature=identity, not {self.curvature}")
-        gradients, source = ExampleGradients(learner, state), Source(train, self.batch_size)
+        gradients, source = ExampleGradients(learner, state), Rows(train, self.batch_size)
         rows: list[list[Piece]] = []
         kernel: Tensor | None = None
         passes = 1.0
@@ -97,7 +97,7 @@ class KernelScorer:
     def __init__(
         self,
         gradients: ExampleGradients,
-        source: Source,
+        source: Rows,
         rows: Sequence[Pieces],
         kernel: Tensor | None,
         passes: float,
@@ -130,19 +130,19 @@ class KernelScorer:
         return factor(shifted, damping)
 
     def at_once(self, queries: Fields) -> int:
-        first = next(Source(queries, self.source.batch_size).batches())
+        first = next(Rows(queries, self.source.batch_size).batches())
         (pieces,) = self.gradients(first)
         rows = 0 if self.kernel is None else len(self.kernel)
         each = sum(piece.nbytes for piece in pieces) // len(first) + 24 * rows + 16 * self.source.batch_size
         return max(1, self.memory // each)
 
     def chunks(self, queries: Fields, dampings: Sequence[float], start: int = 0) -> Iterator[Tensor]:
-        own = [p for batch in Source(queries, self.source.batch_size).batches() for p in self.gradients(batch)]
+        own = [p for batch in Rows(queries, self.source.batch_size).batches() for p in self.gradients(batch)]
         for scaled in self._against(own, dampings, start):
             yield scaled / _norms(own) if self.cosine else scaled
 
     def aggregate(self, queries: Fields, damping: float, weights: Tensor | None = None) -> Tensor:
-        source = Source(queries, self.source.batch_size)
+        source = Rows(queries, self.source.batch_size)
         given = mean_weights(self.gradients.learner, queries) if weights is None else weights
         if self.cosine:
             lengths = torch.cat([_norms([pieces]) for batch in source.batches() for pieces in self.gradients(batch)])

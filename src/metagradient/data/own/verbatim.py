@@ -5,17 +5,14 @@ Rows are counted as `read_frame` counts them: from 0, without a header, blank li
 
 from __future__ import annotations
 
-import bz2
-import gzip
 import json
-import lzma
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import IO, TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from metagradient.data.own.formats.files import ending, frame_of, read_delimited, schema
+from metagradient.data.own.formats.files import OPENERS, ending, frame_of, read_delimited, schema
 from metagradient.data.own.formats.places import find
 from metagradient.data.own.reading import column
 
@@ -25,8 +22,6 @@ if TYPE_CHECKING:
 
     from metagradient.data.splits import Splits
 
-_OPEN: dict[str, Callable[..., IO[str]]] = {".gz": gzip.open, ".bz2": bz2.open, ".xz": lzma.open}
-
 
 def delimited(file: Path, columns: Sequence[str] | None = None) -> pd.DataFrame:
     """The cells of a CSV or TSV file as text, of some columns or all; an absent one is empty."""
@@ -35,7 +30,7 @@ def delimited(file: Path, columns: Sequence[str] | None = None) -> pd.DataFrame:
 
 def lines(file: Path) -> Iterator[str]:
     """The lines of a text file that hold something, without their ends."""
-    with _OPEN.get(file.suffix.lower(), open)(file, "rt", encoding="utf-8") as text:
+    with OPENERS.get(file.suffix.lower(), open)(file, "rt", encoding="utf-8") as text:
         yield from (said for line in text if (said := line.strip()))
 
 

@@ -9,7 +9,7 @@ from omegaconf import DictConfig
 from metagradient.attribution import ExampleGradients
 from metagradient.attribution.gradients.pieces import Piece
 from metagradient.attribution.methods.spec import COMPRESSORS
-from metagradient.attribution.scoring.influence import Source
+from metagradient.attribution.scoring.influence import Rows
 from metagradient.evaluation import take
 from metagradient.reporting import Record
 from metagradient.studies.attribution.task import Task
@@ -23,17 +23,17 @@ def race(record: Record, cfg: DictConfig, task: Task, track: Callable[[list[int]
     gradients, settings = ExampleGradients(task.learner, task.state), cfg.race
     rows = take(task.train, slice(0, settings.examples))  # type: ignore[arg-type]
 
-    def go(examples: Source) -> Iterable[list[Piece]]:
+    def go(examples: Rows) -> Iterable[list[Piece]]:
         return (pieces for batch in examples.batches() for pieces in gradients(batch))
 
     start = perf_counter()
-    ready = list(go(Source(rows, cfg.batch)))
+    ready = list(go(Rows(rows, cfg.batch)))
     taking = perf_counter() - start
     bound, seconds = {}, dict[str, list[float]]()
     for word in settings.methods:
         name, _, k = str(word).partition(":")
         bound[word] = COMPRESSORS[name](int(k)).bind(
-            gradients.parameters, task.state.params, lambda: go(Source(task.train, cfg.batch))
+            gradients.parameters, task.state.params, lambda: go(Rows(task.train, cfg.batch))
         )
         seconds[word] = []
     for _ in track(list(range(settings.repeats + 1)), "compressors"):  # the first round warms up

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Generator, Iterable, Iterator, Mapping
 from typing import Any
 
@@ -18,10 +19,10 @@ from metagradient.training.sources.source import Source
 class Column:
     """A field of a source, where a tensor [n, ...] would stand: its rows are fetched when they are asked for."""
 
-    def __init__(self, source: Source, name: str, dtype: torch.dtype | None = None) -> None:
+    def __init__(self, source: Source, name: str) -> None:
         self.source, self.name = source, name
         one = source.fetch([0], 0)[name]
-        self.dtype = one.dtype if dtype is None else dtype
+        self.dtype = one.dtype
         self.shape = torch.Size([len(source), *one.shape[1:]])
         self.device = torch.device("cpu")
 
@@ -36,7 +37,17 @@ class Column:
 
     def to(self, device: torch.device | None = None, dtype: torch.dtype | None = None) -> Column:
         """Itself in another precision; rows are moved when they are fetched."""
-        return self if dtype in (None, self.dtype) else Column(self.source, self.name, dtype)
+        return self if dtype in (None, self.dtype) else self._like(self.source, dtype or self.dtype)
+
+    def over(self, source: Source) -> Column:
+        """The same field of another source that is read alike."""
+        return self._like(source, self.dtype)
+
+    def _like(self, source: Source, dtype: torch.dtype) -> Column:
+        """Without a row being read."""
+        made = copy.copy(self)
+        made.source, made.dtype, made.shape = source, dtype, torch.Size([len(source), *self.shape[1:]])
+        return made
 
     def index_select(self, dim: int, rows: Tensor) -> Tensor:
         """Some rows, [m, ...], as they are at step 0."""
@@ -159,7 +170,10 @@ def take(examples: Fields, rows: Tensor) -> dict[str, Tensor]:
     """Some rows (a mask [n], indices, a slice) of every field; columns stay columns."""
     source = source_of(examples)
     part = None if source is None else source.subset(torch.arange(len(source))[rows].tolist())
-    return {name: _column(part, x) if isinstance(x, Column) else x[rows] for name, x in examples.items()}
+    found: dict[str, Any] = {}
+    for name, x in examples.items():
+        found[name] = x.over(part) if isinstance(x, Column) and part is not None else x[rows]
+    return found
 
 
 def join(a: Fields, b: Fields) -> dict[str, Tensor]:
@@ -176,10 +190,5 @@ def join(a: Fields, b: Fields) -> dict[str, Tensor]:
             raise UserError(
                 f"field {name} is held as a tensor in one set of examples and read from a data set in the other"
             )
-        found[name] = _column(both, x) if isinstance(x, Column) else torch.cat([x, b[name]])
+        found[name] = x.over(both) if isinstance(x, Column) and both is not None else torch.cat([x, b[name]])
     return found
-
-
-def _column(source: Source | None, like: Column) -> Any:
-    assert source is not None
-    return Column(source, like.name, like.dtype)

@@ -22,8 +22,8 @@ if TYPE_CHECKING:
 ENDINGS = (".csv", ".tsv", ".parquet", ".jsonl", ".ndjson", ".libsvm", ".svm")
 """Of the files that hold rows; each may be compressed."""
 
-_OPENERS: dict[str, Callable[[Any], Any]] = {".gz": gzip.open, ".bz2": bz2.open, ".xz": lzma.open}
-_COMPRESSED = (*_OPENERS, ".zst")
+OPENERS: dict[str, Callable[..., Any]] = {".gz": gzip.open, ".bz2": bz2.open, ".xz": lzma.open}
+_COMPRESSED = (*OPENERS, ".zst")
 _SAMPLE = 2**20
 _CHUNK = 50_000
 _HEAD = 100
@@ -234,7 +234,7 @@ def bytes_of(rows: Path | datasets.Dataset) -> float:
 
 def _expansion(file: Path) -> float:
     """Bytes of text for each byte of the file, by its beginning."""
-    opener = _OPENERS.get(file.suffix)
+    opener = OPENERS.get(file.suffix)
     if opener is None:
         return 1.0
     with file.open("rb") as raw, opener(raw) as text:
