@@ -185,6 +185,25 @@ def test_rows_that_processes_read_ahead_give_the_same_bits(plan: str) -> None:
         assert torch.equal(here(t)["x"], there(t)["x"])
     assert torch.equal(of(here, learner(), plan), of(there, learner(), plan))
     assert torch.equal(mg.train(learner(), here).params, mg.train(learner(), there).params)
+    others = (mg.Batches(mg.Source(Random(), workers=workers), here.plan, seed=3) for workers in (0, 2))
+    one, two = (mg.train(learner(), batches).params for batches in others)  # the run's seed, not the source's
+    assert torch.equal(one, two)
+
+
+def test_a_replay_reads_ahead_what_it_asks_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    """But for the batch that measures memory, no step is read in this process."""
+    batches = mg.Batches(Random(), plan(), workers=1)
+    inner, read = mg.Source.fetch, list[int]()
+
+    def counting(self: mg.Source, rows: Any, t: int, seed: int | None = None) -> dict[str, Tensor]:
+        read.append(t)
+        return inner(self, rows, t, seed)
+
+    mg.train(learner(), batches)  # the processes are there, with a fetch of their own
+    monkeypatch.setattr(mg.Source, "fetch", counting)
+    z = mg.DataWeights(torch.ones(N))
+    mg.metagradient(learner(), batches, z, mg.mean_loss(data()), checkpoints="binomial(2)")
+    assert len([t for t in read if t > 0]) <= 1
 
 
 def test_steps_asked_for_in_another_order_are_read_all_the_same() -> None:
