@@ -4,12 +4,12 @@ from metagradient.data.augmentation import GaussianNoise, RandomShift
 from metagradient.data.collisions import higgs
 from metagradient.data.corruption import LabelNoise, LabelTruth
 from metagradient.data.labelled_sentences import SentenceSplits, sentences
+from metagradient.data.language.characters import TextSplits, characters
 from metagradient.data.origins import Origin
 from metagradient.data.own import array_file, class_numbers, image_folder, table_file, text_file
 from metagradient.data.sources import digits, hub
 from metagradient.data.splits import Splits
 from metagradient.data.tabular import a9a, covtype, rcv1
-from metagradient.data.text import TextSplits, characters
 
 __all__ = [
     "GaussianNoise",
