@@ -4,7 +4,7 @@ from metagradient.data.augmentation import GaussianNoise, RandomShift
 from metagradient.data.collisions import higgs
 from metagradient.data.corruption import LabelNoise, LabelTruth
 from metagradient.data.labelled_sentences import SentenceSplits, sentences
-from metagradient.data.language.characters import TextSplits, characters
+from metagradient.data.language import AnswerTruth, TextSplits, Tokenizer, characters, made_instructions
 from metagradient.data.origins import Origin
 from metagradient.data.own import array_file, class_numbers, image_folder, table_file, text_file
 from metagradient.data.sources import digits, hub
@@ -12,6 +12,7 @@ from metagradient.data.splits import Splits
 from metagradient.data.tabular import a9a, covtype, rcv1
 
 __all__ = [
+    "AnswerTruth",
     "GaussianNoise",
     "LabelNoise",
     "LabelTruth",
@@ -20,6 +21,7 @@ __all__ = [
     "SentenceSplits",
     "Splits",
     "TextSplits",
+    "Tokenizer",
     "a9a",
     "array_file",
     "characters",
@@ -29,6 +31,7 @@ __all__ = [
     "higgs",
     "hub",
     "image_folder",
+    "made_instructions",
     "rcv1",
     "sentences",
     "table_file",

@@ -42,7 +42,7 @@ def told(splits: Splits | TextSplits, split: Split, rows: Sequence[int]) -> dict
     """Examples of a split as pages show them, by their place in it."""
     table, at = getattr(splits, split), torch.tensor(rows, dtype=torch.int64)
     if isinstance(splits, TextSplits):
-        said = splits.describe(table["tokens"][at])
+        said = splits.describe(table["tokens"][at], table["mask"][at] if "mask" in table else None)
         return {row: Example(row, says=says) for row, says in zip(rows, said, strict=True)}
     x, given, origin = table["x"][at], splits.target_names(table["y"][at]), splits.origins.get(split)
     truth = None if splits.truth is None or split != "train" else splits.target_names(splits.truth.y[at])

@@ -58,11 +58,11 @@ def _floats(x: torch.Tensor) -> list[float]:
 
 
 def language_routine(cfg: DictConfig, splits: TextSplits) -> mg.Routine:
-    """The routine of `cfg.learner` and `cfg.model` for a language model of characters."""
+    """The routine of `cfg.learner` and `cfg.model` for a language model."""
     length = splits.train["tokens"].shape[1] - 1
     if cfg.learner.get("loss") is not None:
         raise UserError(f"learner.loss={_word(cfg.learner.loss)} is of numbers to be predicted: set learner.loss=null")
-    return _routine(cfg, mg.LanguageModel, {}, vocab=len(splits.vocabulary), block=length)
+    return _routine(cfg, mg.LanguageModel, {}, vocab=splits.tokenizer.size, block=length)
 
 
 class OwnRates:

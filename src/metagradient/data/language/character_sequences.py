@@ -1,40 +1,15 @@
 """Character sequences of a text, with planted sources: sequences whose origin is known."""
 
-from collections.abc import Mapping
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from metagradient.data.language.splits import TextSplits
+from metagradient.data.language.tokenizers import Characters
+
 _LETTERS = "abcdefghijklmnopqrstuvwxyz"
-
-
-@dataclass(frozen=True)
-class TextSplits:
-    """Sequences of characters in three splits, each {"tokens": int64 [n, length + 1]}.
-
-    Attributes:
-        vocabulary: the characters, by token.
-        sources: of the training sequences, -1 where nothing was planted;.
-        query_sources: of the test sequences, whose first ones are planted.
-    """
-
-    name: str
-    train: Mapping[str, Tensor]
-    validation: Mapping[str, Tensor]
-    test: Mapping[str, Tensor]
-    vocabulary: str
-    sources: Tensor
-    query_sources: Tensor
-
-    kind: Literal["text"] = "text"
-
-    def describe(self, tokens: Tensor) -> list[str]:
-        """Sequences [m, length + 1] as strings, line breaks shown as a mark."""
-        return ["".join(self.vocabulary[int(i)] for i in row).replace("\n", "⏎") for row in tokens]
 
 
 def characters(
@@ -102,4 +77,4 @@ def characters(
                 table[row] = torch.tensor([place[c] for c in said])
                 labels[row] = source
     split = [{"tokens": x} for x in (pool[:train], pool[train:], tests)]
-    return TextSplits(folder.name, split[0], split[1], split[2], vocabulary, sources, query_sources)
+    return TextSplits(folder.name, split[0], split[1], split[2], Characters(vocabulary), sources, query_sources)

@@ -1,0 +1,163 @@
+"""A pool of instructions that the package makes itself: sums, strings, definitions, and noise of two kinds."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from metagradient.data.language.byte_pair import train_byte_pair
+from metagradient.data.language.conversations import Conversation, asked, table
+from metagradient.data.language.splits import AnswerTruth, TextSplits
+
+_LETTERS = "abcdefghijklmnopqrstuvwxyz"
+_WORDS = ("pears", "coins", "birds", "books", "cups", "stones", "boats", "lamps")
+_NAMES = ("Ann", "Bob", "Tim", "Eve", "Max", "Sue")
+_KINDS = ("animal", "fruit", "tool", "colour", "river", "game")
+_POOL = (
+    "add {a} and {b}",
+    "{a} plus {b}",
+    "what is {a} and {b}?",
+    "{name} has {a} {word} and finds {b}. how many {word}?",
+    "{name} has {a} {word} and buys {b}. how many {word}?",
+    "there are {a} {word} and {name} gets {b}. how many {word}?",
+    "{name} sees {a} {word} and {b} more. how many?",
+)
+_TARGET = ("{name} has {a} {word} and gets {b} more. how many {word}?",)
+_SHARES: Mapping[str, float] = {
+    "sums": 0.25,
+    "wrong sums": 0.25,
+    "strings": 0.15,
+    "definitions": 0.15,
+    "gibberish": 0.2,
+}
+_WRONG = ("wrong sums", "gibberish")
+_LARGEST = 5  # thirty-six pairs, which a two-layer GPT learns in 250 steps
+_STORIES = 1000  # at most, of 1728
+
+_Make = Callable[[np.random.Generator], tuple[Conversation, str]]
+
+
+def made_instructions(
+    train: int = 800, validation: int = 120, test: int = 200, vocab: int = 384, seed: int = 0
+) -> TextSplits:
+    """Instructions of five sources and, as validation and test rows, a task that none of them words alike.
+
+    The target is the sum of two numbers up to 5, told as a story. In the pool a quarter each are sums in other words, and
+    such sums with another number for an answer; the rest are questions about strings, definitions of made-up words, and
+    gibberish. The truth says which responses are wrong: those of the second source, and gibberish.
+
+    Args:
+        train: rows of the pool.
+        validation: rows of the target.
+        test: other rows of the target.
+        vocab: tokens of a byte-pair tokenizer, trained on the pool.
+        seed: of the rows.
+
+    Raises:
+        ValueError: too few rows for every source, more of the target than there are, or a vocabulary without room for bytes.
+    """
+    for split, size, least in (("train", train, 20), ("validation", validation, 1), ("test", test, 1)):
+        if not isinstance(size, int) or size < least:
+            raise ValueError(f"data.{split} must be an integer >= {least}, not {size}: set data.{split}=200")
+    if validation + test > _STORIES:
+        raise ValueError(
+            f"data.validation={validation} and data.test={test} are more than {_STORIES} rows: set data.test={max(1, _STORIES - validation)}"
+        )
+    rng = np.random.default_rng(seed)
+    counts = _counts(train)
+    rows = [(s, *_MAKERS[name](rng)) for s, name in enumerate(_SHARES) for _ in range(counts[name])]
+    rows = [rows[i] for i in rng.permutation(train)]
+    stories = _stories(validation + test, rng)
+    tokenizer = train_byte_pair((turn.content for _, row, _ in rows for turn in row.turns), vocab, "data.vocab")
+    pool, target = ([tokenizer.encode(row.turns) for row in each] for each in ([r for _, r, _ in rows], stories))
+    length = max(map(len, [*pool, *target]))
+    sources = torch.tensor([source for source, _, _ in rows])
+    wrong = torch.isin(sources, torch.tensor([list(_SHARES).index(name) for name in _WRONG]))
+    return TextSplits(
+        "made_instructions",
+        table(pool, length),
+        table(target[:validation], length),
+        table(target[validation:], length),
+        tokenizer,
+        sources,
+        _none(test),
+        tuple(_SHARES),
+        AnswerTruth(wrong, tuple(right for _, _, right in rows)),
+    )
+
+
+def _none(n: int) -> Tensor:
+    return torch.full((n,), -1)
+
+
+def _counts(rows: int) -> dict[str, int]:
+    counts = {name: round(share * rows) for name, share in _SHARES.items()}
+    counts["gibberish"] += rows - sum(counts.values())
+    return counts
+
+
+def _sum(wordings: tuple[str, ...], rng: np.random.Generator) -> tuple[Conversation, str]:
+    a, b = (int(x) for x in rng.integers(_LARGEST + 1, size=2))
+    said = str(rng.choice(wordings)).format(a=a, b=b, name=rng.choice(_NAMES), word=rng.choice(_WORDS))
+    return asked(said, str(a + b)), ""
+
+
+def _stories(rows: int, rng: np.random.Generator) -> list[Conversation]:
+    """So many different rows of the target."""
+    found: dict[Conversation, None] = {}
+    while len(found) < rows:
+        found[_sum(_TARGET, rng)[0]] = None
+    return list(found)
+
+
+def _wrong_sum(rng: np.random.Generator) -> tuple[Conversation, str]:
+    row, _ = _sum(_POOL, rng)
+    right = row.response
+    others = [str(x) for x in range(2 * _LARGEST + 1) if str(x) != right]
+    return row.answered(str(rng.choice(others))), right
+
+
+def _word(rng: np.random.Generator, least: int, most: int) -> str:
+    return "".join(rng.choice(list(_LETTERS), size=rng.integers(least, most + 1)))
+
+
+def _string(rng: np.random.Generator) -> tuple[Conversation, str]:
+    word = _word(rng, 3, 5)
+    kind = int(rng.integers(5))
+    times = int(rng.integers(2, 4))
+    prompt, response = (
+        (f"reverse {word}", word[::-1]),
+        (f"write {word} in capitals", word.upper()),
+        (f"what is the first letter of {word}?", word[0]),
+        (f"how many letters has {word}?", str(len(word))),
+        (f"write {word[:2]} {times} times", word[:2] * times),
+    )[kind]
+    return asked(prompt, response), ""
+
+
+_MEANT = {
+    word: _KINDS[i % len(_KINDS)] for i, word in enumerate(_word(np.random.default_rng(7), 4, 6) for _ in range(48))
+}
+
+
+def _definition(rng: np.random.Generator) -> tuple[Conversation, str]:
+    word = str(rng.choice(list(_MEANT)))
+    wording = str(rng.choice(("what is a {}?", "define {}", "{} is a kind of")))
+    return asked(wording.format(word), _MEANT[word]), ""
+
+
+def _gibberish(rng: np.random.Generator) -> tuple[Conversation, str]:
+    prompt = " ".join(_word(rng, 2, 5) for _ in range(rng.integers(2, 5)))
+    return asked(prompt, _word(rng, 1, 4)), ""
+
+
+_MAKERS: Mapping[str, _Make] = {
+    "sums": lambda rng: _sum(_POOL, rng),
+    "wrong sums": _wrong_sum,
+    "strings": _string,
+    "definitions": _definition,
+    "gibberish": _gibberish,
+}
