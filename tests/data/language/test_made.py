@@ -63,6 +63,17 @@ def test_labels_are_the_tokens_of_responses_alone(made: TextSplits) -> None:
     assert made.train["tokens"].shape[1] == made.test["tokens"].shape[1]
 
 
+def test_a_word_means_one_thing(made: TextSplits) -> None:
+    meant: dict[str, set[str]] = {}
+    for (prompt, response), source in zip(_answers(made, "train"), made.sources.tolist(), strict=True):
+        if made.source_names[source] == "definitions":
+            said = re.fullmatch(r"<\|user\|>(?:what is a |define )?(\w+)(?:\?| is a kind of)?<\|assistant\|>", prompt)
+            assert said is not None
+            meant.setdefault(said[1], set()).add(response)
+    assert len(meant) > 20
+    assert all(len(kinds) == 1 for kinds in meant.values())
+
+
 def test_rows_are_a_function_of_the_seed(made: TextSplits) -> None:
     again, other = made_instructions(400, 60, 80), made_instructions(400, 60, 80, seed=1)
     assert torch.equal(again.train["tokens"], made.train["tokens"])

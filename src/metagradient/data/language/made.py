@@ -138,9 +138,13 @@ def _string(rng: np.random.Generator) -> tuple[Conversation, str]:
     return asked(prompt, response), ""
 
 
-_MEANT = {
-    word: _KINDS[i % len(_KINDS)] for i, word in enumerate(_word(np.random.default_rng(7), 4, 6) for _ in range(48))
-}
+def _dictionary(words: int) -> dict[str, str]:
+    """Made-up words and what each is, the same in every run."""
+    rng = np.random.default_rng(7)
+    return {_word(rng, 4, 6): _KINDS[i % len(_KINDS)] for i in range(words)}
+
+
+_MEANT = _dictionary(40)
 
 
 def _definition(rng: np.random.Generator) -> tuple[Conversation, str]:
