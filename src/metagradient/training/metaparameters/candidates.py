@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import logging
+import warnings
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 
 import torch
+import torch.autograd.forward_ad as forward_ad
 from torch import Tensor
 
 from metagradient.errors import UserError
@@ -55,6 +58,9 @@ class CandidateWeights(Metaparameter):
             yield Batch(self.step, part, fields).to(like.device, like.dtype)
 
 
+log = logging.getLogger(__name__)
+
+
 class _CandidateGradient(torch.autograd.Function):
     """G(z, theta) = sum_i z_i grad l_i(theta) [P]; its pullback of c gives c . grad l_i and (sum_i z_i H_i) c."""
 
@@ -77,21 +83,47 @@ class _CandidateGradient(torch.autograd.Function):
     def backward(ctx, cotangent):  # type: ignore[no-untyped-def]
         z, params, buffers = ctx.saved_tensors
         on_z, on_params = [], torch.zeros_like(params)
-        flat = not bool((z != 0).any())  # then the second term vanishes
+        slopes = None if bool((z != 0).any()) else _by_tangents  # at z = 0 the second term vanishes
         for batch in ctx.spec.chunks(params):
+            if slopes is _by_tangents:
+                try:
+                    on_z.append(slopes(ctx.learner, params, buffers, batch, cotangent))
+                    continue
+                except (RuntimeError, NotImplementedError) as error:  # some operation has no rule for tangents
+                    log.debug("candidates twice backwards: %s", error)
+                    slopes = _twice_backwards
+            if slopes is not None:
+                on_z.append(slopes(ctx.learner, params, buffers, batch, cotangent))
+                continue
             with torch.enable_grad():
                 leaf = params.detach().requires_grad_()
                 weights = z[batch.index].detach().requires_grad_()
                 losses = _candidate_losses(ctx.learner, leaf, buffers, batch)
                 (gradient,) = torch.autograd.grad((weights * losses).sum(), leaf, create_graph=True)
-                product = (gradient * cotangent).sum()
-                if flat:
-                    (dz,) = torch.autograd.grad(product, weights)
-                else:
-                    dz, dp = torch.autograd.grad(product, (weights, leaf))
-                    on_params += dp
+                dz, dp = torch.autograd.grad((gradient * cotangent).sum(), (weights, leaf))
+            on_params += dp
             on_z.append(dz)
         return torch.cat(on_z), on_params, None, None, None
+
+
+def _by_tangents(learner: Model, params: Tensor, buffers: Tensor, batch: Batch, direction: Tensor) -> Tensor:
+    """direction . grad l_i of each candidate, [B]: one forward pass with tangents."""
+    with torch.no_grad(), forward_ad.dual_level(), warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message=".*torch.jit", category=FutureWarning)  # torch's own use of it
+        dual = forward_ad.make_dual(params.detach(), direction.detach())
+        tangent = forward_ad.unpack_dual(_candidate_losses(learner, dual, buffers, batch)).tangent
+    return params.new_zeros(len(batch)) if tangent is None else tangent
+
+
+def _twice_backwards(learner: Model, params: Tensor, buffers: Tensor, batch: Batch, direction: Tensor) -> Tensor:
+    """The same, by the derivative of the gradient in the losses' weights."""
+    with torch.enable_grad():
+        leaf = params.detach().requires_grad_()
+        weights = params.new_zeros(len(batch)).requires_grad_()
+        losses = _candidate_losses(learner, leaf, buffers, batch)
+        (gradient,) = torch.autograd.grad((weights * losses).sum(), leaf, create_graph=True)
+        (slopes,) = torch.autograd.grad((gradient * direction).sum(), weights)
+    return slopes
 
 
 def _candidate_losses(learner: Model, params: Tensor, buffers: Tensor, batch: Batch) -> Tensor:
