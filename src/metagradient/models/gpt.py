@@ -92,13 +92,13 @@ class GPT(nn.Module):
 
     def forward(self, tokens: Tensor) -> Tensor:
         """Logits [n, t, vocab] of tokens [n, t]."""
-        length = tokens.shape[1]
-        if length > self.block:
-            raise ValueError(f"GPT reads at most {self.block} tokens; got {length}; set model.block={length}")
         return self.head(self.states(tokens))
 
     def states(self, tokens: Tensor) -> Tensor:
         """What the output map reads, [n, t, width]."""
+        length = tokens.shape[1]
+        if length > self.block:
+            raise ValueError(f"GPT reads at most {self.block} tokens; got {length}; set model.block={length}")
         return self.norm(self.blocks(self.positions(self.tokens(tokens))))
 
 

@@ -10,6 +10,7 @@ from metagradient.training.metaparameters import (
     LearningRates,
     Metaparameter,
     Momentum,
+    TokenWeights,
     WeightDecay,
 )
 from metagradient.training.plans import count_plan, epoch_plan, full_batch_plan, given_plan
@@ -65,6 +66,7 @@ __all__ = [
     "Schedule",
     "Scheduled",
     "Source",
+    "TokenWeights",
     "TrainState",
     "WarmupDecay",
     "WeightDecay",

@@ -2,7 +2,7 @@
 
 For losses that are the mean over T positions of a cross entropy (T = 1 for a classifier), the generalised Gauss-Newton
 matrix of example b is (1/T) sum_t J_bt^T (diag p_bt - p_bt p_bt^T) J_bt, with J the Jacobian of the logits and p the
-model's probabilities. It is the second moment of gradients with labels drawn from the model, so a Gauss-Newton
+model's probabilities; a learner's `position_weights(batch) -> [B, T]` take the place of 1/T. It is the second moment of gradients with labels drawn from the model, so a Gauss-Newton
 matrix is summed from per-example gradients as an empirical Fisher is; only the labels differ.
 
 A learner of another loss says itself what its Gauss-Newton matrix is made of: `gauss_newton_terms(batch) -> [B, K]`, whose
@@ -50,6 +50,17 @@ def _of_labelled(learner: Learner, batch: Batch, target: Tensor) -> Tensor:
     return target if there is None else torch.where(there, target, 0)
 
 
+def _roots(learner: Learner, batch: Batch, positions: int, like: Tensor) -> Tensor:
+    """The square roots of the positions' factors in the loss, [B, T, 1]: 0 of what is no target."""
+    factors: Callable[[Batch], Tensor] | None = getattr(learner, "position_weights", None)
+    if factors is not None:
+        return factors(batch).to(like).sqrt().unsqueeze(2)
+    even = like.new_full((len(batch), positions, 1), positions**-0.5)
+    has_label = getattr(learner, "has_label", None)
+    there: Tensor | None = None if has_label is None else has_label(batch)
+    return even if there is None else torch.where(there[:, None, None], even, 0)
+
+
 def enumerated(learner: Learner, batch: Batch) -> Tensor:
     """[C, B]: -sqrt(p_c) log p_c for each class, the factor not differentiated. Their gradients' outer products, summed
     over c, are the Gauss-Newton matrix exactly. For one position (T = 1). Or a learner's own terms, [K, B]."""
@@ -68,7 +79,7 @@ def enumerated(learner: Learner, batch: Batch) -> Tensor:
 def drawn(draws: int, seed: int) -> Target:
     """[S, B] with S = `draws`: labels drawn from the model, the same ones whenever the same batch is asked for.
 
-    The factor 1 / sqrt(T S) makes the expected sum over s of the gradients' outer products the Gauss-Newton matrix.
+    The factors 1 / sqrt(T S) make the expected sum over s of the gradients' outer products the Gauss-Newton matrix.
     """
 
     def target(learner: Learner, batch: Batch) -> Tensor:
@@ -83,6 +94,6 @@ def drawn(draws: int, seed: int) -> Target:
         probabilities = logp.detach().exp().reshape(-1, classes)
         labels = torch.multinomial(probabilities, draws, replacement=True, generator=rng)  # [B T, S]
         chosen = logp.reshape(-1, classes).gather(1, labels).view(rows, positions, draws)
-        return _of_labelled(learner, batch, -chosen.sum(1).T / (positions * draws) ** 0.5)
+        return -(_roots(learner, batch, positions, chosen) * chosen).sum(1).T / draws**0.5
 
     return target

@@ -9,6 +9,7 @@ from metagradient.training.metaparameters.data import DataWeights, InputPerturba
 from metagradient.training.metaparameters.hyper import LearningRates, Momentum, WeightDecay
 from metagradient.training.metaparameters.initial import InitialParameters
 from metagradient.training.metaparameters.metaparameter import Metaparameter
+from metagradient.training.metaparameters.tokens import TokenWeights
 
 __all__ = [
     "CandidateWeights",
@@ -18,5 +19,6 @@ __all__ = [
     "LearningRates",
     "Metaparameter",
     "Momentum",
+    "TokenWeights",
     "WeightDecay",
 ]
