@@ -3,6 +3,7 @@
 from metagradient.attribution.compression.compressors import Compressor, Dropout, FactorDropout, Uncompressed
 from metagradient.attribution.compression.projections import PCA, SJLT, DropoutSJLT, FactorGaussian, Gaussian
 from metagradient.attribution.gradients.hooks import ExampleGradients
+from metagradient.attribution.methods.less import less
 from metagradient.attribution.methods.named import Method, method
 from metagradient.attribution.methods.run import MethodSettings, TrainedRun
 from metagradient.attribution.methods.spec import MethodSpec
@@ -39,6 +40,7 @@ __all__ = [
     "checkpoints",
     "exact_scores",
     "fit_at_weight",
+    "less",
     "method",
     "read_scores",
     "run_damping",

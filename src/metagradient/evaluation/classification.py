@@ -60,11 +60,11 @@ def hard_labels(y: Tensor) -> Tensor:
     return y.argmax(1) if y.dim() == 2 and y.shape[1] > 1 else y.flatten().long()
 
 
-def example_losses_of(learner: Learner, state: TrainState, examples: Fields, chunk: int = 2048) -> Tensor:
+def example_losses_of(learner: Learner, state: TrainState, examples: Fields, chunk: int | None = None) -> Tensor:
     """The loss of each example at a state, [n], on the CPU."""
     losses = []
     with torch.no_grad(), learner.evaluating(state):
-        for batch in _chunks(examples, chunk):
+        for batch in _chunks(examples, chunk or learner.rows_at_once(examples)):
             losses.append(learner.losses(batch.to(state.params.device, state.params.dtype)).cpu())
     return torch.cat(losses)
 
@@ -73,7 +73,7 @@ def mean_cross_entropy(learner: Learner, state: TrainState, examples: Fields) ->
     """Mean loss in nats; rows without a label (`ignore_index`) are left out."""
     losses = []
     with torch.no_grad(), learner.evaluating(state):
-        for batch in _chunks(examples, 2048):
+        for batch in _chunks(examples, learner.rows_at_once(examples)):
             there = labelled(learner, batch)
             found = learner.losses(batch.to(state.params.device, state.params.dtype)).cpu()
             losses.append(found if there is None else found[there.cpu()])

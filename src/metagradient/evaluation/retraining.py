@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from torch import Tensor
 
 from metagradient.errors import UserError
-from metagradient.evaluation.measures import MEASURES, Measure
+from metagradient.evaluation.measures import MEASURES
 from metagradient.learners.learner import Learner
 from metagradient.learners.routine import Routine
 from metagradient.training.batches import Fields
@@ -25,14 +25,14 @@ class Retraining:
         seeds: of initialisation and order; none of them was used while the weights were sought.
         unit: steps of a training on all data; `runs` counts the trainings so far in this unit.
         progress: told about every training's steps.
-        measure: what is measured of a model on a test set: its accuracy (see `MEASURES`).
+        measure: what is measured of a model on a test set, higher being better: its accuracy (see `MEASURES`).
     """
 
     routine: Routine
     seeds: Sequence[int]
     unit: int = 1
     progress: Progress | None = None
-    measure: Measure = MEASURES["classes"]
+    measure: Callable[[Learner, TrainState, Fields], float] = MEASURES["classes"]
     runs: float = field(default=0.0, init=False)
 
     def __post_init__(self) -> None:
@@ -56,11 +56,26 @@ class Retraining:
 
         `keep` is handed the first seed's model.
         """
-        results: dict[str, list[float]] = {name: [] for name in tests}
+
+        def judge(learner: Learner, state: TrainState) -> dict[str, float]:
+            return {name: self.measure(learner, state, test) for name, test in tests.items()}
+
+        found = self.each(examples, weights, judge, keep)
+        return {name: statistics.fmean(values) for name, values in found.items()}
+
+    def each(
+        self,
+        examples: Fields,
+        weights: Tensor | None,
+        judge: Callable[[Learner, TrainState], dict[str, float]],
+        keep: Callable[[Learner, TrainState], None] | None = None,
+    ) -> dict[str, list[float]]:
+        """What `judge` says of the model of each seed, by name; otherwise as `accuracies`."""
+        results: dict[str, list[float]] = {}
         for seed in self.seeds:
             learner, state = self.train(examples, seed, weights)
             if keep is not None and seed == self.seeds[0]:
                 keep(learner, state)
-            for name, test in tests.items():
-                results[name].append(self.measure(learner, state, test))
-        return {name: statistics.fmean(values) for name, values in results.items()}
+            for name, value in judge(learner, state).items():
+                results.setdefault(name, []).append(value)
+        return results

@@ -17,7 +17,7 @@ from metagradient.learners.adoption import adopted
 from metagradient.learners.hooks import TrainerHooks
 from metagradient.learners.settings import StepSettings
 from metagradient.learners.translation import Run, idle_hooks, translate
-from metagradient.training.batches import Batch, Batches
+from metagradient.training.batches import Batch, Batches, Fields
 from metagradient.training.compiled import Graphs
 from metagradient.training.microbatches import MicroBatches
 from metagradient.training.model import Needs
@@ -129,6 +129,10 @@ class Learner(TrainerHooks):
     def losses(self, batch: Batch) -> Tensor:
         """The loss of each example, [B]."""
         raise NotImplementedError("write losses(self, batch) -> [B], the loss of each example of the batch")
+
+    def rows_at_once(self, examples: Fields) -> int:
+        """How many examples are run together where nothing is trained."""
+        return 2048
 
     @property
     def layout(self) -> Layout:

@@ -22,11 +22,11 @@ def _batch(learner: Learner, examples: Fields, rows: slice = slice(None)) -> Bat
     return Batch(0, torch.arange(n), fields).to(like.device, like.dtype)
 
 
-def mean_loss(examples: Fields, chunk: int = 2048) -> Callable[[Learner], Tensor]:
+def mean_loss(examples: Fields, chunk: int | None = None) -> Callable[[Learner], Tensor]:
     """The mean loss of the examples (for instance a validation set), a scalar; rows without a label (`ignore_index`) are left out.
 
-    More than `chunk` examples are run `chunk` at a time, forwards and in the derivative, so that a set of any size fits:
-    but for losses in which examples see each other (contrastive ones), which are computed on all of them together.
+    More than `chunk` examples (by default `learner.rows_at_once`) are run `chunk` at a time, forwards and in the derivative, so
+    that a set of any size fits: but for losses in which examples see each other (contrastive ones), which are computed on all of them together.
     """
 
     def objective(learner: Learner) -> Tensor:
@@ -34,17 +34,18 @@ def mean_loss(examples: Fields, chunk: int = 2048) -> Callable[[Learner], Tensor
         n = len(next(iter(rows.values())))
         if n == 0:
             raise UserError("the objective is a mean over no examples: give it some (data.validation=100)")
-        if n <= chunk or _tied(learner, rows):
+        size = learner.rows_at_once(rows) if chunk is None else chunk
+        if n <= size or _tied(learner, rows):
             return learner.losses(_batch(learner, rows)).mean()
 
         def part(start: int) -> Tensor:
             def total() -> Tensor:
-                return learner.losses(_batch(learner, rows, slice(start, start + chunk))).sum()
+                return learner.losses(_batch(learner, rows, slice(start, start + size))).sum()
 
             # Run again in the derivative, where the learner's own context binds the same parameters again.
             return checkpointing.checkpoint(total, use_reentrant=False) if torch.is_grad_enabled() else total()
 
-        return torch.stack([part(start) for start in range(0, n, chunk)]).sum() / n
+        return torch.stack([part(start) for start in range(0, n, size)]).sum() / n
 
     return objective
 

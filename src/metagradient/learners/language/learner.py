@@ -19,6 +19,7 @@ from metagradient.training.tokens import IGNORED, WEIGHTS, target_counts, target
 from metagradient.training.updates import Optimizer, Schedule
 
 _READ = 256  # rows of a data set that are looked at together
+_TOKENS = 2**14  # of rows that are run together where nothing is trained
 
 
 class LanguageModel(ModelLearner):
@@ -67,6 +68,10 @@ class LanguageModel(ModelLearner):
         if all(isinstance(x, Tensor) for x in fields.values()):
             return target_counts(fields, self.ignore_index) > 0
         return torch.cat([target_counts(part, self.ignore_index) > 0 for _, part in in_order(fields, _READ)])
+
+    def rows_at_once(self, examples: Fields) -> int:
+        """So many that they have some ten thousand tokens."""
+        return max(1, _TOKENS // examples["tokens"].shape[1])
 
     def position_weights(self, batch: Batch) -> Tensor:
         """[B, L - 1]: the factors of the tokens' losses in the example's, 0 where there is no target."""

@@ -2,10 +2,9 @@
 
 from collections.abc import Mapping, Sequence
 
-from metagradient.data import Splits
+from metagradient.data import Splits, TextSplits
 from metagradient.data.own.chosen import write_chosen
 from metagradient.descent import Reading, Selection
-from metagradient.evaluation import MEASURES
 from metagradient.reporting import Record, figures
 from metagradient.reporting.pages.report import Distribution, Histogram, Ranking, report_page
 from metagradient.studies.examples import examples_figure, identities, told
@@ -13,21 +12,39 @@ from metagradient.studies.examples import examples_figure, identities, told
 _TOLD = 200  # examples of the lowest, and of the highest weights that the page shows
 
 
-def leave(record: Record, splits: Splits, chosen: Selection) -> None:
+def leave(record: Record, splits: Splits | TextSplits, chosen: Selection) -> None:
     """selection.csv, a row for each training example; and, of a file of the user's, the chosen rows as chosen.*."""
     unit = chosen.unit.removesuffix("s")
     header, cells = identities(splits, "train")
     rows = zip(cells, chosen.weights.tolist(), chosen.kept.tolist(), strict=True)
     path = record.csv("selection", [*header, unit, "kept"], ([*own, weight, kept] for own, weight, kept in rows))
+    if isinstance(splits, TextSplits):
+        return
     values = chosen.weights.long() if unit == "count" else chosen.weights
     write_chosen(splits, chosen.kept.numpy(), values.numpy(), unit, path.parent)
 
 
 def draw(
-    record: Record, splits: Splits, chosen: Selection, readings: Sequence[Reading], references: Mapping[str, float]
+    record: Record,
+    splits: Splits | TextSplits,
+    chosen: Selection,
+    readings: Sequence[Reading],
+    title: str,
+    name: str,
+    references: Mapping[str, float],
 ) -> None:
-    """weights.png, metasteps.png, most_down_weighted.png, report.html."""
-    truth, measure = splits.truth, MEASURES[splits.task]
+    """weights.png, metasteps.png, most_down_weighted.png, report.html.
+
+    Args:
+        record: of the run.
+        splits: the data set.
+        chosen: by the descent.
+        readings: of its metasteps.
+        title: of the measure that stands beside the losses.
+        name: its name in the readings, `held_out_<name>`.
+        references: values of the measure on the test rows.
+    """
+    truth = splits.truth
     threshold = float(chosen.weights[chosen.kept].min()) if chosen.kept.any() else None
     wrong = None if truth is None else truth.wrong
     record.figure("weights", figures.weight_histogram(chosen.weights, wrong, threshold=threshold))
@@ -38,25 +55,27 @@ def draw(
         figures.metastep_curves(
             [reading.metastep for reading in readings],
             {"steering objective": series["objective"], "held-out loss": series["held_out_loss"]},
-            {f"held-out {measure.title}": series[f"held_out_{measure.name}"]},
+            {f"held-out {title}": series[f"held_out_{name}"]} if f"held_out_{name}" in series else {},
             references=references,
             chosen=chosen.metastep,
         ),
     )
 
     _browse(record, splits, chosen)
+    if isinstance(splits, TextSplits):
+        return
     lowest = chosen.weights.argsort(stable=True)[:12]
     given = splits.target_names(splits.train["y"][lowest])
-    true = given if truth is None else splits.target_names(truth.y[lowest])
+    true = given if splits.truth is None else splits.target_names(splits.truth.y[lowest])
     captions = [a if a == b else f"{a} → {b}" for a, b in zip(given, true, strict=True)]
-    title = "most down-weighted" + ("" if truth is None else ": given label → true label")
+    above = "most down-weighted" + ("" if splits.truth is None else ": given label → true label")
     flags = [a != b for a, b in zip(given, true, strict=True)]
     record.figure(
-        "most_down_weighted", examples_figure(splits, splits.train["x"][lowest], captions, flags, title=title)
+        "most_down_weighted", examples_figure(splits, splits.train["x"][lowest], captions, flags, title=above)
     )
 
 
-def _browse(record: Record, splits: Splits, chosen: Selection) -> None:
+def _browse(record: Record, splits: Splits | TextSplits, chosen: Selection) -> None:
     """report.html: the examples of the lowest and the highest weights, and how the weights are spread."""
     order = chosen.weights.argsort(stable=True)
     lowest, highest = order[:_TOLD].tolist(), order.flip(0)[:_TOLD].tolist()

@@ -1,0 +1,39 @@
+"""How well a language model answers: likelihood and multiple choice."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from metagradient.evaluation.classification import example_losses_of
+from metagradient.learners.learner import Learner
+from metagradient.training.batches import Fields
+from metagradient.training.state import TrainState
+from metagradient.training.tokens import target_counts
+
+
+def choice_accuracy(learner: Learner, state: TrainState, options: Fields) -> float:
+    """The share of multiple choice questions whose right option is the likeliest, all its tokens together; in [0, 1].
+
+    Args:
+        learner: a language model, whose losses are means over target tokens, or sums.
+        state: of the model.
+        options: a row for each option: tokens, mask, labels, `question` int64 [m] and `right` bool [m].
+    """
+    losses = example_losses_of(learner, state, {name: x for name, x in options.items() if name not in _OWN})
+    if getattr(learner, "reduction", "mean") == "mean":
+        losses = losses * target_counts(options)
+    return right_share(losses, options["question"], options["right"])
+
+
+_OWN = ("question", "right")
+
+
+def right_share(losses: Tensor, question: Tensor, right: Tensor) -> float:
+    """The share of questions whose option of least loss [m] is right [m]; of equals none is."""
+    names, place = question.unique(return_inverse=True)
+    best = torch.full((2, len(names)), torch.inf, dtype=losses.dtype)
+    for kind in (0, 1):
+        rows = right == bool(kind)
+        best[kind].scatter_reduce_(0, place[rows], losses[rows], "amin")
+    return float((best[1] < best[0]).double().mean())

@@ -1,0 +1,1 @@
+"""Machinery of `selection`: what a kind of data adds to its story."""
