@@ -12,18 +12,23 @@ from metagradient.models.pretrained import (
 )
 from metagradient.models.resnet import ResNet9, resnet9
 from metagradient.models.tables import TableMLP
+from metagradient.models.towers.images import VisionTransformer
+from metagradient.models.towers.texts import BagOfWords, TextTransformer
 from metagradient.models.two_tower import TwoTower
 from metagradient.models.weights import load_weights, read_weights
 
 __all__ = [
     "GPT",
+    "BagOfWords",
     "ImageClassifier",
     "LoRALinear",
     "ResNet9",
     "SentenceClassifier",
     "TableMLP",
     "TextClassifier",
+    "TextTransformer",
     "TwoTower",
+    "VisionTransformer",
     "hf_image_classifier",
     "hf_text_classifier",
     "linear",
