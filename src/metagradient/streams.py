@@ -102,4 +102,5 @@ class Library(IntEnum):
     RANDOM_SEARCH = 21  # of schedules
     SCHEDULE_FREE = 22  # its rate and warm-up
     OUTPUT_NOISE = 41  # on an unlearned model
+    CANDIDATES = 51  # which candidates stand together in a chunk
     COUNT_MASK = 99  # which counts a metastep may move

@@ -19,6 +19,7 @@ from metagradient.replay.metagradients import Metagradients
 from metagradient.replay.objectives import mean_loss
 from metagradient.streams import Library
 from metagradient.training.metaparameters import CandidateWeights, DataWeights
+from metagradient.training.model import Embedding
 from metagradient.training.random import generator
 from metagradient.training.run import Progress, train
 from metagradient.training.state import TrainState
@@ -146,7 +147,7 @@ class CountSelection(_Selecting):
 
     Attributes:
         surrogate: k as a fraction of the run.
-        chunk: candidates per pass at step k.
+        chunk: candidates per pass at step k; of a contrastive loss the batch size is, and chunks are drawn.
     """
 
     probability: float = 0.2
@@ -174,7 +175,9 @@ class CountSelection(_Selecting):
         batches = problem.routine.batches(problem.train, seed, counts=x.long())
         learner = problem.routine.learner(seed, len(batches))
         k = min(int(self.surrogate * len(batches)), len(batches) - 1)
-        z = CandidateWeights(torch.zeros(problem.n), step=k, candidates=problem.train, chunk=self.chunk)
+        # Candidates that see each other are contrasted as in a step: with as many others, drawn anew for every run.
+        chunk, order = (batches.plan.shape[1], seed) if isinstance(learner, Embedding) else (self.chunk, None)
+        z = CandidateWeights(torch.zeros(problem.n), step=k, candidates=problem.train, chunk=chunk, seed=order)
         result = problem.fit(learner, batches, [z], mean_loss(problem.steer))
         return result["candidates"].cpu(), result, learner
 

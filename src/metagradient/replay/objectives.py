@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import torch
 import torch.utils.checkpoint as checkpointing
@@ -12,7 +13,8 @@ from metagradient.errors import UserError
 from metagradient.learners.learner import Learner
 from metagradient.learners.supervised import with_labels
 from metagradient.training.batches import Batch, Fields
-from metagradient.training.microbatches import see_each_other
+from metagradient.training.losses import see_each_other
+from metagradient.training.model import Embedding
 
 
 def _batch(learner: Learner, examples: Fields, rows: slice = slice(None)) -> Batch:
@@ -26,7 +28,8 @@ def mean_loss(examples: Fields, chunk: int | None = None) -> Callable[[Learner],
     """The mean loss of the examples (for instance a validation set), a scalar; rows without a label (`ignore_index`) are left out.
 
     More than `chunk` examples (by default `learner.rows_at_once`) are run `chunk` at a time, forwards and in the derivative, so
-    that a set of any size fits: but for losses in which examples see each other (contrastive ones), which are computed on all of them together.
+    that a set of any size fits: but for losses in which examples see each other, which are computed on all of them together;
+    of a contrastive learner's (`Embedding`) the features are still computed `chunk` at a time.
     """
 
     def objective(learner: Learner) -> Tensor:
@@ -35,19 +38,29 @@ def mean_loss(examples: Fields, chunk: int | None = None) -> Callable[[Learner],
         if n == 0:
             raise UserError("the objective is a mean over no examples: give it some (data.validation=100)")
         size = learner.rows_at_once(rows) if chunk is None else chunk
-        if n <= size or _tied(learner, rows):
+        if n <= size:
             return learner.losses(_batch(learner, rows)).mean()
-
-        def part(start: int) -> Tensor:
-            def total() -> Tensor:
-                return learner.losses(_batch(learner, rows, slice(start, start + size))).sum()
-
-            # Run again in the derivative, where the learner's own context binds the same parameters again.
-            return checkpointing.checkpoint(total, use_reentrant=False) if torch.is_grad_enabled() else total()
-
-        return torch.stack([part(start) for start in range(0, n, size)]).sum() / n
+        if isinstance(learner, Embedding):
+            features = zip(*_in_chunks(learner.embed, learner, rows, size), strict=True)
+            return learner.losses_of(tuple(torch.cat(column) for column in features), _batch(learner, rows)).mean()
+        if _tied(learner, rows):
+            return learner.losses(_batch(learner, rows)).mean()
+        return torch.cat(_in_chunks(learner.losses, learner, rows, size)).mean()
 
     return objective
+
+
+def _in_chunks(function: Callable[[Batch], Any], learner: Learner, examples: Fields, chunk: int) -> list[Any]:
+    """`function` of `chunk` rows at a time, run again in the derivative, where the learner's own context binds the same
+    parameters again."""
+
+    def of(start: int) -> Any:
+        return function(_batch(learner, examples, slice(start, start + chunk)))
+
+    starts = range(0, len(next(iter(examples.values()))), chunk)
+    if not torch.is_grad_enabled():
+        return [of(start) for start in starts]
+    return [checkpointing.checkpoint(of, start, use_reentrant=False) for start in starts]
 
 
 def _tied(learner: Learner, examples: Fields) -> bool:

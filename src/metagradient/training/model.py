@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
-from typing import Any, Literal, Protocol
+from typing import Any, Literal, Protocol, runtime_checkable
 
 from torch import Tensor, nn
 
@@ -105,10 +105,31 @@ class Model(Protocol):
         """All modules, as of `nn.Module`."""
         ...
 
+    def named_modules(self) -> Iterator[tuple[str, nn.Module]]:
+        """All modules with their names, as of `nn.Module`."""
+        ...
+
     def named_parameters(self) -> Iterator[tuple[str, nn.Parameter]]:
         """All parameters with their names, as of `nn.Module`."""
         ...
 
     def train(self, mode: bool = True) -> Any:
         """Training mode, as of `nn.Module`."""
+        ...
+
+
+@runtime_checkable
+class Embedding(Protocol):
+    """What a learner has besides whose losses see the whole batch, and see of each row no more than some features.
+
+    `losses(batch)` is `losses_of(embed(batch), batch)`. So a batch that does not fit into memory is embedded a few rows at
+    a time, and keeps its whole contrast (`MicroBatches`).
+    """
+
+    def embed(self, batch: Batch) -> tuple[Tensor, ...]:
+        """Features [B, ...], row by row: no row's depend on another row."""
+        ...
+
+    def losses_of(self, features: tuple[Tensor, ...], batch: Batch) -> Tensor:
+        """The loss of each row, [B], from the features of all; draws no random numbers."""
         ...

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from metagradient.errors import UserError
 from metagradient.training.batches import Batch
+from metagradient.training.losses import losses_and_buffers
 from metagradient.training.metaparameters import Metaparameter
 from metagradient.training.model import LossGradient, Model
 from metagradient.training.state import TrainState
@@ -104,19 +105,6 @@ def loss_gradient(
         # Runs do not see each other, so the gradient of the sum is each run's own.
         (gradient,) = torch.autograd.grad(loss.sum() if loss.dim() else loss, params, create_graph=tape)
     return gradient, buffers, loss
-
-
-def losses_and_buffers(learner: Model, params: Tensor, buffers: Tensor, batch: Batch, t: int) -> tuple[Tensor, Tensor]:
-    """The losses [B] (of R stacked runs: [R, B]), and the buffers that the forward pass left."""
-
-    def run(params: Tensor, buffers: Tensor, fields: dict[str, Tensor]) -> tuple[Tensor, Tensor]:
-        with learner.running(params, buffers, batch.seed, t):
-            return learner.losses(batch.replace(**fields)), learner.layout.buffers(like=params)
-
-    if params.dim() == 1:
-        return run(params, buffers, {})
-    own = 0 if batch.index.dim() == 2 else None
-    return torch.func.vmap(run, in_dims=(0, 0, own))(params, buffers, batch.fields)
 
 
 def _check_shape(losses: Tensor, shape: tuple[int, ...]) -> None:

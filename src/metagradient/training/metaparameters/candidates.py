@@ -12,10 +12,12 @@ import torch.autograd.forward_ad as forward_ad
 from torch import Tensor
 
 from metagradient.errors import UserError
+from metagradient.streams import Library
 from metagradient.training.batches import Batch, Fields
 from metagradient.training.metaparameters.metaparameter import Metaparameter
 from metagradient.training.model import Model
-from metagradient.training.sources import in_order
+from metagradient.training.random import generator
+from metagradient.training.sources import in_order, stream
 
 
 @dataclass(frozen=True, eq=False)
@@ -27,13 +29,20 @@ class CandidateWeights(Metaparameter):
     memory does not grow with their number. Losses see the parameters and buffers at the start of step k; batch
     normalisation is computed over each chunk, dropout drawn anew for each, so with these the chunk size matters.
 
-    value: [n]; candidates: fields of length n, as `Batches.examples`; step: k; chunk: candidates at a time.
+    Where a candidate's loss depends on the others (a contrastive loss), it is its loss within its chunk, whose other rows
+    are its negatives at weight 1: let `chunk` be the batch size of the run and `seed` the run's, which draws who stands
+    together; chunks are then of equal size, but for one row. A data weight, here and in `DataWeights`, leaves its row in
+    as a negative of others; a count of 0 takes it out.
+
+    value: [n]; candidates: fields of length n, as `Batches.examples`; step: k; chunk: candidates at a time; seed: of their
+    order, None for that of the rows.
     """
 
     name: str = "candidates"
     step: int = 0
     candidates: Fields = field(default_factory=dict)
     chunk: int = 1024
+    seed: int | None = None
 
     @property
     def first_step(self) -> int:
@@ -54,8 +63,14 @@ class CandidateWeights(Metaparameter):
 
     def chunks(self, like: Tensor) -> Iterator[Batch]:
         """The candidates `chunk` at a time, on `like`'s device and in its dtype."""
-        for part, fields in in_order(self.candidates, self.chunk):
+        for part, fields in in_order(self.candidates, self.chunk) if self.seed is None else self._drawn(self.seed):
             yield Batch(self.step, part, fields).to(like.device, like.dtype)
+
+    def _drawn(self, seed: int) -> Iterator[tuple[Tensor, dict[str, Tensor]]]:
+        n = len(self.value)
+        order = torch.randperm(n, generator=generator(seed, Library.CANDIDATES))
+        parts = order.tensor_split(-(-n // self.chunk))
+        yield from zip(parts, stream(self.candidates, ((0, rows) for rows in parts)), strict=True)
 
 
 log = logging.getLogger(__name__)
@@ -82,28 +97,25 @@ class _CandidateGradient(torch.autograd.Function):
     @staticmethod
     def backward(ctx, cotangent):  # type: ignore[no-untyped-def]
         z, params, buffers = ctx.saved_tensors
-        on_z, on_params = [], torch.zeros_like(params)
-        slopes = None if bool((z != 0).any()) else _by_tangents  # at z = 0 the second term vanishes
+        rows, on_z, on_params = [], [], torch.zeros_like(params)
+        flat = not bool((z != 0).any())  # then the second term vanishes
+        slopes = _by_tangents
         for batch in ctx.spec.chunks(params):
-            if slopes is _by_tangents:
+            rows.append(batch.index)
+            if not flat:
+                dz, dp = _both(ctx.learner, params, buffers, batch, cotangent, z[batch.index])
+                on_params += dp
+            else:
                 try:
-                    on_z.append(slopes(ctx.learner, params, buffers, batch, cotangent))
-                    continue
-                except (RuntimeError, NotImplementedError) as error:  # some operation has no rule for tangents
-                    log.debug("candidates twice backwards: %s", error)
+                    dz = slopes(ctx.learner, params, buffers, batch, cotangent)
+                except (RuntimeError, NotImplementedError) as error:
+                    if slopes is _twice_backwards:
+                        raise
+                    log.debug("an operation has no rule for tangents (%s): twice backwards", error)
                     slopes = _twice_backwards
-            if slopes is not None:
-                on_z.append(slopes(ctx.learner, params, buffers, batch, cotangent))
-                continue
-            with torch.enable_grad():
-                leaf = params.detach().requires_grad_()
-                weights = z[batch.index].detach().requires_grad_()
-                losses = _candidate_losses(ctx.learner, leaf, buffers, batch)
-                (gradient,) = torch.autograd.grad((weights * losses).sum(), leaf, create_graph=True)
-                dz, dp = torch.autograd.grad((gradient * cotangent).sum(), (weights, leaf))
-            on_params += dp
+                    dz = slopes(ctx.learner, params, buffers, batch, cotangent)
             on_z.append(dz)
-        return torch.cat(on_z), on_params, None, None, None
+        return torch.cat(on_z)[torch.cat(rows).argsort()], on_params, None, None, None
 
 
 def _by_tangents(learner: Model, params: Tensor, buffers: Tensor, batch: Batch, direction: Tensor) -> Tensor:
@@ -117,13 +129,20 @@ def _by_tangents(learner: Model, params: Tensor, buffers: Tensor, batch: Batch, 
 
 def _twice_backwards(learner: Model, params: Tensor, buffers: Tensor, batch: Batch, direction: Tensor) -> Tensor:
     """The same, by the derivative of the gradient in the losses' weights."""
+    return _both(learner, params, buffers, batch, direction, params.new_zeros(len(batch)))[0]
+
+
+def _both(
+    learner: Model, params: Tensor, buffers: Tensor, batch: Batch, direction: Tensor, z: Tensor
+) -> tuple[Tensor, Tensor]:
+    """The slopes [B], and (sum_i z_i H_i) direction [P]."""
     with torch.enable_grad():
         leaf = params.detach().requires_grad_()
-        weights = params.new_zeros(len(batch)).requires_grad_()
+        weights = z.detach().requires_grad_()
         losses = _candidate_losses(learner, leaf, buffers, batch)
         (gradient,) = torch.autograd.grad((weights * losses).sum(), leaf, create_graph=True)
-        (slopes,) = torch.autograd.grad((gradient * direction).sum(), weights)
-    return slopes
+        on_z, on_params = torch.autograd.grad((gradient * direction).sum(), (weights, leaf))
+    return on_z, on_params
 
 
 def _candidate_losses(learner: Model, params: Tensor, buffers: Tensor, batch: Batch) -> Tensor:
