@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
-from metagradient.schema.ranges import number
+from metagradient.schema.ranges import names, number, settings
 
 _SHARE: dict[str, Any] = {"above": 0, "below": 1}
 _SEED: dict[str, Any] = {"whole": True, "least": 0, "below": 2**63}
+_FILTERS: dict[str, Any] = {"each": True, "some": True, "distinct": True, "least": 0, "below": 1}
+_LIST: dict[str, Any] = {"each": True, "distinct": True}
 
 
 @dataclass
@@ -16,7 +18,7 @@ class Reading:
     """A metasmoothness reading at the start."""
 
     directions: int = number(1, whole=True, least=1)
-    h: float = number(0.05, above=0)
+    h: float = number(0.05, above=0, most=10)
 
 
 @dataclass
@@ -27,8 +29,8 @@ class SelectionConfig:
     held_out: float = number(0.25, **_SHARE)
     refit: bool = False
     retrainings: int = number(3, whole=True, least=1)
-    filter_fractions: list[float] = number([0.1], each=True, least=0, below=1)
-    smoothness: Any = field(default_factory=Reading)
+    filter_fractions: list[float] = number([0.1], **_FILTERS)
+    smoothness: Any = settings(Reading, nullable=True)
     checkpoint: str | None = None
     resume: Any = None
 
@@ -38,7 +40,7 @@ class Filter:
     """The influence filter of the defences."""
 
     k: int = number(2048, whole=True, least=1)
-    damping: float = number(1.0, above=0)
+    damping: float = number(1.0, above=0, most=1e12)
 
 
 @dataclass
@@ -46,17 +48,17 @@ class PoisoningConfig:
     """conf/poisoning.yaml."""
 
     seed: int = number(0, **_SEED)
-    shares: list[float] = number([0.03], each=True, **_SHARE)
+    shares: list[float] = number([0.03], some=True, **_LIST, **_SHARE)
     held_out: float = number(0.4, **_SHARE)
     victims: int = number(5, whole=True, least=1)
     peers: Any = None
     transfer: Any = None
     defences: bool = True
-    filter_fractions: list[float] = number([0.05], each=True, least=0, below=1)
+    filter_fractions: list[float] = number([0.05], **_FILTERS)
     augmentation: Any = None
-    influence: Any = field(default_factory=Filter)
+    influence: Any = settings(Filter)
     defender: Any = None
-    smoothness: Any = field(default_factory=Reading)
+    smoothness: Any = settings(Reading, nullable=True)
     checkpoint: str | None = None
     resume: Any = None
 
@@ -65,10 +67,10 @@ class PoisoningConfig:
 class Grid:
     """The grid of schedules that a search is compared with."""
 
-    low: float = number(0.02, above=0)
-    high: float = number(2.0, above=0)
+    low: float = number(0.02, above=0, most=1e6)
+    high: float = number(2.0, above=0, most=1e6)
     peaks: int = number(10, whole=True, least=1)
-    warmups: list[float] = number([0.1], each=True, least=0, below=1)
+    warmups: list[float] = number([0.1], some=True, **_LIST, least=0, below=1)
 
 
 @dataclass
@@ -77,14 +79,14 @@ class ScheduleConfig:
 
     seed: int = number(0, **_SEED)
     held_out: float = number(0.4, **_SHARE)
-    grid: Any = field(default_factory=Grid)
+    grid: Any = settings(Grid)
     family: Any = None
     schedule_free: bool = True
     finalists: int = number(3, whole=True, least=1)
     finalist_seeds: int = number(3, whole=True, least=1)
     retrainings: int = number(5, whole=True, least=1)
     stretch: int = number(2, whole=True, least=1, most=1000)
-    smoothness: Any = field(default_factory=Reading)
+    smoothness: Any = settings(Reading, nullable=True)
     checkpoint: str | None = None
     resume: Any = None
 
@@ -93,7 +95,7 @@ class ScheduleConfig:
 class Race:
     """Compressors that are timed alone."""
 
-    methods: list[str] = field(default_factory=list)
+    methods: list[str] = names()
     examples: int = number(512, whole=True, least=1)
     repeats: int = number(5, whole=True, least=1)
 
@@ -103,11 +105,11 @@ class AttributionConfig:
     """conf/attribution.yaml."""
 
     seed: int = number(0, **_SEED)
-    methods: list[str] = field(default_factory=list)
+    methods: list[str] = names("exact", some=True)
     queries: int = number(50, whole=True, least=1)
     top: int = number(10, whole=True, least=1)
     held_out: int = number(50, whole=True, least=1)
-    drop: list[float] = number([0.1], each=True, **_SHARE)
+    drop: list[float] = number([0.5], **_LIST, **_SHARE)
     retrainings: int = number(50, whole=True, least=3)
     leave_one_out: int | None = number(None, whole=True, least=1, nullable=True)
     at_once: int = number(50, whole=True, least=1)
@@ -115,8 +117,8 @@ class AttributionConfig:
     keep_retrainings: bool = True
     curvature: str = "gauss_newton"
     labels: int | None = number(None, whole=True, least=1, nullable=True)
-    damping: Any = number(None, above=0, nullable=True, words=("run",))
-    dampings: list[float] = number([1.0], each=True, above=0)
+    damping: Any = number(None, above=0, most=1e12, nullable=True, words=("run",), example=1.0)
+    dampings: list[float] = number([1.0], some=True, **_LIST, above=0, most=1e12)
     checkpoints: int = number(4, whole=True, least=1)
     mask_seed: int = number(0, **_SEED)
     batch: int = number(512, whole=True, least=1)
@@ -127,9 +129,9 @@ class AttributionConfig:
     aggregate: str | None = None
     self_influence: bool = False
     store: str | None = None
-    brittleness: list[int] = number([10], each=True, whole=True, least=1)
-    smoothness: Any = field(default_factory=Reading)
-    race: Any = field(default_factory=Race)
+    brittleness: list[int] = number([10], **_LIST, whole=True, least=1)
+    smoothness: Any = settings(Reading, nullable=True)
+    race: Any = settings(Race)
     checkpoint: str | None = None
     resume: Any = None
 
@@ -139,13 +141,41 @@ class SmoothnessConfig:
     """conf/smoothness.yaml."""
 
     seed: int = number(0, **_SEED)
-    metaparameters: list[str] = field(default_factory=list)
+    metaparameters: list[str] = names("weights", some=True)
     directions: int = number(4, whole=True, least=1)
-    h: float = number(0.05, above=0)
+    h: float = number(0.05, above=0, most=10)
     gradient: bool = True
     variants: Any = None
     checkpoint: str | None = None
     resume: Any = None
+
+
+@dataclass
+class Deleted:
+    """Rows to forget."""
+
+    fraction: float = number(0.01, least=0, most=1)
+    count: int | None = number(None, whole=True, least=0, nullable=True, example=1)
+    rows: str = "random"
+    label: int | None = number(None, whole=True, least=0, nullable=True, example=0)
+    file: str | None = None
+
+
+@dataclass
+class Added:
+    """Rows to learn."""
+
+    fraction: float = number(0.0, least=0, most=1)
+    count: int | None = number(None, whole=True, least=0, nullable=True, example=1)
+
+
+@dataclass
+class Kept:
+    """Where the steps of a run are kept."""
+
+    storage: str = "memory"
+    folder: str | None = None
+    dtype: str | None = None
 
 
 @dataclass
@@ -160,7 +190,7 @@ class Stream:
 class Klom:
     """Models behind KLOM."""
 
-    models: int = number(0, whole=True, least=0)
+    models: int = number(0, whole=True, least=2, words=(0,))
     examples: int = number(1000, whole=True, least=1)
 
 
@@ -168,8 +198,8 @@ class Klom:
 class Frontier:
     """Fixed periods against the adaptive one."""
 
-    periods: list[int] = number([5], each=True, whole=True, least=1)
-    targets: list[float] = number([0.1], each=True, above=0)
+    periods: list[int] = number([5], **_LIST, whole=True, least=1)
+    targets: list[float] = number([0.1], **_LIST, above=0, most=1e6)
 
 
 @dataclass
@@ -178,14 +208,14 @@ class UnlearningConfig:
 
     seed: int = number(0, **_SEED)
     sets: int = number(10, whole=True, least=1)
-    delete: Any = None
-    add: Any = None
-    stream: Any = field(default_factory=Stream)
+    delete: Any = settings(Deleted)
+    add: Any = settings(Added)
+    stream: Any = settings(Stream)
     run_folder: Any = None
-    history: Any = None
+    history: Any = settings(Kept)
     output_noise: float = number(0.0, least=0, most=1e6)
-    klom: Any = field(default_factory=Klom)
-    frontier: Any = field(default_factory=Frontier)
+    klom: Any = settings(Klom)
+    frontier: Any = settings(Frontier)
     checkpoint: str | None = None
     resume: Any = None
 
@@ -195,9 +225,9 @@ class CostConfig:
     """conf/cost.yaml."""
 
     seed: int = number(0, **_SEED)
-    models: list[str] = field(default_factory=list)
-    steps: list[int] = number([100], each=True, whole=True, least=1)
-    plans: list[str] = field(default_factory=list)
+    models: list[str] = names("mlp", some=True)
+    steps: list[int] = number([100], some=True, **_LIST, whole=True, least=1)
+    plans: list[str] = names("auto", some=True)
     repeats: int = number(3, whole=True, least=1)
     tight_memory: Any = None
     tape_steps: int = number(300, whole=True, least=1)

@@ -1,11 +1,15 @@
 """Types of the core configuration groups: a wrong key or type is refused when the configuration is composed."""
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from enum import Enum
 from typing import Any
 
 from hydra.core.config_store import ConfigStore
 from omegaconf import MISSING
+
+from metagradient.schema.ranges import names, number
+
+_COUNT: dict[str, Any] = {"whole": True, "least": 1}
 
 
 class Normalize(Enum):
@@ -36,20 +40,20 @@ class LearnerConfig:
     _target_: Any = None
     arguments: Any = None
     optimizer: Any = MISSING
-    learning_rate: float = MISSING
+    learning_rate: float = number(MISSING, least=0, most=1e6, example=0.05)
     schedule: Any = "constant"
-    warmup: float = 0.25
-    batch_size: int | None = None
-    epochs: int | None = None
-    steps: int | None = None
+    warmup: float = number(0.25, least=0, most=1)
+    batch_size: int | None = number(None, **_COUNT, nullable=True, example=100)
+    epochs: int | None = number(None, **_COUNT, nullable=True, example=20)
+    steps: int | None = number(None, **_COUNT, nullable=True, example=200)
     normalize: Normalize = Normalize.kept
     decay: Decay = Decay.all
-    clip_norm: float | None = None
-    clip_value: float | None = None
-    average: float | None = None
-    label_smoothing: float = 0.0
+    clip_norm: float | None = number(None, above=0, nullable=True, example=1.0)
+    clip_value: float | None = number(None, above=0, nullable=True, example=1.0)
+    average: float | None = number(None, least=0, below=1, nullable=True, example=0.99)
+    label_smoothing: float = number(0.0, least=0, below=1)
     loss: Loss | None = None
-    micro_batch: int | None = None
+    micro_batch: int | None = number(None, **_COUNT, nullable=True, example=16)
     compiled: bool = False
 
 
@@ -65,6 +69,13 @@ class ReplayConfig:
 
 
 @dataclass
+class TrainerConfig:
+    """conf/trainer: what is checked of Lightning's Trainer and of torch, whatever else is given."""
+
+    threads: int | None = number(None, **_COUNT, most=1024, nullable=True, example=1)
+
+
+@dataclass
 class LoggerConfig:
     """conf/logger: the W&B run, and TensorBoard's event files."""
 
@@ -72,16 +83,20 @@ class LoggerConfig:
     project: str = "metagradient"
     group: str | None = None
     name: str | None = None
-    tags: list[str] = field(default_factory=list)
+    tags: list[str] = names()
     tensorboard: bool = False
+
+
+GROUPS: dict[str, type] = {
+    "learner": LearnerConfig,
+    "replay": ReplayConfig,
+    "trainer": TrainerConfig,
+    "logger": LoggerConfig,
+}
 
 
 def register() -> None:
     """Make the types known to Hydra as `<group>/schema`."""
     store = ConfigStore.instance()
-    for group, node in (
-        ("learner", LearnerConfig),
-        ("replay", ReplayConfig),
-        ("logger", LoggerConfig),
-    ):
-        store.store(group=group, name="schema", node=node)
+    for group in ("learner", "replay", "logger"):
+        store.store(group=group, name="schema", node=GROUPS[group])

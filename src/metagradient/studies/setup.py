@@ -20,20 +20,24 @@ from torch import Tensor
 
 from metagradient.data import Splits, TextSplits
 from metagradient.errors import UserError
-from metagradient.schema import EXPERIMENTS, check
+from metagradient.schema import check_settings
 from metagradient.studies import trainer
 from metagradient.training.sources import Column, Source
 
 log = logging.getLogger(__name__)
+_THREADS_OF_A_CORE = 4
 
 
 def prepare(cfg: DictConfig, experiment: str) -> None:
     """Check the experiment's settings (`schema.experiments`); then threads, Lightning's log lines, and a garbage
     collector that need not walk through every import again."""
-    check(cfg, EXPERIMENTS[experiment])
+    check_settings(cfg, experiment)
     trainer.check(cfg)
     gc.freeze()
-    threads = cfg.trainer.threads or threads_of_a_job(_launcher(), os.cpu_count() or 1)
+    cores = os.cpu_count() or 1
+    threads = cfg.trainer.threads or threads_of_a_job(_launcher(), cores)
+    if threads is not None and threads > _THREADS_OF_A_CORE * cores:
+        raise UserError(f"trainer.threads={threads} on {cores} cores would hardly move: set trainer.threads={cores}")
     if threads is not None:
         torch.set_num_threads(threads)
     logging.getLogger("lightning.pytorch.utilities.rank_zero").setLevel(logging.WARNING)
