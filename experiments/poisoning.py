@@ -29,6 +29,8 @@ def run(cfg: DictConfig, record: Record) -> float:
     splits = setup.classification(cfg, inputs=True, classes=True)
     routine = routines.classifier_routine(cfg, splits)
     method = setup.build(cfg.method, _convert_="all")
+    if cfg.defences:
+        poisoning.check(cfg, splits)
     train, validation = splits.train, splits.validation
     order = torch.randperm(len(validation["y"]), generator=generator(cfg.seed, Poisoning.HELD_OUT))
     held = setup.share(cfg.held_out, len(order), "held_out")

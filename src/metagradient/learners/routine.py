@@ -58,6 +58,8 @@ class Routine:
     def batches(self, examples: Fields, seed: int, counts: Tensor | None = None) -> Batches:
         """The run's batches: its order is drawn from `seed`; with `counts`, example i stands counts[i] times."""
         size = len(next(iter(examples.values()))) if counts is None else int(counts.sum())
+        if size == 0:
+            raise UserError("there are no rows to train on: none was chosen, or kept")
         per_epoch = 1 if self.batch_size is None else -(-size // self.batch_size)
         epochs = self.epochs if self.epochs is not None else -(-self._steps // per_epoch)
         if counts is not None:

@@ -31,8 +31,8 @@ TAPE_TOLERANCE = 1e-4
 last bits when their gradient is taped; see `step`)."""
 
 
-class NonFiniteCotangent(RuntimeError):
-    """A cotangent became NaN or infinite on the way back."""
+class NonFiniteCotangent(UserError):
+    """A cotangent became NaN or infinite on the way back: the settings make training too unstable."""
 
 
 class Puller:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-from metagradient.schema.ranges import names, number, settings
+from metagradient.schema.ranges import braces, names, number, settings
 
 _SHARE: dict[str, Any] = {"above": 0, "below": 1}
 _SEED: dict[str, Any] = {"whole": True, "least": 0, "below": 2**63}
@@ -51,13 +51,13 @@ class PoisoningConfig:
     shares: list[float] = number([0.03], some=True, **_LIST, **_SHARE)
     held_out: float = number(0.4, **_SHARE)
     victims: int = number(5, whole=True, least=1)
-    peers: Any = None
-    transfer: Any = None
+    peers: Any = braces(nullable=True)
+    transfer: Any = braces()
     defences: bool = True
     filter_fractions: list[float] = number([0.05], **_FILTERS)
-    augmentation: Any = None
+    augmentation: Any = braces("metagradient.data.RandomShift")
     influence: Any = settings(Filter)
-    defender: Any = None
+    defender: Any = braces("metagradient.descent.WeightSelection")
     smoothness: Any = settings(Reading, nullable=True)
     checkpoint: str | None = None
     resume: Any = None
@@ -80,7 +80,7 @@ class ScheduleConfig:
     seed: int = number(0, **_SEED)
     held_out: float = number(0.4, **_SHARE)
     grid: Any = settings(Grid)
-    family: Any = None
+    family: Any = braces("metagradient.descent.Family")
     schedule_free: bool = True
     finalists: int = number(3, whole=True, least=1)
     finalist_seeds: int = number(3, whole=True, least=1)
@@ -145,7 +145,7 @@ class SmoothnessConfig:
     directions: int = number(4, whole=True, least=1)
     h: float = number(0.05, above=0, most=10)
     gradient: bool = True
-    variants: Any = None
+    variants: Any = braces(nullable=True)
     checkpoint: str | None = None
     resume: Any = None
 

@@ -7,7 +7,7 @@ from typing import Any
 from hydra.core.config_store import ConfigStore
 from omegaconf import MISSING
 
-from metagradient.schema.ranges import names, number
+from metagradient.schema.ranges import braces, names, number
 
 _COUNT: dict[str, Any] = {"whole": True, "least": 1}
 
@@ -39,7 +39,7 @@ class LearnerConfig:
 
     _target_: Any = None
     arguments: Any = None
-    optimizer: Any = MISSING
+    optimizer: Any = braces("metagradient.training.SGD")
     learning_rate: float = number(MISSING, least=0, most=1e6, example=0.05)
     schedule: Any = "constant"
     warmup: float = number(0.25, least=0, most=1)

@@ -144,6 +144,29 @@ class Settings:
         check(value, self.schema, f"{key}.")
 
 
+@dataclass(frozen=True)
+class Braces:
+    """Settings in braces that the schema does not know; `target`: what is built from them, for an example."""
+
+    target: str = ""
+    nullable: bool = False
+
+    def check(self, key: str, value: Any) -> None:
+        """Refuse what is not in braces, or names nothing to be built.
+
+        Raises:
+            UserError: names the setting and what is wrong with it.
+        """
+        if value is None and self.nullable:
+            return
+        if not isinstance(value, Mapping):
+            fix = "null" if self.nullable else f"{{_target_: {self.target}}}" if self.target else "{}"
+            ends = ", or null" if self.nullable else ""
+            raise UserError(f"{key} must be settings in braces{ends}, not '{shown(value)}': set {key}={fix}")
+        if self.target and "_target_" not in value:
+            raise UserError(f"{key} does not say what it is: set {key}._target_={self.target}")
+
+
 def number(default: Any, **bounds: Any) -> Any:
     """A field whose value, or with `each` every one of its values, lies in a range."""
     bounds.setdefault("example", default)
@@ -162,6 +185,11 @@ def names(*default: str, some: bool = False) -> Any:
 def settings(schema: type, nullable: bool = False) -> Any:
     """A field that is a group of settings."""
     return field(default_factory=schema, metadata={"check": Settings(schema, nullable)})
+
+
+def braces(target: str = "", *, nullable: bool = False) -> Any:
+    """A field in braces: what `target` is one example of, or whatever its users make of it."""
+    return field(default=None, metadata={"check": Braces(target, nullable)})
 
 
 def check(cfg: Mapping[str, Any], schema: type, prefix: str = "") -> None:

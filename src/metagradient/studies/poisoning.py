@@ -14,6 +14,7 @@ import metagradient as mg
 from metagradient import attribution as at
 from metagradient.data import RandomShift, Splits
 from metagradient.descent import DescentProblem, Poisons
+from metagradient.errors import UserError
 from metagradient.evaluation import (
     Retraining,
     accuracy,
@@ -32,6 +33,21 @@ from metagradient.training.batches import Fields
 from metagradient.training.random import fold_in
 
 log = logging.getLogger(__name__)
+
+
+def check(cfg: DictConfig, splits: Splits) -> None:
+    """Refuse at once what the defences would refuse after the attacks.
+
+    Raises:
+        UserError: a defence that cannot be built, or that moves images out of their frame.
+    """
+    setup.build(cfg.defender, _convert_="all")
+    augment = setup.build(cfg.augmentation)
+    if isinstance(augment, RandomShift) and splits.kind == "image" and augment.pixels >= min(splits.input_shape[-2:]):
+        height, width = splits.input_shape[-2:]
+        raise UserError(
+            f"augmentation.pixels={augment.pixels} moves images of {height}x{width} out of their frame: set augmentation.pixels=1"
+        )
 
 
 def save(record: Record, splits: Splits, poisons: Poisons, share: float, first: bool) -> None:

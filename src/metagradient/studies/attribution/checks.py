@@ -103,6 +103,11 @@ def check_run(cfg: DictConfig, specs: Sequence[at.MethodSpec], task: Task) -> No
     for spec in specs:
         if spec.name == "file":
             check_scores(at.read_scores(spec.word), task.n, cfg.queries)
+    for count in cfg.brittleness:
+        if count >= task.n:
+            raise UserError(
+                f"brittleness={list(cfg.brittleness)}: {count} rows are all of the {task.n}: set brittleness=[{max(1, task.n // 10)}]"
+            )
     steps, size = len(task.batches), task.state.params.numel()
     along = [spec for spec in specs if spec.where == "path"]
     if along and not (isinstance(cfg.checkpoints, int) and 1 <= cfg.checkpoints <= steps):

@@ -73,7 +73,7 @@ class Labelled(Task):
         correct = None if truth is None else ~truth.wrong
         rivals = {
             "all_data": Choice("all data", self.train),
-            "oracle": None if correct is None else Choice("oracle: correct labels only", take(self.train, correct)),
+            "oracle": None if correct is None or not correct.any() else Choice("oracle: correct labels only", take(self.train, correct)),
             "validation_only": Choice("validation only", self.validation),
             "loss_filter": Choice(
                 f"high-loss filter, {dropped:.0%} dropped", take(self.train, by_loss), None, by_loss, search.tuner.runs
