@@ -18,8 +18,9 @@ from metagradient.reporting import Progress, Record
 from metagradient.streams import Selection
 from metagradient.studies import setup, smoothness, stages
 from metagradient.studies.saved import save_model
-from metagradient.studies.selection.tasks import make_task
 from metagradient.studies.selection.task import Search
+from metagradient.studies.selection.tasks import make_task
+from metagradient.studies.selection.texts import Texts
 from metagradient.studies.trainer import TrainerFit
 from metagradient.training.random import fold_in
 
@@ -29,15 +30,13 @@ def run(cfg: DictConfig, record: Record) -> float:
     task = make_task(cfg)
     method = setup.build(cfg.method, _convert_="all")
     record.scratch("descent.*", "refit")
-    with Progress(stages.selection(cfg, method)) as progress:
+    with Progress(stages.selection(cfg, method, isinstance(task, Texts))) as progress:
         # 1. Descend: train, replay, move the weights; every metastep with a fresh initialisation and order.
         readings: list[Reading] = []
 
         def on_metastep(reading: Reading) -> None:
             readings.append(reading)
-            record.curve(
-                reading.metastep, reading.values | ({} if reading.kept is None else task.found(reading.kept))
-            )
+            record.curve(reading.metastep, reading.values | ({} if reading.kept is None else task.found(reading.kept)))
 
         problem = DescentProblem(
             task.train,

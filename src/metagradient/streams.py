@@ -15,6 +15,7 @@ class Selection(IntEnum):
     JUDGE = 3  # retrainings behind each accuracy
     FILTER = 4  # the training whose losses the filter ranks
     TUNER = 5  # retrainings that choose what the filter drops
+    RANDOM = 6  # rows chosen at random
 
 
 class Poisoning(IntEnum):
@@ -102,5 +103,6 @@ class Library(IntEnum):
     RANDOM_SEARCH = 21  # of schedules
     SCHEDULE_FREE = 22  # its rate and warm-up
     OUTPUT_NOISE = 41  # on an unlearned model
+    WEIGHED = 52  # which candidates a metastep weighs
     CANDIDATES = 51  # which candidates stand together in a chunk
     COUNT_MASK = 99  # which counts a metastep may move

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -22,7 +22,11 @@ from metagradient.training.metaparameters import CandidateWeights, DataWeights
 from metagradient.training.model import Embedding
 from metagradient.training.random import generator
 from metagradient.training.run import Progress, train
+from metagradient.training.sources import take
 from metagradient.training.state import TrainState
+
+_TANGENTS = 2 / 3
+"""A forward pass with tangents, in training steps."""
 
 
 @dataclass(frozen=True)
@@ -147,7 +151,9 @@ class CountSelection(_Selecting):
 
     Attributes:
         surrogate: k as a fraction of the run.
-        chunk: candidates per pass at step k; of a contrastive loss the batch size is, and chunks are drawn.
+        chunk: candidates per pass at step k, at most; of a contrastive loss the batch size is, and chunks are drawn.
+        weighed: so many candidates, drawn anew in every run, are weighed and can move; None: all.
+        most: no count rises above it; None: no bound.
     """
 
     probability: float = 0.2
@@ -155,6 +161,8 @@ class CountSelection(_Selecting):
     swap: int | None = None
     shard: float = 0.5
     chunk: int = 1024
+    weighed: int | None = None
+    most: int | None = None
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -162,8 +170,10 @@ class CountSelection(_Selecting):
             value = getattr(self, name)
             if not 0 <= value <= 1:
                 raise UserError(f"method.{name} must lie in [0, 1], not {value}")
-        if self.chunk < 1 or (self.swap is not None and self.swap < 1):
-            raise UserError(f"method.chunk and method.swap must be at least 1, not {self.chunk} and {self.swap}")
+        for name in ("chunk", "swap", "weighed", "most"):
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                raise UserError(f"method.{name} must be at least 1, not {value}")
 
     def _start(self, n: int) -> Tensor:
         return torch.ones(n)
@@ -176,10 +186,17 @@ class CountSelection(_Selecting):
         learner = problem.routine.learner(seed, len(batches))
         k = min(int(self.surrogate * len(batches)), len(batches) - 1)
         # Candidates that see each other are contrasted as in a step: with as many others, drawn anew for every run.
-        chunk, order = (batches.plan.shape[1], seed) if isinstance(learner, Embedding) else (self.chunk, None)
-        z = CandidateWeights(torch.zeros(problem.n), step=k, candidates=problem.train, chunk=chunk, seed=order)
+        tied, size = isinstance(learner, Embedding), batches.plan.shape[1]
+        chunk = size if tied else min(self.chunk, learner.rows_at_once(problem.train))
+        rows = torch.randperm(problem.n, generator=generator(seed, Library.WEIGHED))[: self.weighed].sort().values
+        candidates = problem.train if self.weighed is None else take(problem.train, rows)
+        z = CandidateWeights(
+            torch.zeros(len(rows)), step=k, candidates=candidates, chunk=chunk, seed=seed if tied else None
+        )
         result = problem.fit(learner, batches, [z], mean_loss(problem.steer))
-        return result["candidates"].cpu(), result, learner
+        gradient = torch.zeros(problem.n).index_copy(0, rows, result["candidates"].float().cpu())
+        passes = _TANGENTS * len(rows) / (size * len(batches))
+        return gradient, replace(result, cost=result.cost + passes), learner
 
     def _train(self, problem: DescentProblem, x: Tensor, seed: int) -> tuple[Learner, TrainState]:
         batches = problem.routine.batches(problem.train, seed, counts=x.long())
@@ -190,14 +207,15 @@ class CountSelection(_Selecting):
         rng = generator(problem.seed, state.metastep, Library.COUNT_MASK)
         if self.swap is None:
             moved = torch.rand(problem.n, generator=rng) < self.probability * state.scale
-            fallen = (state.x - gradient.sign() * moved).clamp(min=0)
+            fallen = (state.x - gradient.sign() * moved).clamp(min=0, max=self.most)
             state.x = fallen if bool(fallen.any()) else state.x
             return
-        shard = (torch.rand(problem.n, generator=rng) < self.shard).nonzero().flatten()
+        shard = ((torch.rand(problem.n, generator=rng) < self.shard) & (gradient != 0)).nonzero().flatten()
         ranked = shard[gradient[shard].argsort()]  # best first
+        raisable = ranked if self.most is None else ranked[state.x[ranked] < self.most]
         lowerable = ranked[state.x[ranked] > 0]
-        pairs = min(self.swap, len(ranked) // 2, len(lowerable) // 2)
-        raised, lowered = ranked[:pairs], lowerable[len(lowerable) - pairs :]
+        pairs = min(self.swap, len(raisable) // 2, len(lowerable) // 2)
+        raised, lowered = raisable[:pairs], lowerable[len(lowerable) - pairs :]
         state.x = state.x.clone()
         state.x[raised] += 1
         state.x[lowered] -= 1

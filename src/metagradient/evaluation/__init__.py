@@ -25,6 +25,7 @@ from metagradient.evaluation.ranking import (
     with_every_label,
 )
 from metagradient.evaluation.retraining import Retraining
+from metagradient.evaluation.texts import choice_accuracy
 from metagradient.evaluation.unlearning import agreement, distance, klom, margins, membership_auc
 from metagradient.evaluation.victims import Victims, train_victims
 from metagradient.training.sources import join, take
@@ -40,6 +41,7 @@ __all__ = [
     "agreement",
     "brittleness",
     "check_scores",
+    "choice_accuracy",
     "distance",
     "example_losses_of",
     "filter_by_loss",

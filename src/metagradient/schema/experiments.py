@@ -22,6 +22,16 @@ class Reading:
 
 
 @dataclass
+class Rivals:
+    """Other choices of texts by attribution."""
+
+    shares: list[float] = number([0.25], each=True, some=True, distinct=True, above=0, most=1)
+    coordinates: int = number(8192, whole=True, least=1)
+    checkpoints: int = number(4, whole=True, least=1)
+    influence: str | None = "dropout:2048:path"
+
+
+@dataclass
 class SelectionConfig:
     """conf/selection.yaml."""
 
@@ -30,6 +40,7 @@ class SelectionConfig:
     refit: bool = False
     retrainings: int = number(3, whole=True, least=1)
     filter_fractions: list[float] = number([0.1], **_FILTERS)
+    rivals: Any = settings(Rivals)
     smoothness: Any = settings(Reading, nullable=True)
     checkpoint: str | None = None
     resume: Any = None

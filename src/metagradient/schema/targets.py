@@ -113,6 +113,8 @@ _DESCENT: dict[str, Numbers] = {
         "swap": _whole(50, nullable=True),
         "shard": _share(0.5, least=None, above=0),
         "chunk": _whole(1024),
+        "weighed": _whole(500, nullable=True),
+        "most": _whole(10, nullable=True),
     },
     "PixelPoisoning": {**_LOOP, "low": _PIXEL, "high": _PIXEL, "settle": _share(0.7)},
     "GradientCancelling": {

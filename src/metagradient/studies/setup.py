@@ -90,22 +90,25 @@ def data(cfg: DictConfig) -> Any:
     return replace(splits, **tables)
 
 
-def classification(cfg: DictConfig, *, inputs: bool = False, classes: bool = False) -> Splits:
+def classification(
+    cfg: DictConfig, *, inputs: bool = False, classes: bool = False, splits: Splits | TextSplits | None = None
+) -> Splits:
     """The data set of `cfg.data`, which must have targets.
 
     Args:
         cfg: the configuration.
+        splits: the data set, where it is built already.
         inputs: examples must be such that they can be moved a little.
         classes: targets must be classes.
 
     Raises:
         UserError: sequences without labels; words, where numbers are to be moved; numbers, where classes are needed.
     """
-    splits = data(cfg)
+    splits = data(cfg) if splits is None else splits
     name = HydraConfig.get().runtime.choices.get("data", splits.name) if HydraConfig.initialized() else splits.name
     if isinstance(splits, TextSplits):
         raise UserError(
-            f"data={name} has texts without labels, which only attribution asks about: choose a labelled set, data=digits"
+            f"data={name} has texts without labels, which selection and attribution ask about: choose a labelled set, data=digits"
         )
     if inputs and splits.kind == "text":
         raise UserError(

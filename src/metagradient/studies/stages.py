@@ -14,12 +14,13 @@ REPLAY = 3.0  # a taped step and its pull, in plain steps
 METASTEP = {"training": (0.0, 1 / 3), "replay": (1 / 3, 1.0)}  # where each lies in a metastep
 
 
-def selection(cfg: DictConfig, method: Loop) -> list[Stage]:
-    """Stages of `selection`."""
+def selection(cfg: DictConfig, method: Loop, texts: bool) -> list[Stage]:
+    """Stages of `selection`, of texts or of examples with targets."""
     return [
         *_smoothness(cfg),
         _descent("descent", method),
         *([_descent("refit", method)] if cfg.refit else []),
+        Stage("rivals", 2 * (2 + cfg.retrainings * len(cfg.rivals.shares)) * texts),
         Stage("filter", 1 + cfg.retrainings * len(cfg.filter_fractions)),
         Stage("choices", 8 * cfg.retrainings),
     ]

@@ -70,7 +70,10 @@ def less(
         dropout = Dropout(min(k, gradients.size), seed).bind(gradients.parameters, state.params, lambda: [])
         scale = (gradients.size / dropout.k) ** 0.5
         flat = torch.cat(
-            [p.start + rows * p.columns + columns for p, (rows, columns) in zip(gradients.parameters, kept, strict=True)]
+            [
+                p.start + rows * p.columns + columns
+                for p, (rows, columns) in zip(gradients.parameters, kept, strict=True)
+            ]
         )
         m, v = (slot.index_select(0, flat) for slot in state.slots[:2])
         t = round((place + 1) / len(trajectory) * steps)

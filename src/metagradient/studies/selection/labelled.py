@@ -73,7 +73,9 @@ class Labelled(Task):
         correct = None if truth is None else ~truth.wrong
         rivals = {
             "all_data": Choice("all data", self.train),
-            "oracle": None if correct is None or not correct.any() else Choice("oracle: correct labels only", take(self.train, correct)),
+            "oracle": None
+            if correct is None or not correct.any()
+            else Choice("oracle: correct labels only", take(self.train, correct)),
             "validation_only": Choice("validation only", self.validation),
             "loss_filter": Choice(
                 f"high-loss filter, {dropped:.0%} dropped", take(self.train, by_loss), None, by_loss, search.tuner.runs
@@ -115,9 +117,9 @@ class Labelled(Task):
         )
 
 
-def labelled(cfg: DictConfig) -> Labelled:
+def labelled(cfg: DictConfig, splits: Splits) -> Labelled:
     """The task of a data set with targets."""
-    splits = setup.classification(cfg)
+    splits = setup.classification(cfg, splits=splits)
     if splits.source and cfg.data.get("split") is None:
         log.info(
             "the validation rows decide which training rows are wanted, so they must be right; a column of data.split=COLUMN, or a source "
