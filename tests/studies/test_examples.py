@@ -6,7 +6,7 @@ from metagradient.data import LabelNoise, Splits, digits
 from metagradient.data.splits import corrupt, standardise
 from metagradient.studies.attribution.browsing import few
 from metagradient.studies.examples import identities, told
-from metagradient.studies.selection import gain
+from metagradient.studies.selection.looking import gain
 
 N = 12
 
