@@ -4,7 +4,15 @@ from metagradient.data.augmentation import GaussianNoise, RandomShift
 from metagradient.data.collisions import higgs
 from metagradient.data.corruption import LabelNoise, LabelTruth
 from metagradient.data.labelled_sentences import SentenceSplits, sentences
-from metagradient.data.language import AnswerTruth, TextSplits, Tokenizer, characters, made_instructions
+from metagradient.data.language import (
+    AnswerNoise,
+    AnswerTruth,
+    TextSplits,
+    Tokenizer,
+    characters,
+    instructions,
+    made_instructions,
+)
 from metagradient.data.origins import Origin
 from metagradient.data.own import array_file, class_numbers, image_folder, table_file, text_file
 from metagradient.data.sources import digits, hub
@@ -12,6 +20,7 @@ from metagradient.data.splits import Splits
 from metagradient.data.tabular import a9a, covtype, rcv1
 
 __all__ = [
+    "AnswerNoise",
     "AnswerTruth",
     "GaussianNoise",
     "LabelNoise",
@@ -31,6 +40,7 @@ __all__ = [
     "higgs",
     "hub",
     "image_folder",
+    "instructions",
     "made_instructions",
     "rcv1",
     "sentences",

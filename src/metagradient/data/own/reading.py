@@ -16,18 +16,18 @@ if TYPE_CHECKING:
     import pandas as pd
 
 
-def read_frame(path: str) -> pd.DataFrame:
+def read_frame(path: str, needs: str | None = "train") -> pd.DataFrame:
     """The rows at `data.path` (`places.find`), numbered from 0 in the order of its files.
 
     Where the source itself is divided, the column `GIVEN` says train, validation or test. The label of a LIBSVM file is
-    the column `target`.
+    the column `target`. A divided source must have the split `needs`.
 
     Raises:
         FileNotFoundError: no such file.
         ConnectionError: a hub set, and no network.
         ValueError: another kind of file, one that cannot be read, no rows, too little memory.
     """
-    parts = find(path)
+    parts = find(path, needs=needs)
     must_fit(sum(bytes_of(part.rows) for part in parts), path)
     return read_parts(parts, path)
 

@@ -43,7 +43,7 @@ def cells(path: str, columns: Sequence[str], rows: Sequence[int]) -> list[list[s
     """What some rows of a file, or of a folder's files, say in some columns, as it is spelt there; what is missing is empty."""
     import pandas as pd
 
-    whole = pd.concat([_spelt(part.rows, columns) for part in find(path)], ignore_index=True)
+    whole = pd.concat([_spelt(part.rows, columns) for part in find(path, needs=None)], ignore_index=True)
     return whole.iloc[list(rows)].to_numpy(dtype=str).tolist()
 
 

@@ -37,7 +37,7 @@ class Part:
     split: str | None = None
 
 
-def find(path: str, endings: Sequence[str] = ENDINGS) -> list[Part]:
+def find(path: str, endings: Sequence[str] = ENDINGS, needs: str | None = "train") -> list[Part]:
     """The parts of a data set, in a fixed order.
 
     A folder's files, and the splits of a `DatasetDict`, are divided by their names (`train-00000-of-00002.parquet`,
@@ -46,11 +46,12 @@ def find(path: str, endings: Sequence[str] = ENDINGS) -> list[Part]:
     Args:
         path: a file, a folder, or `owner/name` or `owner/name:configuration` of the hub.
         endings: of the files that are read.
+        needs: the split that must be there where the source is divided.
 
     Raises:
         FileNotFoundError: nothing there, or nothing of these endings.
         ConnectionError: a hub set, and no network.
-        ValueError: another kind of file, files of several kinds, splits none of which is for training.
+        ValueError: another kind of file, files of several kinds, splits none of which is `needs`.
     """
     place = Path(path).expanduser()
     if place.is_file():
@@ -60,11 +61,11 @@ def find(path: str, endings: Sequence[str] = ENDINGS) -> list[Part]:
             )
         return [Part(place.name, place)]
     if place.is_dir():
-        return _divided(_saved(place, path) if is_saved(place) else _files(place, path, endings), path)
+        return _divided(_saved(place, path) if is_saved(place) else _files(place, path, endings), path, needs)
     named = _HUB_NAME.fullmatch(path)
     if named is None or ending(place) in endings:
         raise FileNotFoundError(_missing(path, endings))
-    return _divided(_of_hub(path, named["name"], named["configuration"], _missing(path, endings)), path)
+    return _divided(_of_hub(path, named["name"], named["configuration"], _missing(path, endings)), path, needs)
 
 
 def is_saved(folder: Path) -> bool:
@@ -144,7 +145,7 @@ def _of_hub(path: str, name: str, configuration: str | None, missing: str) -> li
     return [Part(split, rows) for split, rows in found.items()]
 
 
-def _divided(parts: list[Part], path: str) -> list[Part]:
+def _divided(parts: list[Part], path: str, needs: str | None) -> list[Part]:
     """The parts with the splits that their names say; of none, or of one alone, with none."""
     splits = [split_of(part.name) for part in parts]
     if len(set(splits)) < 2:
@@ -152,9 +153,10 @@ def _divided(parts: list[Part], path: str) -> list[Part]:
     unread = [part.name for part, split in zip(parts, splits, strict=True) if split is None]
     if unread:
         log.warning("data.path=%s: %s not read, since train, validation and test are", path, _listed(unread))
-    if "train" not in splits:
+    if needs is not None and needs not in splits:
+        use = "training" if needs == "train" else needs
         raise ValueError(
-            f"data.path={path} has {_listed(part.name for part in parts)}, of which none is for training: give one of them"
+            f"data.path={path} has {_listed(part.name for part in parts)}, of which none is for {use}: give one of them"
         )
     return [Part(p.name, p.rows, split) for p, split in zip(parts, splits, strict=True) if split is not None]
 
