@@ -1,8 +1,11 @@
 """What examples of a split are called, against the labels that they were given."""
 
+import json
+from pathlib import Path
+
 import torch
 
-from metagradient.data import LabelNoise, Splits, digits
+from metagradient.data import AnswerNoise, LabelNoise, Splits, digits, instructions
 from metagradient.data.splits import corrupt, standardise
 from metagradient.studies.attribution.browsing import few
 from metagradient.studies.examples import identities, told
@@ -30,6 +33,27 @@ def test_the_truth_is_told_of_each_row_that_was_asked_for() -> None:
     header, cells = identities(splits, "train")
     assert header == ["index", "label", "truth"]
     assert [cell[2] for cell in cells] == ["abc"[i % 3] for i in range(N)]
+
+
+def test_texts_are_joined_by_row_id_and_source_and_a_planted_response_has_its_truth(tmp_path: Path) -> None:
+    rows = [{"prompt": f"p {i}", "response": f"r {i}", "name": f"0{i}"} for i in range(N)]
+    (tmp_path / "a.jsonl").write_text("".join(f"{json.dumps(row)}\n" for row in rows), encoding="utf-8")
+    splits = instructions(str(tmp_path / "a.jsonl"), validation=1, test=2, id="name", noise=AnswerNoise(fraction=0.5))
+    header, cells = identities(splits, "train")
+    assert header == ["index", "row", "id", "source", "truth"]
+    shown = told(splits, "train", [6, 2])
+    assert list(shown) == [6, 2]
+    assert splits.truth is not None
+    for index, row, name, source, truth in cells:
+        assert (name, source) == (f"0{row}", "a")
+        assert bool(truth) == bool(splits.truth.wrong[int(index)])
+        assert truth in ("", f"r {row}")
+        if index in shown:
+            assert shown[int(index)].place == (("row", str(row)), ("id", name), ("source", "a"))
+            assert shown[int(index)].truth == truth
+            assert f"p {row}<" in shown[int(index)].says
+            assert shown[int(index)].says.endswith("<|end|>")  # no padding
+    assert identities(splits, "validation")[0] == ["index", "row", "id"]
 
 
 def test_a_terminal_shows_twelve_rows_and_the_ends_of_rankings_first() -> None:

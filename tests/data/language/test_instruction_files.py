@@ -190,6 +190,7 @@ def test_columns_of_other_names_and_other_files(tmp_path: Path) -> None:
         ({"layout": "alpaka"}, "data.layout=alpaka: there are chat, "),
         ({"layout": "alpaca"}, "no such column"),
         ({"columns": {"prompt": "promt"}}, "did you mean data.columns=prompt?"),
+        ({"columns": {"promt": "prompt"}}, "data.columns={promt: ...}: columns of layouts are answer, "),
         ({"id": "name"}, "data.id=name: no such column"),
         ({"length": 1}, "set data.length=256"),
         ({"length": 8}, "no row of train can be used: 18 have a prompt that fills data.length=8"),

@@ -21,6 +21,8 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
+_COLUMNS = {name for layout in LAYOUTS.values() for name in (*layout.columns, *layout.optional)}
+
 
 @dataclass(frozen=True)
 class Place:
@@ -48,6 +50,8 @@ class Place:
         """Raises ValueError: a setting that is out of its range."""
         if self.layout is not None and self.layout not in LAYOUTS:
             raise ValueError(f"data.layout={self.layout}: there are {', '.join(LAYOUTS)}; null: what the columns fit")
+        if odd := sorted(set(self.columns) - _COLUMNS):
+            raise ValueError(f"data.columns={{{odd[0]}: ...}}: columns of layouts are {', '.join(sorted(_COLUMNS))}")
         if not _is_number(self.share) or not 0 < self.share <= 1:
             raise ValueError(f"share of {self.path} lies in (0, 1], not {self.share}: set for example share=0.5")
         if self.rows is not None and (type(self.rows) is not int or self.rows < 1):
