@@ -71,6 +71,9 @@ _SHARED: Numbers = {
 """Shares of one's own rows, or numbers of them."""
 _WORDS: Numbers = {"length": _whole(24), "words": _whole(1000)}
 
+_VOCAB = _whole(512, least=261, most=1_000_000)
+"""Byte pairs: all bytes and the special tokens are among them."""
+
 _DATA: dict[str, Numbers] = {
     "a9a": _ALL_LEFT,
     "covtype": _ALL_LEFT,
@@ -79,6 +82,10 @@ _DATA: dict[str, Numbers] = {
     "hub": {**_ALL_LEFT, "classes": Names(some=True, example=["cat", "dog"], nullable=True)},
     "rcv1": {**_ALL_LEFT, "features": _whole(2000)},
     "characters": {**_DRAWN, "length": _whole(32), "planted": _whole(8, least=0), "copies": _whole(20)},
+    "made_instructions": {**_DRAWN, "train": _whole(800, least=20), "validation": _whole(120), "vocab": _VOCAB},
+    "instructions": {**_SHARED, "length": _whole(256, least=2)},
+    "TokenizerSettings": {"vocab": _VOCAB},
+    "AnswerNoise": {"fraction": _share(0.2)},
     "sentences": {**_DRAWN, **_WORDS},
     "array_file": _SHARED,
     "image_folder": {

@@ -10,7 +10,7 @@ import pandas as pd
 import pytest
 import torch
 
-from metagradient.data import AnswerNoise, TextSplits, instructions
+from metagradient.data import AnswerNoise, TextSplits, TokenizerSettings, instructions
 
 SHARED = Path(__file__).parents[4] / "shared" / "data"
 Write = Callable[[str, Sequence[dict[str, Any]]], str]
@@ -197,8 +197,7 @@ def test_columns_of_other_names_and_other_files(tmp_path: Path) -> None:
         ({"validation": -1}, "set data.validation=0.1"),
         ({"train": 0}, "set data.train=1000"),
         ({"validation": 15, "test": 15}, "cannot be divided"),
-        ({"tokenizer": {"size": 3}}, "data.tokenizer has no size: it takes name, vocab, chat"),
-        ({"tokenizer": {"vocab": 100}}, "set data.tokenizer.vocab=512"),
+        ({"tokenizer": TokenizerSettings(vocab=100)}, "set data.tokenizer.vocab=512"),
         ({"target": {"path": "{a}", "shares": 1}}, "data.target of {a} has no shares"),
         ({"target": {"layout": "chat"}}, "without a path"),
         ({"path": []}, "data.path=[] names no file"),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -23,7 +24,31 @@ from metagradient.data.own.rows import Shares
 
 log = logging.getLogger(__name__)
 
-_TOKENIZER: Mapping[str, Any] = {"name": None, "vocab": 512, "chat": True}
+
+@dataclass(frozen=True)
+class TokenizerSettings:
+    """Which tokenizer reads the texts.
+
+    Attributes:
+        name: a folder, a GGUF file or a name of the Hugging Face hub; None: byte pairs, trained on the pool.
+        vocab: the most tokens of byte pairs.
+        chat: use the named tokenizer's chat template where it has one.
+    """
+
+    name: str | None = None
+    vocab: int = 512
+    chat: bool = True
+
+    def load(self, rows: Sequence[Candidate]) -> ChatTokenizer:
+        """The tokenizer that is named, or one that is trained on some rows.
+
+        Raises:
+            FileNotFoundError: no such file or folder.
+            ValueError: no tokenizer there, or a vocabulary without room for bytes.
+        """
+        if self.name is not None:
+            return load_tokenizer(str(self.name), self.chat)
+        return train_byte_pair((turn.content for row in rows for turn in row.conversation.turns), self.vocab)
 
 
 def instructions(
@@ -35,7 +60,7 @@ def instructions(
     validation: float = 0.1,
     test: float = 0.2,
     length: int = 256,
-    tokenizer: Mapping[str, Any] | None = None,
+    tokenizer: TokenizerSettings | None = None,
     id: str | None = None,
     noise: AnswerNoise | None = None,
     seed: int = 0,
@@ -56,8 +81,7 @@ def instructions(
         validation: a share of the rows of the target (of the pool, without one), or a number.
         test: see validation.
         length: the most tokens of a row.
-        tokenizer: {name: a folder, a GGUF file or a name of the hub; None: byte pairs, trained on the pool}, {vocab: its size},
-            {chat: use its chat template where it has one}.
+        tokenizer: None: byte pairs, trained on the pool.
         id: a column that names rows, which results then carry; all sources must have it.
         noise: on training responses.
         seed: of the rows, the split and the noise.
@@ -78,7 +102,7 @@ def instructions(
     names = distinct([rows.name for rows in (*pool, *asked)])
     drawn = drawn_apart(pool, asked, rng) if asked else divided(pool, shares)
 
-    encoder = _tokenizer(tokenizer, drawn["train"])
+    encoder = (tokenizer or TokenizerSettings()).load(drawn["train"])
     held_out = Fitting(encoder.encode, length, names, options=True)
     training = Fitting(encoder.encode, length, names, options=False)
     found = take_in_turn(held_out, drawn["test"], shares) if asked else take_all(held_out, drawn)
@@ -134,18 +158,3 @@ def _origin(rows: Sequence[Fitted]) -> Origin:
     ids = [row.candidate.id for row in rows]
     named = None if any(each is None for each in ids) else np.array(ids, dtype=str)
     return Origin(np.array([row.candidate.place for row in rows], dtype=np.int64), named)
-
-
-def _tokenizer(settings: Mapping[str, Any] | None, rows: Sequence[Candidate]) -> ChatTokenizer:
-    """The tokenizer that is named, or one that is trained on some rows.
-
-    Raises:
-        ValueError: settings that there are not; as `load_tokenizer` and `train_byte_pair`.
-    """
-    given = dict(settings or {})
-    if odd := [str(key) for key in given if key not in _TOKENIZER]:
-        raise ValueError(f"data.tokenizer has no {', '.join(odd)}: it takes {', '.join(_TOKENIZER)}")
-    own = {**_TOKENIZER, **given}
-    if own["name"] is not None:
-        return load_tokenizer(str(own["name"]), bool(own["chat"]))
-    return train_byte_pair((turn.content for row in rows for turn in row.conversation.turns), own["vocab"])
