@@ -11,7 +11,7 @@ from omegaconf import OmegaConf
 OF_TEXTS = ("gpt", "sentence_classifier")
 FILES = sorted((Path(__file__).parents[2] / "conf" / "model").glob("*.yaml"))
 OF_TABLES = ("table_mlp",)
-FOREIGN = ("custom", "timm", "hf_image_classifier", "hf_text_classifier")
+FOREIGN = ("custom", "timm", "hf_image_classifier", "hf_text_classifier", "hf_causal")
 IMAGES = [file for file in FILES if file.stem not in (*OF_TEXTS, *OF_TABLES, *FOREIGN)]
 
 
@@ -27,6 +27,13 @@ def test_models_of_texts_build() -> None:
     assert instantiate(gpt, vocab=11, block=6)(torch.zeros(2, 6, dtype=torch.int64)).shape == (2, 6, 11)
     sentences.vocab = 11
     assert instantiate(sentences, input_shape=(6,), classes=3)(torch.zeros(2, 6, dtype=torch.int64)).shape == (2, 3)
+
+
+def test_a_causal_model_maps_tokens_to_logits() -> None:
+    pytest.importorskip("transformers", reason="transformers is an extra")
+    node = OmegaConf.load(next(file for file in FILES if file.stem == "hf_causal"))
+    model = instantiate(node, vocab=11, block=6)
+    assert model(torch.zeros(2, 6, dtype=torch.int64)).logits.shape == (2, 6, 11)
 
 
 @pytest.mark.parametrize("input_shape", [(8, 8), (1, 8, 8), (3, 32, 32)])

@@ -1,6 +1,7 @@
 """Models: plain `nn.Module`s that know nothing of the rest of metagradient."""
 
 from metagradient.models.adapters import LoRALinear, lora
+from metagradient.models.causal import hf_causal
 from metagradient.models.classifiers import linear, mlp
 from metagradient.models.gpt import GPT, SentenceClassifier
 from metagradient.models.pretrained import (
@@ -29,6 +30,7 @@ __all__ = [
     "TextTransformer",
     "TwoTower",
     "VisionTransformer",
+    "hf_causal",
     "hf_image_classifier",
     "hf_text_classifier",
     "linear",

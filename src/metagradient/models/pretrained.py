@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib
 import logging
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -10,14 +9,9 @@ from typing import Any
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from metagradient.models.foreign import library_of, low_rank
+
 log = logging.getLogger(__name__)
-
-
-def _library(name: str, extra: str) -> Any:
-    try:
-        return importlib.import_module(name)
-    except ImportError as error:
-        raise ValueError(f"{name} cannot be imported ({error}): pip install 'metagradient[{extra}]'") from error
 
 
 def _channels(input_shape: Sequence[int]) -> int:
@@ -73,7 +67,7 @@ def timm(
     Raises:
         ValueError: timm is not installed, or has no such model.
     """
-    library = _library("timm", "timm")
+    library = library_of("timm", "timm")
     try:
         network = library.create_model(
             name, pretrained=pretrained, num_classes=classes, in_chans=_channels(input_shape), **settings
@@ -160,7 +154,7 @@ def hf_text_classifier(
 def _huggingface(
     kind: str, classes: int, name: str | None, config: Mapping[str, Any], lora: Mapping[str, Any] | None
 ) -> Any:
-    library = _library("transformers", "hf")
+    library = library_of("transformers", "hf")
     if name is not None:
         network = getattr(library, kind).from_pretrained(name, num_labels=classes)
     else:
@@ -169,12 +163,4 @@ def _huggingface(
         network = getattr(library, kind).from_config(made)
     if lora is None:
         return network
-    peft, wanted = _library("peft", "hf"), {"rank": 8, "alpha": 16, "targets": None, "dropout": 0.0} | dict(lora)
-    adapters = peft.LoraConfig(
-        r=wanted["rank"],
-        lora_alpha=wanted["alpha"],
-        target_modules=list(wanted["targets"]) if wanted["targets"] else None,
-        lora_dropout=wanted["dropout"],
-        modules_to_save=[name for name in ("classifier", "score") if hasattr(network, name)],
-    )
-    return peft.get_peft_model(network, adapters)
+    return low_rank(network, lora, [name for name in ("classifier", "score") if hasattr(network, name)])
