@@ -49,7 +49,7 @@ def losses(learner: Learner, batch: Batch) -> Tensor:
 class ExampleGradients:
     """Per-example gradients at a state, in evaluation mode, parameter by parameter as `Piece`s.
 
-    For `nn.Linear`, `nn.Conv2d`, `nn.Embedding`, `nn.LayerNorm` and batch norms they come from the layer's input and
+    For `nn.Linear`, `Conv1D` of transformers, `nn.Conv2d`, `nn.Embedding`, `nn.LayerNorm` and batch norms they come from the layer's input and
     the gradient of its output; for any other module that owns parameters from a vmap over examples of that module
     alone, which is slower and said once. The first batch is checked against single backward passes.
 

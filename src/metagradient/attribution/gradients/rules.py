@@ -74,6 +74,16 @@ def _linear(call: Call, delta: Tensor, keys: Sequence[str]) -> dict[str, Piece]:
     return pieces
 
 
+def _transposed_linear(call: Call, delta: Tensor, keys: Sequence[str]) -> dict[str, Piece]:
+    """`Conv1D` of transformers: a linear map whose weight is [in, out]."""
+    pieces: dict[str, Piece] = {}
+    if "weight" in keys:
+        pieces["weight"] = Outer(_flat(call.args[0]), _flat(delta), delta.shape[0])
+    if "bias" in keys:
+        pieces["bias"] = _vector(delta)
+    return pieces
+
+
 def _conv2d(call: Call, delta: Tensor, keys: Sequence[str]) -> dict[str, Piece]:
     m: Any = call.module
     delta = delta.movedim(1, -1)  # [B, h, w, O]
@@ -138,6 +148,8 @@ def by_vmap(call: Call, delta: Tensor, keys: Sequence[str]) -> dict[str, Piece]:
 def rule_of(module: nn.Module) -> Rule | None:
     if isinstance(module, nn.Linear):
         return _linear
+    if (type(module).__module__, type(module).__name__) == ("transformers.pytorch_utils", "Conv1D"):
+        return _transposed_linear
     if isinstance(module, nn.Conv2d) and module.groups == 1 and module.padding_mode == "zeros":
         return None if isinstance(module.padding, str) else _conv2d
     if type(module) is nn.Embedding and module.padding_idx is None and not module.scale_grad_by_freq:

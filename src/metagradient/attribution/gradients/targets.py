@@ -25,7 +25,7 @@ from metagradient.training.batches import Batch
 from metagradient.training.random import generator
 
 
-def _log_probabilities(learner: Learner, batch: Batch) -> Tensor:
+def _logits(learner: Learner, batch: Batch) -> Tensor:
     """[B, T, C]."""
     logits: Callable[[Batch], Tensor] | None = getattr(learner, "logits", None)
     if logits is None:
@@ -34,7 +34,7 @@ def _log_probabilities(learner: Learner, batch: Batch) -> Tensor:
             "no method logits(batch) -> [B, ..., C] (nor gauss_newton_terms(batch) -> [B, K]); write one, or set curvature=fisher"
         )
     found = logits(batch)
-    return F.log_softmax(found.reshape(len(batch), -1, found.shape[-1]), dim=-1)
+    return found.reshape(len(batch), -1, found.shape[-1])
 
 
 def _terms(learner: Learner, batch: Batch) -> Tensor | None:
@@ -43,22 +43,15 @@ def _terms(learner: Learner, batch: Batch) -> Tensor | None:
     return None if terms is None else terms(batch)
 
 
-def _of_labelled(learner: Learner, batch: Batch, target: Tensor) -> Tensor:
-    """[S, B], 0 for examples without a label: their loss is 0 whatever the model says."""
-    has_label = getattr(learner, "has_label", None)
-    there: Tensor | None = None if has_label is None else has_label(batch)
-    return target if there is None else torch.where(there, target, 0)
-
-
-def _roots(learner: Learner, batch: Batch, positions: int, like: Tensor) -> Tensor:
-    """The square roots of the positions' factors in the loss, [B, T, 1]: 0 of what is no target."""
+def _factors(learner: Learner, batch: Batch, logits: Tensor) -> Tensor:
+    """The positions' factors in the loss, [B, T]: 0 of what is no target, or of examples without a label."""
     factors: Callable[[Batch], Tensor] | None = getattr(learner, "position_weights", None)
     if factors is not None:
-        return factors(batch).to(like).sqrt().unsqueeze(2)
-    even = like.new_full((len(batch), positions, 1), positions**-0.5)
-    has_label = getattr(learner, "has_label", None)
-    there: Tensor | None = None if has_label is None else has_label(batch)
-    return even if there is None else torch.where(there[:, None, None], even, 0)
+        return factors(batch).to(logits)
+    even = logits.new_full(logits.shape[:2], 1 / logits.shape[1])
+    has_label: Callable[[Batch], Tensor | None] | None = getattr(learner, "has_label", None)
+    there = None if has_label is None else has_label(batch)
+    return even if there is None else torch.where(there[:, None], even, 0)
 
 
 def enumerated(learner: Learner, batch: Batch) -> Tensor:
@@ -67,13 +60,14 @@ def enumerated(learner: Learner, batch: Batch) -> Tensor:
     terms = _terms(learner, batch)
     if terms is not None:
         return terms.T
-    logp = _log_probabilities(learner, batch)
-    if logp.shape[1] != 1:
+    logits = _logits(learner, batch)
+    if logits.shape[1] != 1:
         raise UserError(
-            f"labels cannot be enumerated over {logp.shape[1]} positions: draw them instead, for example labels=1"
+            f"labels cannot be enumerated over {logits.shape[1]} positions: draw them instead, for example labels=1"
         )
-    logp = logp[:, 0].T
-    return _of_labelled(learner, batch, -(0.5 * logp).exp().detach() * logp)
+    logp = F.log_softmax(logits[:, 0], dim=-1).T
+    found = -(0.5 * logp).exp().detach() * logp
+    return torch.where(_factors(learner, batch, logits)[:, 0] > 0, found, 0)  # the loss of the others is 0 in any case
 
 
 def drawn(draws: int, seed: int) -> Target:
@@ -88,12 +82,16 @@ def drawn(draws: int, seed: int) -> Target:
             rng = generator(seed, int(batch.index[0]) if len(terms) else 0, device=terms.device)
             signs = torch.randint(2, (draws, *terms.shape), generator=rng, device=terms.device).to(terms) * 2 - 1
             return (signs * terms).sum(2) / draws**0.5
-        logp = _log_probabilities(learner, batch)
-        rows, positions, classes = logp.shape
-        rng = generator(seed, int(batch.index[0]) if rows else 0, device=logp.device)
-        probabilities = logp.detach().exp().reshape(-1, classes)
-        labels = torch.multinomial(probabilities, draws, replacement=True, generator=rng)  # [B T, S]
-        chosen = logp.reshape(-1, classes).gather(1, labels).view(rows, positions, draws)
-        return -(_roots(learner, batch, positions, chosen) * chosen).sum(1).T / draws**0.5
+        logits = _logits(learner, batch)
+        factors = _factors(learner, batch, logits)
+        rows, positions = factors.nonzero(as_tuple=True)  # labels are drawn of targets alone, however rows are padded
+        logp = F.log_softmax(logits[rows, positions], dim=-1)  # [M, C]
+        total = logp.new_zeros(len(batch), draws)
+        if len(rows):
+            rng = generator(seed, int(batch.index[0]), device=logp.device)
+            labels = torch.multinomial(logp.detach().exp(), draws, replacement=True, generator=rng)
+            chosen = factors[rows, positions].sqrt()[:, None] * logp.gather(1, labels)
+            total = total.index_add(0, rows, -chosen / draws**0.5)
+        return total.T
 
     return target
