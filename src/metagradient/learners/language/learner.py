@@ -93,7 +93,7 @@ class LanguageModel(ModelLearner):
         states = parts.states(tokens[:, :-1]).flatten(0, 1).index_select(0, places)
         losses = linear_cross_entropy(states, parts.head.weight, tokens[rows, positions + 1])
         weighted = losses * weights.flatten().index_select(0, places)
-        return torch.zeros_like(weighted[:1]).expand(len(batch)).index_add(0, rows, weighted)
+        return weights.new_zeros(len(batch)).index_add(0, rows, weighted)
 
     def token_losses(self, batch: Batch) -> Tensor:
         """[B, L]: the loss of each token, 0 of those that are no targets."""
