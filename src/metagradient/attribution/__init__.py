@@ -10,7 +10,7 @@ from metagradient.attribution.methods.spec import MethodSpec
 from metagradient.attribution.methods.tracin import checkpoints, tracin
 from metagradient.attribution.methods.trak import TRAK
 from metagradient.attribution.scoring.curvature import run_damping
-from metagradient.attribution.scoring.exact import ExactScores, exact_scores
+from metagradient.attribution.scoring.exact import ExactScores, exact_scores, exact_token_scores
 from metagradient.attribution.scoring.influence import Influence
 from metagradient.attribution.scoring.kernel import KernelInfluence
 from metagradient.attribution.scoring.scorers import Scorer, fit_at_weight, scores, write_scores
@@ -39,6 +39,7 @@ __all__ = [
     "Uncompressed",
     "checkpoints",
     "exact_scores",
+    "exact_token_scores",
     "fit_at_weight",
     "less",
     "method",

@@ -10,7 +10,9 @@ from torch import Tensor
 
 import metagradient as mg
 from metagradient import models
-from metagradient.attribution import TrainedRun, method
+from metagradient.attribution import ExactScores, TrainedRun, exact_scores, exact_token_scores, method
+from metagradient.errors import UserError
+from metagradient.evaluation import example_losses_of
 from metagradient.learners.language import heads
 
 N, VOCABULARY = 8, 17
@@ -90,3 +92,39 @@ def test_a_store_of_padded_texts_answers_later_queries(tmp_path: Path) -> None:
     for _ in range(2):
         found = method("dropout:40", store=str(tmp_path), **settings)(run(), texts(1, 4, width=11, filler=5))
         torch.testing.assert_close(found, expected, rtol=1e-8, atol=1e-12)
+
+
+@pytest.mark.parametrize("at", [1.0, 0.5])
+def test_scores_of_tokens_sum_to_those_of_their_texts(at: float) -> None:
+    trained, queries = run(), texts(1, 4)
+    exact = ExactScores(trained.learner, trained.batches, at=at, at_once=3)
+    tokens, cost = exact_token_scores(exact, queries)
+    by_row = exact.token_weights().split(tokens.T)  # n of [q, L_i]
+    assert [part.shape[1] for part in by_row] == (trained.train["labels"] != -100).sum(1).tolist()
+    expected, expected_cost = exact_scores(exact, queries)
+    torch.testing.assert_close(torch.stack([part.sum(1) for part in by_row]), expected, rtol=1e-9, atol=1e-13)
+    assert cost == pytest.approx(expected_cost)
+
+
+def test_the_score_of_a_token_is_what_its_weight_changes() -> None:
+    """Central differences of the query's loss in the weight of one token."""
+    trained, queries = run(), texts(1, 1, width=7)
+    exact = ExactScores(trained.learner, trained.batches)
+    (found,) = exact_token_scores(exact, queries)[0].T
+    weights, step = exact.token_weights(), 1e-4
+    for place in (0, 5, len(found) - 1):
+        losses = []
+        for sign in (1, -1):
+            moved = weights.value.double().clone()
+            moved[place] += sign * step
+            z = mg.TokenWeights(moved, counts=weights.counts)
+            losses.append(mg.train(trained.learner, trained.batches, [z]))
+        up, down = (float(example_losses_of(trained.learner, state, queries)) for state in losses)
+        assert float(found[place]) == pytest.approx(-(up - down) / (2 * step), rel=1e-5, abs=1e-9)
+
+
+def test_token_scores_are_of_language_models() -> None:
+    learner = mg.Classifier(models.linear((3,), 2), mg.SGD(), 0.1)
+    batches = mg.Batches({"x": torch.randn(4, 3), "y": torch.tensor([0, 1, 0, 1])}, torch.tensor([[0, 1]]))
+    with pytest.raises(UserError, match="token scores are of language models"):
+        exact_token_scores(ExactScores(learner, batches), {"x": torch.randn(1, 3), "y": torch.tensor([0])})

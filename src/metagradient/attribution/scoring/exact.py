@@ -4,20 +4,24 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
 
+from metagradient.errors import UserError
 from metagradient.learners.learner import Learner
 from metagradient.replay import Objective, example_losses, mean_loss, metagradient
 from metagradient.replay.budget import available_bytes, measure, parse_bytes
 from metagradient.replay.storage import Storage
 from metagradient.training.batches import Batches, Fields
-from metagradient.training.metaparameters import DataWeights
+from metagradient.training.metaparameters import DataWeights, TokenWeights
 from metagradient.training.run import Progress, initial_state, run_mode
+from metagradient.training.tokens import IGNORED
 
 log = logging.getLogger(__name__)
+
+Weights = DataWeights | TokenWeights
 
 
 @dataclass(frozen=True, eq=False)
@@ -49,18 +53,40 @@ class ExactScores:
 
     def columns(self, queries: Fields, start: int = 0) -> Iterator[tuple[Tensor, float]]:
         """(scores [n, q'], cost) of the queries from `start` on, one chunk of them a replay."""
+        return self._columns(self._weights(), queries, start)
+
+    def token_columns(self, queries: Fields, start: int = 0) -> Iterator[tuple[Tensor, float]]:
+        """The same of single target tokens of the training examples, [sum L_i, q'], ragged as `TokenWeights`.
+
+        Under `normalize="batch"` the scores of an example's tokens sum to its own.
+
+        Raises:
+            UserError: the learner reads no weights of tokens.
+        """
+        return self._columns(self.token_weights(), queries, start)
+
+    def token_weights(self) -> TokenWeights:
+        """The weight `at` of every target token of the training examples; `split` tells scores by example."""
+        if not hasattr(self.learner, "position_weights"):
+            raise UserError(
+                f"token scores are of language models, which weight their tokens; {type(self.learner).__name__} has none"
+            )
+        ones = TokenWeights.ones(self.batches.examples, getattr(self.learner, "ignore_index", IGNORED))
+        return replace(ones, value=ones.value * self.at)
+
+    def _columns(self, weights: Weights, queries: Fields, start: int) -> Iterator[tuple[Tensor, float]]:
         count = len(next(iter(queries.values())))
-        width, memory = self._chunk(count)
+        width, memory = self._chunk(weights, count)
         for rows in torch.arange(start, count).split(width):
             chosen = {k: v[rows[0] : rows[-1] + 1] for k, v in queries.items()}
-            found, cost = self._replayed(example_losses(chosen), memory)
+            found, cost = self._replayed(weights, example_losses(chosen), memory)
             yield found.T, cost
             if self.progress is not None:
                 self.progress("exact scores", int(rows[-1]) + 1, count)
 
     def aggregate(self, queries: Fields) -> tuple[Tensor, float]:
         """The mean over queries with a label of their scores, [n], and its cost: one replay of their mean loss, however many they are."""
-        return self._replayed(mean_loss(queries), self.memory)
+        return self._replayed(self._weights(), mean_loss(queries), self.memory)
 
     def self_influence(self, start: int = 0) -> Iterator[tuple[Tensor, float]]:
         """(score[i, i] [b], cost) of the training examples from `start` on: each is a query, so n of them are replayed."""
@@ -69,28 +95,28 @@ class ExactScores:
             yield block[own, own - start], cost
             start += block.shape[1]
 
-    def _replayed(self, objective: Objective, memory: str | int | None) -> tuple[Tensor, float]:
+    def _replayed(self, weights: Weights, objective: Objective, memory: str | int | None) -> tuple[Tensor, float]:
         """- d objective / d w, [n] or [Q, n], and the cost of the replay."""
         result = metagradient(
             self.learner,
             self.batches,
-            self._weights(),
+            weights,
             objective,
             checkpoints=self.checkpoints,
             memory=memory,
             storage=self.storage,
             progress=self.progress,
         )
-        return -result["weights"].cpu(), result.cost
+        return -result[weights.name].cpu(), result.cost
 
     def _weights(self) -> DataWeights:
         return DataWeights(torch.full((self.batches.n_examples,), float(self.at)))
 
-    def _chunk(self, count: int) -> tuple[int, int]:
+    def _chunk(self, weights: Weights, count: int) -> tuple[int, int]:
         """Queries in one replay, and the memory that is left for its checkpoints and tape."""
         with run_mode(self.learner, self.batches):
             state = initial_state(self.learner)
-            footprint = measure(self.learner, self.batches, state, [self._weights()], 0)
+            footprint = measure(self.learner, self.batches, state, [weights], 0)
         budget = available_bytes(state.params.device) if self.memory is None else parse_bytes(self.memory)
         # In the pull of a step every query has a cotangent of the state, its successor, and one of the activations.
         each = 3 * footprint.state + footprint.taped_step
@@ -102,4 +128,10 @@ class ExactScores:
 def exact_scores(run: ExactScores, queries: Fields) -> tuple[Tensor, float]:
     """All scores [n, q] in memory, and their cost in trainings."""
     parts = list(run.columns(queries))
+    return torch.cat([part for part, _ in parts], dim=1), sum(cost for _, cost in parts)
+
+
+def exact_token_scores(run: ExactScores, queries: Fields) -> tuple[Tensor, float]:
+    """Scores of single target tokens [sum L_i, q], and their cost: see `ExactScores.token_columns`."""
+    parts = list(run.token_columns(queries))
     return torch.cat([part for part, _ in parts], dim=1), sum(cost for _, cost in parts)
