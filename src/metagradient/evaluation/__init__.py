@@ -18,9 +18,13 @@ from metagradient.evaluation.filtering import filter_by_loss, filter_by_suspicio
 from metagradient.evaluation.groundtruth import GroundTruth, leave_one_out, run_digest, subsets
 from metagradient.evaluation.measures import MEASURES, Measure
 from metagradient.evaluation.ranking import (
+    LossDifference,
+    RandomRemovals,
     brittleness,
     inspection_curve,
     mislabel_auc,
+    query_loss_difference,
+    random_removals,
     source_precision,
     with_every_label,
 )
@@ -34,7 +38,9 @@ __all__ = [
     "MEASURES",
     "Correlation",
     "GroundTruth",
+    "LossDifference",
     "Measure",
+    "RandomRemovals",
     "Retraining",
     "Victims",
     "accuracy",
@@ -60,6 +66,8 @@ __all__ = [
     "mislabel_auc",
     "neighbour_distances",
     "outputs_of",
+    "query_loss_difference",
+    "random_removals",
     "run_digest",
     "source_precision",
     "subsets",

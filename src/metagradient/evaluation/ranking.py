@@ -1,17 +1,25 @@
-"""What a ranking of training examples finds: wrong labels, planted sources, the examples that a prediction hangs on."""
+"""What a ranking of training examples finds: wrong labels, planted sources, the examples that a prediction hangs on.
+
+The query loss difference removes each query's highest-scored examples, trains again, and compares with as many examples drawn
+at random. A data filter lives by it, where the linear datamodeling score looks at random removals only.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 from torch import Tensor
 from torchmetrics.functional.classification import binary_auroc
 
 from metagradient.errors import UserError
-from metagradient.evaluation.groundtruth import GroundTruth
+from metagradient.evaluation.datamodels import check_scores
+from metagradient.evaluation.groundtruth import GroundTruth, subsets
+from metagradient.streams import Intervals
 from metagradient.training.batches import Fields
+from metagradient.training.random import fold_in
 
 
 def mislabel_auc(suspicion: Tensor, wrong: Tensor) -> float:
@@ -86,3 +94,88 @@ def brittleness(truth: GroundTruth, scores: Tensor, y: Tensor, sizes: Sequence[i
         rise[s] = own[runs, queries] - own[0]
         smallest = torch.where(guess[runs, queries] != guess[0], float(sizes[s]), smallest)
     return Brittleness(sizes, rise, smallest)
+
+
+@dataclass(frozen=True, eq=False)
+class RandomRemovals:
+    """What removing examples at random does.
+
+    Attributes:
+        removed: examples that each retraining goes without.
+        whole: the queries' losses after training on everything, [q].
+        losses: after training without `removed` random examples, [R, q].
+    """
+
+    removed: int
+    whole: Tensor
+    losses: Tensor
+
+    @property
+    def rise(self) -> Tensor:
+        """The mean rise of each query's loss, [q], in nats."""
+        return self.losses.mean(0) - self.whole
+
+
+@dataclass(frozen=True, eq=False)
+class LossDifference:
+    """QLD: the mean over queries of `rise` - the rise after random removals, in nats, and its bootstrap 95 % interval.
+
+    rise: of each query's loss without its own top examples, [q].
+    """
+
+    mean: float
+    low: float
+    high: float
+    rise: Tensor
+
+
+def random_removals(truth: GroundTruth, share: float, runs: int, seed: int) -> RandomRemovals:
+    """The baseline that every method is compared with: 1 + runs trainings.
+
+    Args:
+        truth: the run and the queries.
+        share: of the training examples that are removed, in (0, 1).
+        runs: retrainings without as many random examples.
+        seed: of the random choices.
+
+    Raises:
+        UserError: a share that removes nothing or everything; no run.
+    """
+    if runs < 1:
+        raise UserError(f"random removals need at least one retraining, not {runs}: set qld.randoms=5")
+    n = truth.batches.n_examples
+    kept = torch.cat([torch.ones(1, n, dtype=torch.bool), subsets(n, share, runs, seed)])
+    losses = truth.losses(kept)
+    return RandomRemovals(int((~kept[1]).sum()), losses[0], losses[1:])
+
+
+def query_loss_difference(
+    truth: GroundTruth, scores: Tensor, random: RandomRemovals, *, resamples: int = 1000, seed: int = 0
+) -> LossDifference:
+    """QLD of scores: one training without the highest-scored examples of each query, as many as `random` removes.
+
+    The interval resamples queries, and the random removals beside them.
+    Source: bergson's leaderboard, https://github.com/EleutherAI/bergson.
+
+    Args:
+        truth: as for `random_removals`; its queries are the scores' columns.
+        scores: [n, q] in any units, positive = removing the example raises the loss.
+        random: the baseline.
+        resamples: bootstrap resamples; 0: no interval.
+        seed: of the resamples.
+
+    Raises:
+        UserError: scores of another shape, or not finite.
+    """
+    n, q = truth.batches.n_examples, len(random.whole)
+    top = check_scores(scores, n, q).topk(random.removed, dim=0).indices
+    kept = torch.ones(q, n, dtype=torch.bool).scatter(1, top.T, value=False)
+    rise = truth.losses(kept).diagonal() - random.whole
+    beyond, by_chance = rise.double().numpy(), (random.losses - random.whole).double().numpy()
+    rng = np.random.default_rng(fold_in(seed, Intervals.BOOTSTRAP))
+    means = []
+    for _ in range(resamples):
+        columns, rows = rng.integers(q, size=q), rng.integers(len(by_chance), size=len(by_chance))
+        means.append(beyond[columns].mean() - by_chance[np.ix_(rows, columns)].mean())
+    low, high = np.quantile(means, [0.025, 0.975]) if means else (np.nan, np.nan)
+    return LossDifference(float(beyond.mean() - by_chance.mean()), float(low), float(high), rise)
