@@ -56,6 +56,8 @@ class Attribution(IntEnum):
     MASKS = 8  # masks and projections
     MODELS = 9  # the models that TRAK averages over
     LEAVE_ONE_OUT = 10  # which rows are left out one by one
+    RANDOM = 11  # the scores of the method random
+    RANDOM_REMOVALS = 12  # which rows are removed beside a query's top ones
 
 
 class Unlearning(IntEnum):

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from metagradient.attribution.compression.compressors import Compressor, Uncompressed
 from metagradient.attribution.compression.projections import Gaussian
+from metagradient.attribution.methods.baselines import BASELINES
 from metagradient.attribution.methods.packages import PACKAGES, contained
 from metagradient.attribution.methods.run import MethodSettings, TrainedRun
 from metagradient.attribution.methods.spec import OWN, MethodSpec, slug
@@ -136,6 +137,8 @@ class Method:
             return self._tracin(run, progress)
         if name == "trak":
             return self._trak(run, progress)
+        if name in BASELINES:
+            return BASELINES[name](run, s)
         assert name in PACKAGES, name
         with contained():
             return PACKAGES[name](run, s)
@@ -210,7 +213,7 @@ def method(word: str | Compressor, settings: MethodSettings | None = None, **ove
         word: `exact`, `none`, `gradient_dot`, `cosine`, `dropout:k`, `factor_dropout:k`, `gaussian:k`,
             `factor_gaussian:k`, `sjlt:k`, `dropout_sjlt:k`, `pca:k`, each also with `:alpha` (at the run in which
             every example has one weight) and influence functions with `:path` (means along the run);
-            `tracin:checkpoints`, `trak:models`, another package's name, a file of scores; or an object that is a
+            `tracin:checkpoints`, `trak:models`, `random`, `bm25`, another package's name, a file of scores; or an object that is a
             `Compressor`.
         settings: all settings at once; `overrides` change single ones (`damping=`, `labels=`, ...).
         **overrides: single settings, by name.

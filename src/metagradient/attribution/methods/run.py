@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Literal, Self
 
@@ -22,12 +23,14 @@ class TrainedRun:
         batches: the run's training examples and their order.
         state: the end of the run.
         routine: how such models are trained; only TRAK, which trains several, needs it.
+        words: of each of some texts; only bm25 needs it.
     """
 
     learner: Learner
     batches: Batches
     state: TrainState
     routine: Routine | None = field(default=None, repr=False)
+    words: Callable[[Fields], list[list[str]]] | None = field(default=None, repr=False)
 
     @classmethod
     def of(cls, learner: Learner, batches: Batches, progress: Progress | None = None) -> Self:

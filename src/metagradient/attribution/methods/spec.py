@@ -1,4 +1,4 @@
-"""Names of attribution methods: `exact`, `dropout:4096`, `none:alpha`, `sjlt:512:path`, `trak:3`, a file of scores."""
+"""Names of attribution methods: `exact`, `dropout:4096`, `none:alpha`, `sjlt:512:path`, `trak:3`, `bm25`, a file of scores."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from typing import Literal, Self
 
 from metagradient.attribution.compression.compressors import Compressor, Dropout, FactorDropout
 from metagradient.attribution.compression.projections import PCA, SJLT, DropoutSJLT, FactorGaussian, Gaussian
+from metagradient.attribution.methods.baselines import BASELINES
 from metagradient.attribution.methods.packages import PACKAGES
 from metagradient.errors import UserError
 
@@ -38,6 +39,7 @@ NAMES = [
     *(f"{name}:k:path" for name in COMPRESSORS),
     "tracin:checkpoints",
     "trak:models",
+    *BASELINES,
     *PACKAGES,
     "a path to .npy or .safetensors",
 ]
@@ -49,7 +51,7 @@ class MethodSpec:
 
     Attributes:
         word: as it was given.
-        name: of the method: exact, a compressor, none, gradient_dot, cosine, tracin, trak, another package, file,
+        name: of the method: exact, a compressor, none, gradient_dot, cosine, tracin, trak, random, bm25, another package, file,
             or own, for a compressor given as an object.
         count: coordinates kept, checkpoints of TracIn, or models of TRAK; None where there is no such number.
         where: the state that it looks at.
@@ -78,7 +80,7 @@ class MethodSpec:
                 plain, where = word.removesuffix(f":{suffix}"), suffix
         name, _, argument = plain.partition(":")
         counted = name in COMPRESSORS or (name in ("tracin", "trak") and where == "end")
-        alone = plain == "exact" or plain in UNCOMPRESSED or word in PACKAGES
+        alone = plain == "exact" or plain in UNCOMPRESSED or word in (*BASELINES, *PACKAGES)
         if where == "path" and name not in ("none", *COMPRESSORS):
             alone = counted = False
         if alone:
@@ -117,7 +119,7 @@ class MethodSpec:
     @property
     def reflexive(self) -> bool:
         """Whether it scores training examples for themselves."""
-        return self.additive and self.name != "cosine"
+        return self.additive and self.name not in ("cosine", *BASELINES)
 
     def compressor(self) -> Compressor:
         """The compressor that it names."""
@@ -126,7 +128,12 @@ class MethodSpec:
 
     def unit(self, curvature: str) -> str:
         """`nats`, where scores are predicted changes of the query's loss; else units of the method's own."""
-        product = self.name in ("gradient_dot", "cosine", *PACKAGES)  # or of another output, such as a margin
+        product = self.name in (
+            "gradient_dot",
+            "cosine",
+            *BASELINES,
+            *PACKAGES,
+        )  # or of another output, such as a margin
         plain = curvature == "identity" and (self.name == "none" or self.compressed)
         return "of the method" if product or plain else "nats"
 
