@@ -16,6 +16,7 @@ from metagradient.data.language import (
 )
 from metagradient.data.origins import Origin
 from metagradient.data.own import array_file, class_numbers, image_folder, table_file, text_file
+from metagradient.data.pairs import PairSplits, drawn_digits, image_text_pairs
 from metagradient.data.sources import digits, hub
 from metagradient.data.splits import Splits
 from metagradient.data.tabular import a9a, covtype, rcv1
@@ -27,6 +28,7 @@ __all__ = [
     "LabelNoise",
     "LabelTruth",
     "Origin",
+    "PairSplits",
     "RandomShift",
     "SentenceSplits",
     "Splits",
@@ -39,9 +41,11 @@ __all__ = [
     "class_numbers",
     "covtype",
     "digits",
+    "drawn_digits",
     "higgs",
     "hub",
     "image_folder",
+    "image_text_pairs",
     "instructions",
     "made_instructions",
     "rcv1",

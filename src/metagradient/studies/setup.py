@@ -18,7 +18,7 @@ from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
 from torch import Tensor
 
-from metagradient.data import Splits, TextSplits
+from metagradient.data import PairSplits, Splits, TextSplits
 from metagradient.errors import UserError
 from metagradient.schema import check_settings
 from metagradient.studies import trainer
@@ -80,7 +80,7 @@ def build(node: Any, *args: Any, **kwargs: Any) -> Any:
 def data(cfg: DictConfig) -> Any:
     """The data set of `cfg.data`; inputs that are not held become columns, which are read when they are asked for."""
     splits = build(cfg.data)
-    if not isinstance(splits, Splits) or isinstance(splits.train["x"], Tensor):
+    if not isinstance(splits, Splits | PairSplits) or isinstance(splits.train["x"], Tensor):
         return splits
     tables = {
         name: {**table, "x": Column(Source(table["x"], ("x",), workers=table["x"].workers), "x")}

@@ -45,7 +45,7 @@ class Tabled:
             folder = part.rows.parent if isinstance(part.rows, Path) else Path()
             for value in values_of(part.rows, self.image):
                 if next(number) in wanted:
-                    yield _content(value, folder)
+                    yield content(value, folder)
 
     def by_row(self) -> Contents | None:
         """The same one by one, of Arrow data sets, which are on disk as they are in memory; None for Parquet files."""
@@ -74,7 +74,7 @@ class Contents(Sequence[bytes | Path | None]):
         row = int(self.rows[place])
         part = int(np.searchsorted(self.starts, row, side="right")) - 1
         found = self.sets[part][row - int(self.starts[part])]
-        return _content(found.column(0)[0].as_py(), Path())
+        return content(found.column(0)[0].as_py(), Path())
 
 
 def is_table(path: str) -> bool:
@@ -114,7 +114,8 @@ def _holds_images(kind: Any) -> bool:
     return bool(types.is_binary(kind) or types.is_large_binary(kind))
 
 
-def _content(value: Any, folder: Path) -> bytes | Path | None:
+def content(value: Any, folder: Path) -> bytes | Path | None:
+    """What a cell of a column of images holds: the bytes, or a file, of a name in `folder`; None where it is empty."""
     if isinstance(value, dict):
         kept, path = value.get("bytes"), value.get("path")
         return kept if kept is not None or path is None else folder / path
