@@ -32,6 +32,7 @@ from metagradient.evaluation.retraining import Retraining
 from metagradient.evaluation.texts import choice_accuracy
 from metagradient.evaluation.unlearning import agreement, distance, klom, margins, membership_auc
 from metagradient.evaluation.victims import Victims, train_victims
+from metagradient.evaluation.zero_shot import Retrieval, class_accuracy, embeddings, retrieval
 from metagradient.training.sources import join, take
 
 __all__ = [
@@ -42,13 +43,16 @@ __all__ = [
     "Measure",
     "RandomRemovals",
     "Retraining",
+    "Retrieval",
     "Victims",
     "accuracy",
     "agreement",
     "brittleness",
     "check_scores",
     "choice_accuracy",
+    "class_accuracy",
     "distance",
+    "embeddings",
     "example_losses_of",
     "filter_by_loss",
     "filter_by_suspicion",
@@ -68,6 +72,7 @@ __all__ = [
     "outputs_of",
     "query_loss_difference",
     "random_removals",
+    "retrieval",
     "run_digest",
     "source_precision",
     "subsets",

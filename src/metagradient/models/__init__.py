@@ -14,6 +14,7 @@ from metagradient.models.pretrained import (
 from metagradient.models.resnet import ResNet9, resnet9
 from metagradient.models.tables import TableMLP
 from metagradient.models.towers.images import VisionTransformer
+from metagradient.models.towers.named import image_text_model
 from metagradient.models.towers.texts import BagOfWords, TextTransformer
 from metagradient.models.two_tower import TwoTower
 from metagradient.models.weights import load_weights, read_weights
@@ -33,6 +34,7 @@ __all__ = [
     "hf_causal",
     "hf_image_classifier",
     "hf_text_classifier",
+    "image_text_model",
     "linear",
     "load_weights",
     "lora",

@@ -50,6 +50,8 @@ def computed_with(
 
 def losses_in_parts(learner: Model, params: Tensor, buffers: Tensor, batch: Batch, t: int, size: int) -> Tensor:
     """The losses [B] of a batch whose rows are run `size` at a time: of an `Embedding` with its whole contrast."""
+    if size >= len(batch):
+        return computed_with(learner, params, buffers, batch, t, learner.losses)[0]
     function = learner.embed if isinstance(learner, Embedding) else learner.losses
     found = []
     for start in range(0, len(batch), size):

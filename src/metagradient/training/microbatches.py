@@ -248,8 +248,6 @@ def _refuse_tied(learner: Model, params: Tensor, buffers: Tensor, batch: Batch, 
         together, apart = (
             losses_in_parts(learner, beside, buffers, rows, t, size) for size in (len(rows), (len(rows) + 1) // 2)
         )
-        if isinstance(learner, Embedding):  # whose losses() may have been written anew
-            together = losses_and_buffers(learner, beside, buffers, rows, t)[0]
     if differ(together, apart):
         what = _statistics(learner) or "a contrastive loss, batch statistics"
         raise UserError(

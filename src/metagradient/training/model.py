@@ -53,6 +53,15 @@ class Differentiate(Protocol):
         ...
 
 
+class Accumulate(Differentiate, Protocol):
+    """The same, `size` rows at a time."""
+
+    @property
+    def size(self) -> int:
+        """Rows that are run together."""
+        ...
+
+
 class Model(Protocol):
     """A function of flat vectors with per-example losses, and the update that trains it.
 
@@ -85,7 +94,7 @@ class Model(Protocol):
         ...
 
     @property
-    def micro_batches(self) -> Differentiate | None:
+    def micro_batches(self) -> Accumulate | None:
         """The loss gradient a few rows at a time, or None for the whole batch at once."""
         ...
 

@@ -13,7 +13,7 @@ from metagradient.errors import UserError
 from metagradient.training.batches import Batch
 from metagradient.training.losses import losses_and_buffers
 from metagradient.training.metaparameters import Metaparameter
-from metagradient.training.model import LossGradient, Model
+from metagradient.training.model import Differentiate, LossGradient, Model
 from metagradient.training.state import TrainState
 from metagradient.training.updates.optimizers import Scalar
 
@@ -67,10 +67,8 @@ def step(
         if bool(skipped.all()):
             return _skipped(state)
 
-    if learner.micro_batches is not None:
-        differentiate = learner.micro_batches
-    else:
-        differentiate = loss_gradient if learner.graphs is None or runs else learner.graphs
+    plain: Differentiate = loss_gradient if learner.graphs is None or runs else learner.graphs
+    differentiate = plain if learner.micro_batches is None else learner.micro_batches
     gradient, buffers, loss = differentiate(learner, params, state.buffers, batch, weights, t, tape=tape)
     for m in z:
         gradient = m.on_gradient(gradient, learner, params, state.buffers, t)

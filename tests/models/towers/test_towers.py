@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from metagradient.models import BagOfWords, TextTransformer, TwoTower, VisionTransformer
+from metagradient.models import BagOfWords, TextTransformer, TwoTower, VisionTransformer, image_text_model
 from metagradient.models.towers.transformer import Block
 
 
@@ -57,6 +57,16 @@ def test_patches_are_those_of_a_strided_convolution() -> None:
     torch.testing.assert_close(seen[0], theirs.flatten(2).transpose(1, 2))
 
 
+@pytest.mark.parametrize("image", ["resnet9", "vit", "mlp"])
+@pytest.mark.parametrize("text", ["bag_of_words", "transformer"])
+def test_towers_by_name_meet_in_one_space(image: str, text: str) -> None:
+    model = image_text_model((3, 8, 16), 9, 4, image, text, outputs=6)
+    a, b, scale = model(torch.randn(5, 3, 8, 16), torch.randint(0, 9, (5, 4)))
+    assert a.shape == b.shape == (5, 6)
+    torch.testing.assert_close((a * a).sum(1).detach(), torch.ones(5))
+    assert float(scale.detach()) == pytest.approx(1 / 0.07, rel=1e-6)
+
+
 def test_a_bias_is_learned_and_given_as_a_fourth() -> None:
     model = TwoTower(nn.Linear(2, 2), nn.Linear(2, 2), temperature=0.1, bias=-10.0)
     *_, scale, bias = model(torch.ones(1, 2), torch.ones(1, 2))
@@ -70,6 +80,8 @@ def test_a_bias_is_learned_and_given_as_a_fourth() -> None:
     [
         (lambda: VisionTransformer((3, 8, 8), patch=3), "patch=3 must divide the images' 8x8 pixels"),
         (lambda: VisionTransformer((3, 8, 8), width=6, heads=4), "heads=4 must divide the width 6"),
+        (lambda: image_text_model((3, 8, 8), 9, 4, "vgg"), r"model\.image must be one of resnet9, vit, mlp"),
+        (lambda: image_text_model((3, 8, 8), 9, 4, text_options={"depth": 2}), r"model\.text_options=.*depth"),
         (lambda: TextTransformer(9, length=2)(torch.zeros(1, 3, dtype=torch.int64)), "at most 2 tokens; got 3"),
     ],
 )

@@ -14,6 +14,7 @@ from torch import Tensor
 from metagradient.errors import UserError
 from metagradient.streams import Library
 from metagradient.training.batches import Batch, Fields
+from metagradient.training.losses import losses_in_parts
 from metagradient.training.metaparameters.metaparameter import Metaparameter
 from metagradient.training.model import Model
 from metagradient.training.random import generator
@@ -146,5 +147,6 @@ def _both(
 
 
 def _candidate_losses(learner: Model, params: Tensor, buffers: Tensor, batch: Batch) -> Tensor:
-    with learner.running(params, buffers, batch.seed, batch.t):
-        return learner.losses(batch)
+    """[B]; where the run has micro-batches, as many rows at a time, with the contrast of the chunk."""
+    size = len(batch) if learner.micro_batches is None else learner.micro_batches.size
+    return losses_in_parts(learner, params, buffers, batch, batch.t, size)
