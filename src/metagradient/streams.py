@@ -16,6 +16,7 @@ class Selection(IntEnum):
     FILTER = 4  # the training whose losses the filter ranks
     TUNER = 5  # retrainings that choose what the filter drops
     RANDOM = 6  # rows chosen at random
+    RETRIEVAL = 7  # which pairs stand together where texts are found among others
 
 
 class Poisoning(IntEnum):

@@ -32,6 +32,19 @@ class Rivals:
 
 
 @dataclass
+class Pairs:
+    """How a selection among pairs is judged, and the filters that it is compared with."""
+
+    among: int = number(100, whole=True, least=2)
+    groupings: int = number(5, whole=True, least=1)
+    shares: list[float] = number([0.5], some=True, **_LIST, above=0, most=1)
+    caption_words: list[int] = number([2], **_LIST, whole=True, least=1)
+    caption_known: list[float] = number([0.5], **_LIST, above=0, most=1)
+    dropped_sources: int = number(0, whole=True, least=0)
+    influence: bool = True
+
+
+@dataclass
 class SelectionConfig:
     """conf/selection.yaml."""
 
@@ -41,6 +54,7 @@ class SelectionConfig:
     retrainings: int = number(3, whole=True, least=1)
     filter_fractions: list[float] = number([0.1], **_FILTERS)
     rivals: Any = settings(Rivals)
+    pairs: Any = settings(Pairs)
     smoothness: Any = settings(Reading, nullable=True)
     checkpoint: str | None = None
     resume: Any = None

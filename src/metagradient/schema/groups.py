@@ -27,10 +27,12 @@ class Decay(Enum):
 
 
 class Loss(Enum):
-    """The loss of numbers that are predicted."""
+    """The loss of numbers that are predicted, or of pairs."""
 
     squared = "squared"
     huber = "huber"
+    clip = "clip"
+    siglip = "siglip"
 
 
 @dataclass

@@ -16,7 +16,7 @@ from omegaconf import DictConfig, OmegaConf
 from torch import nn
 
 import metagradient as mg
-from metagradient.data import Splits, TextSplits
+from metagradient.data import PairSplits, Splits, TextSplits
 from metagradient.errors import UserError
 from metagradient.models import load_weights
 from metagradient.schema import Decay
@@ -63,6 +63,13 @@ def language_routine(cfg: DictConfig, splits: TextSplits) -> mg.Routine:
     if cfg.learner.get("loss") is not None:
         raise UserError(f"learner.loss={_word(cfg.learner.loss)} is of numbers to be predicted: set learner.loss=null")
     return _routine(cfg, mg.LanguageModel, {}, vocab=splits.tokenizer.size, block=length)
+
+
+def pairs_routine(cfg: DictConfig, splits: PairSplits) -> mg.Routine:
+    """The routine of `cfg.learner` and `cfg.model` for pairs: a `ContrastiveLearner`."""
+    loss = "clip" if cfg.learner.get("loss") is None else _word(cfg.learner.loss)
+    sizes = {"input_shape": splits.input_shape, "vocab": splits.vocab, "length": splits.length}
+    return _routine(cfg, mg.ContrastiveLearner, {"loss": loss}, **sizes)
 
 
 class OwnRates:
