@@ -2,6 +2,7 @@
 
 import copy
 import functools
+import math
 from collections.abc import Iterator
 from typing import Any, NamedTuple
 
@@ -9,7 +10,8 @@ from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 
 from metagradient.cli.help import SCHEMA, composer
-from metagradient.schema import EXPERIMENTS, register
+from metagradient.errors import UserError
+from metagradient.schema import EXPERIMENTS, check_settings, register
 
 ODD: tuple[Any, ...] = (0, -1, 1e30, float("nan"), float("inf"), "a", [], None)
 _OTHERS = ("model.config", "variants", "transfer")
@@ -33,6 +35,18 @@ class Setting(NamedTuple):
             node = node[parent]
         node[leaf] = value
         return changed
+
+    def is_number(self) -> bool:
+        """A number or list; or null in its place."""
+        *parents, leaf = self.key.split(".")
+        value = functools.reduce(lambda node, parent: node[parent], parents, self.config)[leaf]
+        if value is not None:
+            return isinstance(value, list | int | float) and not isinstance(value, bool)
+        try:
+            check_settings(self.with_value(math.nan), self.experiment)
+        except UserError:
+            return True
+        return False
 
     def __str__(self) -> str:
         return f"{self.experiment} {' '.join(self.overrides)} {self.key}"
@@ -60,7 +74,9 @@ def settings() -> tuple[Setting, ...]:
         for key, target in _leaves(setting.config):
             group = key.partition(".")[0]
             shared = group in ("data", "model", "learner", "trainer", "replay", "logger")
-            leaves.setdefault(("" if shared else setting.experiment, key, target), setting._replace(key=key))
+            own = ("" if shared else setting.experiment, key, target)
+            if own not in leaves and (leaf := setting._replace(key=key)).is_number():
+                leaves[own] = leaf
     return tuple(leaves.values())
 
 
@@ -75,12 +91,12 @@ def _given(cfg: DictConfig) -> dict[str, Any]:
 
 
 def _leaves(node: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, str]]:
-    """(dotted key, what it belongs to) of each number and list."""
+    """(dotted key, what it belongs to) of each setting."""
     for name, value in node.items():
         key = f"{prefix}{name}"
         if key.startswith(_OTHERS):
             continue
         if isinstance(value, dict):
             yield from _leaves(value, f"{key}.")
-        elif isinstance(value, list | int | float) and not isinstance(value, bool):
+        else:
             yield key, str(node.get("_target_"))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import logging
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
@@ -14,16 +14,25 @@ from metagradient.schema.experiments import EXPERIMENTS
 from metagradient.schema.groups import GROUPS
 from metagradient.schema.ranges import check
 from metagradient.schema.targets import TARGETS
+from metagradient.schema.unread import unread
 
 log = logging.getLogger(__name__)
 _NEARLY_ALL = 0.95
 
 
-def check_settings(cfg: DictConfig | Mapping[str, Any], experiment: str) -> None:
+def check_settings(
+    cfg: DictConfig | Mapping[str, Any], experiment: str, given: Sequence[str] = (), *, sweep: bool = False
+) -> None:
     """Refuse the first setting of a configuration of `experiment` that is out of its range.
 
     The settings that `variants` and `transfer` put in the place of others are checked as they will then stand. What is
     allowed but hardly meant is told.
+
+    Args:
+        cfg: the configuration.
+        experiment: its name.
+        given: the overrides that were given by hand: one that nobody reads is refused.
+        sweep: it is told instead, since other jobs may read it.
 
     Raises:
         UserError: names the setting, the range, the value, and a value that works.
@@ -37,6 +46,11 @@ def check_settings(cfg: DictConfig | Mapping[str, Any], experiment: str) -> None
                 _check_groups(_edited(plain, edits))
             except UserError as error:
                 raise UserError(f"{group}.{name}: {error}") from error
+    keys = [item.lstrip("+~").partition("=")[0] for item in given]
+    for line in unread(plain, experiment, keys):
+        if not sweep:
+            raise UserError(line)
+        log.warning("%s", line)
     _tell(plain)
 
 

@@ -14,6 +14,7 @@ from typing import Any
 import torch
 from hydra.core.hydra_config import HydraConfig
 from hydra.errors import InstantiationException
+from hydra.types import RunMode
 from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
 from torch import Tensor
@@ -31,7 +32,11 @@ _THREADS_OF_A_CORE = 4
 def prepare(cfg: DictConfig, experiment: str) -> None:
     """Check the experiment's settings (`schema.experiments`); then threads, Lightning's log lines, and a garbage
     collector that need not walk through every import again."""
-    check_settings(cfg, experiment)
+    if HydraConfig.initialized():
+        hydra = HydraConfig.get()
+        check_settings(cfg, experiment, list(hydra.overrides.task), sweep=hydra.mode == RunMode.MULTIRUN)
+    else:
+        check_settings(cfg, experiment)
     trainer.check(cfg)
     gc.freeze()
     cores = os.cpu_count() or 1

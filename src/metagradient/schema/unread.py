@@ -1,0 +1,111 @@
+"""Settings that the chosen mode does not read: who gives one by hand is told, in one place for all experiments."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from metagradient.schema.ranges import shown
+
+
+@dataclass(frozen=True)
+class Rule:
+    """`settings` (or groups of them) are not read where `unless` is false; `why` says so, and what to set."""
+
+    settings: tuple[str, ...]
+    unless: Callable[[Callable[[str], Any]], Any]
+    why: str
+
+
+_ANY = (
+    Rule(("learner.warmup",), lambda at: at("learner.schedule") not in ("constant", "halved", "cosine"),
+         "learner.schedule={learner.schedule} has no warm-up: set learner.schedule=one_cycle"),
+    Rule(("learner.arguments",), lambda at: at("learner._target_"),
+         "they are those of a learner of yours: set learner._target_=package.Class"),
+    Rule(("replay.folder",), lambda at: at("replay.storage") == "disk",
+         "replay.storage={replay.storage}: set replay.storage=disk"),
+    Rule(("data.noise.kind",), lambda at: at("data.noise.fraction"), "no label is changed: set data.noise.fraction=0.2"),
+)  # fmt: skip
+"""Rules of all experiments."""
+
+_DEFENCES = ("filter_fractions", "augmentation", "influence", "defender")
+_RULES: dict[str, tuple[Rule, ...]] = {
+    "selection": (
+        Rule(("method.shard",), lambda at: at("method.swap"), "only a swap looks at a share of the data: set method.swap=50"),
+        Rule(("method.probability",), lambda at: not at("method.swap"), "a swap moves so many counts: set method.swap=null"),
+    ),
+    "poisoning": (
+        Rule(_DEFENCES, lambda at: at("defences"), "it is for the defence table: set defences=true"),
+        Rule(("method.settle",), lambda at: at("method.harm") == "loss", "it is for the loss: set method.harm=loss"),
+    ),
+    "attribution": (
+        Rule(("retrainings",), lambda at: at("drop"), "no share is left out: set drop=[0.5]"),
+        Rule(("dampings",), lambda at: at("damping") is None, "damping={damping} is taken as it is: set damping=null"),
+        Rule(("labels",), lambda at: at("curvature") == "gauss_newton",
+             "curvature={curvature} draws none: set curvature=gauss_newton"),
+        Rule(("at_once", "workers", "keep_retrainings"), lambda at: at("drop") or at("leave_one_out") or at("brittleness"),
+             "nothing is retrained: set drop=[0.5]"),
+        Rule(("checkpoints",), lambda at: _method(at, "", ":path"), "no method looks along the run: add dropout:2048:path"),
+        Rule(("pca_examples",), lambda at: _method(at, "pca"), "no method is a PCA: add pca:256 to methods"),
+        Rule(("queries_per_replay",), lambda at: _method(at, "exact"), "no method replays: add exact to methods"),
+        Rule(("trak_k",), lambda at: _method(at, "trak") or _method(at, "dattri"), "no method is TRAK: add trak:3 to methods"),
+        Rule(("none_primal",), lambda at: _method(at, "none"), "no method is uncompressed: add none to methods"),
+        Rule(("race.examples", "race.repeats"), lambda at: at("race.methods"),
+             "nothing is timed: set race.methods=[dropout:256]"),
+    ),
+    "unlearning": (
+        Rule(("delete.label",), lambda at: at("delete.rows") == "class", "delete.rows={delete.rows}: set delete.rows=class"),
+        Rule(("delete.file",), lambda at: at("delete.rows") == "file", "delete.rows={delete.rows}: set delete.rows=file"),
+        Rule(("delete.fraction", "delete.count"), lambda at: at("delete.rows") != "file",
+             "delete.file says which rows: set delete.rows=random"),
+        Rule(("delete.fraction",), lambda at: at("delete.count") is None,
+             "delete.count={delete.count} says how many: set delete.count=null"),
+        Rule(("add.fraction",), lambda at: at("add.count") is None, "add.count={add.count} says how many: set add.count=null"),
+        Rule(("delete",), lambda at: at("stream.requests") or not (at("add.fraction") or at("add.count")),
+             "rows are added, and only a stream does both: set add.fraction=0 add.count=null"),
+        Rule(("sets", "klom", "frontier"), lambda at: not at("stream.requests"),
+             "a stream has requests of its own: set stream.requests=0"),
+        Rule(("stream.judge_every",), lambda at: at("stream.requests"), "there is no stream: set stream.requests=10"),
+        Rule(("klom.examples",), lambda at: at("klom.models"), "there is no KLOM: set klom.models=20"),
+        Rule(("frontier.targets",), lambda at: at("frontier.periods"),
+             "there is nothing to compare with: set frontier.periods=[2,5,10]"),
+        Rule(("sets",), lambda at: at("delete.rows") in ("random", "class"), "delete.rows={delete.rows} gives one: set sets=1"),
+        Rule(("history.folder",), lambda at: at("history.storage") == "disk",
+             "history.storage={history.storage}: set history.storage=disk"),
+    ),
+    "cost": (
+        Rule(("tight_memory",), lambda at: any("tight" in str(plan) for plan in at("plans")),
+             "no plan is tight: add 'auto, tight memory' to plans"),
+    ),
+}  # fmt: skip
+
+
+def unread(plain: Mapping[str, Any], experiment: str, given: Sequence[str]) -> Iterator[str]:
+    """One line for each setting among those `given` by hand that nobody reads: what, why, and what to set."""
+
+    def at(key: str) -> Any:
+        node: Any = plain
+        for part in key.split("."):
+            node = node.get(part) if isinstance(node, Mapping) else None
+        return node
+
+    for key in dict.fromkeys(given):
+        if not at(key):  # null, 0, [] and false ask for nothing
+            continue
+        for rule in (*_ANY, *_RULES.get(experiment, ())):
+            if any(f"{key}.".startswith(f"{name}.") for name in rule.settings) and not rule.unless(at):
+                why = rule.why
+                for part in {word.partition("}")[0] for word in why.split("{")[1:]}:
+                    why = why.replace(f"{{{part}}}", shown(at(part)))
+                yield f"{key}={shown(at(key))} is not read: {why}, or leave it out"
+                break
+    epochs, steps = at("learner.epochs"), at("learner.steps")
+    for key, other in (("learner.epochs", "learner.steps"), ("learner.steps", "learner.epochs")):
+        if None not in (epochs, steps) and key in given and other not in given:
+            yield f"{key}={at(key)} beside {other}={at(other)}: a run has one of the two; set {other}=null as well"
+
+
+def _method(at: Callable[[str], Any], start: str, end: str = "") -> bool:
+    words = [str(word) for word in (*at("methods"), *at("race.methods"))]
+    return any(word.startswith(start) and word.endswith(end) for word in words)
