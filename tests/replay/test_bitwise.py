@@ -236,7 +236,7 @@ def test_a_plain_data_loader_is_refused() -> None:
 def test_a_second_pass_over_the_run_is_refused(epochs: int | None) -> None:
     with pytest.raises(
         UserError,
-        match=r"^max_epochs=(2|1000), but one pass over a Batches is the whole run: [^\n]*trainer\.max_epochs=1[^\n]*$",
+        match=r"^max_epochs=(2|1000), but one pass over a Batches is the whole run: [^\n]*max_epochs=1[^\n]*$",
     ):
         fit(mg.Classifier(mlp()), batches(VECTORS), max_epochs=epochs)
 

@@ -88,7 +88,7 @@ class TrainerHooks(lightning.LightningModule):
             )
         if self.trainer.max_epochs != 1 and self.trainer.max_steps > len(batches):
             raise UserError(
-                f"max_steps={self.trainer.max_steps}, but the plan has {len(batches)} steps: set trainer.max_epochs=1 (the plan "
+                f"max_steps={self.trainer.max_steps}, but the plan has {len(batches)} steps: give the Trainer max_epochs=1 (the plan "
                 "holds the epochs: epoch_plan(..., epochs=...))"
             )
         self.train()
@@ -116,8 +116,8 @@ class TrainerHooks(lightning.LightningModule):
         t = self.step_count
         if batch.t != t:
             raise UserError(
-                f"the loader gave the batch of step {batch.t} at step {t}: a run is one pass over its Batches, so set "
-                "trainer.max_epochs=1 (the plan holds the epochs: epoch_plan(..., epochs=...))"
+                f"the loader gave the batch of step {batch.t} at step {t}: a run is one pass over its Batches, so give the "
+                "Trainer max_epochs=1 (the plan holds the epochs: epoch_plan(..., epochs=...))"
             )
         batch = cast(batch, self.train_state)
         self._fitting = True
@@ -182,7 +182,7 @@ def refuse_flags(trainer: lightning.Trainer) -> None:
             "warning; use trainer.precision=32-true or 64-true"
         )
     if trainer.world_size != 1:
-        raise UserError("replay runs on one device so far: set trainer.devices=1")
+        raise UserError("replay runs on one device so far: give the Trainer devices=1")
     if trainer.gradient_clip_val:
         by_value = trainer.gradient_clip_algorithm == "value"
         raise UserError(
@@ -196,7 +196,7 @@ def refuse_flags(trainer: lightning.Trainer) -> None:
         )
     if trainer.max_epochs not in (1, None, -1) or (trainer.max_epochs != 1 and trainer.max_steps in (-1, None)):
         raise UserError(
-            f"max_epochs={trainer.max_epochs}, but one pass over a Batches is the whole run: set trainer.max_epochs=1 (the plan "
+            f"max_epochs={trainer.max_epochs}, but one pass over a Batches is the whole run: give the Trainer max_epochs=1 (the plan "
             "holds the epochs: epoch_plan(..., epochs=...))"
         )
     for callback in trainer.callbacks:  # type: ignore[attr-defined]

@@ -24,7 +24,9 @@ class LoRALinear(nn.Module):
     def __init__(self, base: nn.Linear, rank: int, alpha: float) -> None:
         super().__init__()
         if rank < 1:
-            raise ValueError(f"the rank of an adapter must be at least 1; got {rank}; set for example rank=8")
+            raise ValueError(
+                f"the rank of an adapter must be at least 1; got {rank}; set for example model.lora.rank=8"
+            )
         self.base = base.requires_grad_(False)
         self.a = nn.Parameter(torch.empty(rank, base.in_features).to(base.weight))
         self.b = nn.Parameter(torch.zeros(base.out_features, rank).to(base.weight))

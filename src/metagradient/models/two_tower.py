@@ -25,7 +25,7 @@ class TwoTower(nn.Module):
         super().__init__()
         if temperature <= 0:
             raise ValueError(
-                f"model.temperature must be positive; got {temperature}; set for example model.temperature=0.07"
+                f"model.temperature must be positive; got {temperature}; give for example temperature=0.07"
             )
         self.left = left
         self.right = right
