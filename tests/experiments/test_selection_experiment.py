@@ -100,7 +100,7 @@ def test_counts_are_told_as_counts(tmp_path: Path) -> None:
     ("overrides", "says"),
     [
         (["data=mnist", "data.path=/no/such/folder"], "/no/such/folder"),
-        (["learner.learning_rate=1e30", *SMALL], "step "),
+        (["learner.learning_rate=1e6", "learner.optimizer.weight_decay=1", *SMALL], "step "),
         (["replay.memory=1KiB", *SMALL], "smallest that works is replay.memory="),
         (["replay.checkpoints=tape", "replay.memory=1MiB"], "replay.memory="),
         (["replay.checkpoints=often"], "binomial(slots)"),

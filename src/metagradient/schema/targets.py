@@ -36,6 +36,8 @@ _ADAM: Numbers = {
     "weight_decay": _DECAY,
 }
 
+_BIAS = Range(least=-_BOUND, most=_BOUND, nullable=True, example=-10.0)
+
 _OPTIMIZERS: dict[str, Numbers] = {
     "SGD": {"momentum": _share(0.9, most=None, below=1), "weight_decay": _DECAY},
     "Adam": _ADAM,
@@ -51,6 +53,7 @@ _MODELS: dict[str, Numbers] = {
     "SentenceClassifier": {"vocab": _whole(1000), "layers": _whole(2), "heads": _whole(4), "width": _WIDTH},
     "GPT": {"layers": _whole(2), "heads": _whole(4), "width": _WIDTH},
     "hf_text_classifier": {"vocab": _whole(1000)},
+    "image_text_model": {"outputs": _WIDTH, "temperature": _positive(0.07), "bias": _BIAS},
     "timm": {"image_size": _whole(32, nullable=True)},
 }
 
@@ -84,6 +87,15 @@ _DATA: dict[str, Numbers] = {
     "characters": {**_DRAWN, "length": _whole(32), "planted": _whole(8, least=0), "copies": _whole(20)},
     "made_instructions": {**_DRAWN, "train": _whole(800, least=20), "validation": _whole(120), "vocab": _VOCAB},
     "instructions": {**_SHARED, "length": _whole(256, least=2)},
+    "image_text_pairs": {
+        **_SHARED,
+        "size": _whole(32),
+        "channels": _whole(3, most=3),
+        "extra_words": _whole(4, least=0),
+        "vocab": _whole(8192),
+        "length": _whole(16),
+    },
+    "drawn_digits": {**_DRAWN, "noise": _share(0.1, most=None, below=1)},
     "TokenizerSettings": {"vocab": _VOCAB},
     "AnswerNoise": {"fraction": _share(0.2)},
     "sentences": {**_DRAWN, **_WORDS},

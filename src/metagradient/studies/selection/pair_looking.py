@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import torch
 
@@ -35,7 +36,7 @@ def leave_pairs(record: Record, splits: PairSplits, chosen: Selection) -> None:
         record.table("kept_by_source", ["source", "pairs", "share kept", f"mean {unit}"], by_source(splits, chosen))
 
 
-def by_source(splits: PairSplits, chosen: Selection) -> list[list[object]]:
+def by_source(splits: PairSplits, chosen: Selection) -> list[list[Any]]:
     """Of each source: its name, its pairs in the pool, the share of them that is kept, their mean weight or count."""
     names = splits.sources["train"]
     found = []
