@@ -193,3 +193,24 @@ def test_a_descent_goes_on_only_with_the_examples_that_it_began_with(tmp_path: P
     examples = {name: x.flip(0) for name, x in getattr(problem, field).items()}
     with pytest.raises(UserError, match="other training or steering examples"):
         WeightSelection(metasteps=1).run(dataclasses.replace(resumed, **{field: examples}))
+
+
+def test_candidates_that_are_not_weighed_do_not_move_and_the_others_move_as_ever():
+    problem, _ = make_problem()
+    x = torch.ones(60)
+    everything, _, _ = CountSelection(probability=1.0)._gradient(problem, x, 3)
+    some, result, _ = CountSelection(probability=1.0, weighed=25)._gradient(problem, x, 3)
+    weighed = some != 0
+    assert int(weighed.sum()) == 25
+    torch.testing.assert_close(some[weighed], everything[weighed])
+    other, _, _ = CountSelection(probability=1.0, weighed=25)._gradient(problem, x, 4)
+    assert not torch.equal(other != 0, weighed)
+    _, all_of_them, _ = CountSelection(probability=1.0)._gradient(problem, x, 3)
+    # A pass over 35 rows more at two thirds of a step for 20 rows, in trainings of 12 steps.
+    assert all_of_them.cost - result.cost == pytest.approx(2 / 3 * 35 / 20 / 12)
+
+
+def test_no_count_rises_above_its_bound():
+    problem, _ = make_problem()
+    found = CountSelection(metasteps=6, probability=1.0, most=2).run(problem)
+    assert float(found.weights.max()) == 2
