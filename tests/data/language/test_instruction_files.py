@@ -6,11 +6,14 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pandas as pd
 import pytest
 import torch
 
 from metagradient.data import AnswerNoise, TextSplits, TokenizerSettings, instructions
+from metagradient.data.language.byte_pair import train_byte_pair
+from metagradient.data.own.chosen import write_chosen_texts
 
 SHARED = Path(__file__).parents[4] / "shared" / "data"
 Write = Callable[[str, Sequence[dict[str, Any]]], str]
@@ -139,6 +142,20 @@ def test_rows_that_cannot_be_used_are_left_out_counted_and_named(write: Write, c
     assert re.search(r"a: 1 of \d+ rows have a prompt that fills data\.length=64 \(rows 13\): left out", caplog.text)
 
 
+def test_rows_without_a_target_are_left_out(write: Write, tmp_path: Path, caplog: Any) -> None:
+    """A text of one token, by a tokenizer that puts nothing around it."""
+    transformers = pytest.importorskip("transformers", reason="transformers is an extra")
+    model = train_byte_pair(["hello"], 300).model
+    transformers.PreTrainedTokenizerFast(tokenizer_object=model).save_pretrained(tmp_path / "bare")
+    settings = TokenizerSettings(str(tmp_path / "bare"))
+    texts = [{"text": "x" if i == 2 else f"text {i}"} for i in range(10)]
+    splits = instructions(write("a.jsonl", texts), validation=0, test=1, tokenizer=settings)
+    assert "have no token to be predicted (rows 2): left out" in caplog.text
+    assert bool((splits.train["labels"] >= 0).any(1).all())
+    with pytest.raises(ValueError, match=r"no row of train can be used: 9 have no token to be predicted"):
+        instructions(write("b.jsonl", [{"text": "x"}] * 10), validation=0, test=1, tokenizer=settings)
+
+
 def test_held_out_questions_that_cannot_be_used_are_replaced_by_others(write: Write) -> None:
     questions = _rows(20, "question")
     for row in questions[::2]:
@@ -170,6 +187,43 @@ def test_shuffled_answers_are_those_of_other_rows_and_known(write: Write) -> Non
     assert noisy.origins["train"].places.tolist() == clean.origins["train"].places.tolist()
     with pytest.raises(ValueError, match=r"data\.noise\.fraction"):
         AnswerNoise(fraction=1.5)
+
+
+def test_held_out_rows_that_are_trained_on_are_told(write: Write, caplog: Any) -> None:
+    path = write("a.jsonl", _rows(20))
+    instructions(path, target=path, validation=4, test=5)
+    assert "9 of 9 validation and test rows are copies of training rows" in caplog.text
+    caplog.clear()
+    instructions(path, validation=4, test=5)
+    assert "copies" not in caplog.text
+
+
+@pytest.mark.parametrize("several", [False, True])
+def test_chosen_rows_are_the_files_own(write: Write, tmp_path: Path, several: bool) -> None:
+    first = [row | {"extra": {"a": [i]}} for i, row in enumerate(_rows(20))]
+    second = pd.DataFrame({"question": [f"q {i}" for i in range(10)], "answer": [f"0{i}" for i in range(10)]})
+    second.to_csv(tmp_path / "b.csv", index=False)
+    paths = [write("a.jsonl", first), {"path": str(tmp_path / "b.csv"), "name": "other one"}]
+    splits = instructions(paths if several else paths[0], target=write("q.jsonl", _rows(5, "q")), validation=1, test=2)
+    n = len(splits.sources)
+    kept, weights = np.arange(n) % 3 > 0, np.arange(n) / 8
+    out = tmp_path / "out"
+    out.mkdir()
+    found = write_chosen_texts(splits, kept, weights, "weight", out)
+    assert [path.name for path in found] == (
+        ["chosen_a.jsonl", "chosen_other_one.csv"] if several else ["chosen.jsonl"]
+    )
+    rows = [json.loads(line) for line in found[0].read_text().splitlines()]
+    places = splits.origins["train"].places
+    wanted = {int(places[i]): weights[i] for i in range(n) if kept[i] and splits.sources[i] == 0}
+    assert rows == [first[place] | {"weight": weights} for place, weights in sorted(wanted.items())]
+    if several:
+        frame = pd.read_csv(found[1], dtype=str)
+        others = {int(places[i]): str(weights[i]) for i in range(n) if kept[i] and splits.sources[i] == 1}
+        assert dict(zip(frame["question"], frame["weight"], strict=True)) == {
+            f"q {i}": w for i, w in sorted(others.items())
+        }
+        assert set(frame["answer"]) == {f"0{i}" for i in others}
 
 
 def test_columns_of_other_names_and_other_files(tmp_path: Path) -> None:

@@ -115,7 +115,8 @@ def instructions(
     truth = None
     if noise is not None and noise.fraction:
         found["train"], truth = noise.apply(found["train"], training, np.random.default_rng([seed, 1]))
-    return _splits(found, encoder, names, truth, wanted)
+    _tell_copies(found)
+    return _splits(found, encoder, names, truth, [*wanted, *questions], len(wanted))
 
 
 def _splits(
@@ -123,14 +124,15 @@ def _splits(
     encoder: ChatTokenizer,
     names: Sequence[str],
     truth: AnswerTruth | None,
-    wanted: Sequence[Place],
+    every: Sequence[Place],
+    pool: int,
 ) -> TextSplits:
-    """The tables of the rows that were drawn, all of one width."""
+    """The tables of the rows that were drawn, all of one width; the first `pool` sources are those of the training rows."""
     width = max(len(each) for rows in found.values() for row in rows for each in row.encodings)
     tables = {split: table([row.own for row in rows], width) for split, rows in found.items()}
     choosing = [s for s in ("validation", "test") if found[s] and all(len(row.encodings) > 1 for row in found[s])]
     return TextSplits(
-        " + ".join(names[: len(wanted)]),
+        " + ".join(names[:pool]),
         tables["train"],
         tables["validation"],
         tables["test"],
@@ -140,9 +142,21 @@ def _splits(
         tuple(names),
         truth,
         {split: _choices(found[split], width) for split in choosing},
-        source=wanted[0].path if len(wanted) == 1 else "",
+        files=tuple(place.path for place in every),
         origins={split: _origin(rows) for split, rows in found.items()},
     )
+
+
+def _tell_copies(found: Mapping[str, Sequence[Fitted]]) -> None:
+    """Say how many held-out rows are training rows as well."""
+    known = {row.candidate.conversation.turns for row in found["train"]}
+    held_out = [row for split in ("validation", "test") for row in found[split]]
+    if leaked := sum(row.candidate.conversation.turns in known for row in held_out):
+        log.warning(
+            "%d of %d validation and test rows are copies of training rows, which flatters what is measured on them",
+            leaked,
+            len(held_out),
+        )
 
 
 def _choices(rows: Sequence[Fitted], width: int) -> dict[str, Tensor]:

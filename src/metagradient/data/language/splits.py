@@ -51,8 +51,8 @@ class TextSplits:
             split's questions, with `question` int64 [m] and `right` bool [m] beside tokens, mask and labels. The split's own
             table holds the right options.
         kind: what the examples are.
-        source: the user's own file or folder, as it was given; empty for data of other origin.
-        origins: by split, where in the user's files its rows stand; empty where there are none.
+        files: of each source, the user's own file or folder, as it was given; empty for data of other origin.
+        origins: by split, where in the file of its source each row stands; empty where there are none.
     """
 
     name: str
@@ -66,7 +66,7 @@ class TextSplits:
     truth: AnswerTruth | None = None
     choices: Mapping[str, Table] = field(default_factory=dict)
     kind: Literal["text"] = "text"
-    source: str = ""
+    files: tuple[str, ...] = ()
     origins: Mapping[str, Origin] = field(default_factory=dict)
 
     def describe(self, tokens: Tensor, mask: Tensor | None = None) -> list[str]:

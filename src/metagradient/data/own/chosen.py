@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import json
 import logging
+import re
 from collections.abc import Collection, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from safetensors.numpy import save_file
 
+from metagradient.data.language.splits import TextSplits
 from metagradient.data.own.arrays import ARRAYS, read_arrays
 from metagradient.data.own.formats.files import ending
 from metagradient.data.own.formats.places import split_of
@@ -48,13 +51,47 @@ def write_chosen(splits: Splits, kept: np.ndarray, values: np.ndarray, name: str
         cells = zip(rows.tolist(), learned, strict=True)
         write_csv(path := folder / "chosen.csv", ["file", name], cells, verbatim=("file",))
         return path
-    source = Path(splits.source).expanduser()
+    return _written(splits.source, rows, name, learned, folder / "chosen", splits.arrays)
+
+
+def write_chosen_texts(splits: TextSplits, kept: np.ndarray, values: np.ndarray, name: str, folder: Path) -> list[Path]:
+    """The same of texts: folder/chosen.*, or of several files chosen_<source>.* for each that has kept rows.
+
+    Args:
+        splits: the data; those that have no files of the user's leave nothing.
+        kept: bool [n], of the training rows.
+        values: [n], what was learned of each.
+        name: of that: weight or count.
+        folder: where to write.
+
+    Returns:
+        The files that could be written.
+    """
+    if not splits.files or "train" not in splits.origins:
+        return []
+    places, sources = splits.origins["train"].places, splits.sources.numpy()
+    several, found = len(np.unique(sources)) > 1, []
+    for number in np.unique(sources[kept]):
+        own = np.flatnonzero(kept & (sources == number))
+        own = own[np.argsort(places[own], kind="stable")]
+        called = re.sub(r"[^\w.-]+", "_", splits.source_names[number])
+        path = folder / (f"chosen_{called}" if several else "chosen")
+        found.append(_written(splits.files[number], places[own], name, values[own].tolist(), path, ()))
+    return [path for path in found if path is not None]
+
+
+def _written(
+    file: str, rows: np.ndarray, name: str, learned: list[Any], path: Path, arrays: Sequence[str]
+) -> Path | None:
+    """Some rows of a file, at `path` with the file's ending; None where they could not be written, which is said."""
+    source = Path(file).expanduser()
     kind = ending(source) if source.is_file() else ""
     write, known = _WRITERS.get(kind, _frame), kind in _WRITERS or kind in ARRAYS
+    path = path.with_name(f"{path.name}{kind if known else '.parquet'}")
     try:
-        with replacing(path := folder / f"chosen{kind if known else '.parquet'}") as draft:
+        with replacing(path) as draft:
             if kind in ARRAYS:
-                _arrays(source, rows, name, learned, draft, splits.arrays)
+                _arrays(source, rows, name, learned, draft, arrays)
             else:
                 write(source, rows, name, learned, draft)
     except Exception as error:  # what was learned stands elsewhere as well, and a run of hours shall not end here
@@ -118,7 +155,7 @@ def _arrays(
 
 
 def _frame(source: Path, rows: np.ndarray, name: str, learned: Sequence[float], path: Path) -> None:
-    frame = read_frame(str(source)).iloc[rows].drop(columns=GIVEN, errors="ignore")
+    frame = read_frame(str(source), needs=None).iloc[rows].drop(columns=GIVEN, errors="ignore")
     frame.assign(**{_unused(name, frame.columns): learned}).to_parquet(path, index=False)
 
 

@@ -3,7 +3,7 @@
 from collections.abc import Mapping, Sequence
 
 from metagradient.data import Splits, TextSplits
-from metagradient.data.own.chosen import write_chosen
+from metagradient.data.own.chosen import write_chosen, write_chosen_texts
 from metagradient.descent import Reading, Selection
 from metagradient.reporting import Record, figures
 from metagradient.reporting.pages.report import Distribution, Histogram, Ranking, report_page
@@ -18,10 +18,11 @@ def leave(record: Record, splits: Splits | TextSplits, chosen: Selection) -> Non
     header, cells = identities(splits, "train")
     rows = zip(cells, chosen.weights.tolist(), chosen.kept.tolist(), strict=True)
     path = record.csv("selection", [*header, unit, "kept"], ([*own, weight, kept] for own, weight, kept in rows))
-    if isinstance(splits, TextSplits):
-        return
     values = chosen.weights.long() if unit == "count" else chosen.weights
-    write_chosen(splits, chosen.kept.numpy(), values.numpy(), unit, path.parent)
+    if isinstance(splits, TextSplits):
+        write_chosen_texts(splits, chosen.kept.numpy(), values.numpy(), unit, path.parent)
+    else:
+        write_chosen(splits, chosen.kept.numpy(), values.numpy(), unit, path.parent)
 
 
 def draw(
