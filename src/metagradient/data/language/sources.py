@@ -53,11 +53,15 @@ class Place:
         if odd := sorted(set(self.columns) - _COLUMNS):
             raise ValueError(f"data.columns={{{odd[0]}: ...}}: columns of layouts are {', '.join(sorted(_COLUMNS))}")
         if not _is_number(self.share) or not 0 < self.share <= 1:
-            raise ValueError(f"share of {self.path} lies in (0, 1], not {self.share}: set for example share=0.5")
+            raise ValueError(
+                f"share of {self.path} lies in (0, 1], not {self.share}; for example {{path: ..., share: 0.5}}"
+            )
         if self.rows is not None and (type(self.rows) is not int or self.rows < 1):
-            raise ValueError(f"rows of {self.path} is an integer >= 1, not {self.rows}: set for example rows=1000")
+            raise ValueError(
+                f"rows of {self.path} is an integer >= 1, not {self.rows}; for example {{path: ..., rows: 1000}}"
+            )
         if self.split is not None and self.split not in NAMES:
-            raise ValueError(f"split of {self.path} is one of {', '.join(NAMES)}, not {self.split}: set split=train")
+            raise ValueError(f"split of {self.path} is one of {', '.join(NAMES)}, not {self.split}")
 
     @property
     def called(self) -> str:
@@ -130,7 +134,9 @@ def read(place: Place, id: str | None, default: str | None, rng: np.random.Gener
     split = place.split or default
     frame = read_frame(place.path, needs=split)
     if place.split is not None and GIVEN not in frame:
-        raise ValueError(f"data.path={place.path} is not divided into splits: leave out split={place.split}")
+        raise ValueError(
+            f"data.path={place.path} is not divided into splits, and split {place.split} is asked for: leave it out"
+        )
     if split is not None and GIVEN in frame:
         frame = frame[frame[GIVEN] == split].drop(columns=GIVEN)
     if place.share < 1:
