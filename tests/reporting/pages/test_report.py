@@ -15,7 +15,16 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from metagradient.reporting.pages.report import Distribution, Example, Histogram, Queries, Query, Ranking, report_page
+from metagradient.reporting.pages.report import (
+    Distribution,
+    Example,
+    Histogram,
+    Queries,
+    Query,
+    Ranking,
+    Tokens,
+    report_page,
+)
 
 EVIL = (
     "</script><script>document.title='owned'</script><img src=x onerror=\"document.title='owned'\">&lt;\u2028'--><!--"
@@ -171,6 +180,64 @@ def test_a_browser_draws_a_thousand_queries_and_obeys_none_of_the_data(
     assert not any("onerror" in said for _, said in found.tags)
     assert found.text["button"][:3] == ["queries", "suspects", f"scores{EVIL}"]
     assert names.count("li") == (0 if place == "suspects" else 100)
+
+
+def told_by_tokens() -> str:
+    """A query and two training texts; of the first the tokens' scores are known."""
+    pieces, targets = (f"say{EVIL}", "4", "2", "<end>"), (False, True, True, True)
+    train = [Example(i, says="42", tokens=Tokens(pieces, targets)) for i in (5, 9)]
+    query = Query(
+        Example(0, says="42", tokens=Tokens(pieces, targets, losses=(2.0, 0.5, 0.0))),
+        [(train[0], 0.5)],
+        [(train[1], -0.5)],
+        Histogram.of(np.arange(3.0)),
+        token_scores={5: (0.4, -0.1, 0.0)},
+    )
+    return report_page("", "", [Queries("queries", "", [query])])
+
+
+class Spans(HTMLParser):
+    """(class, title, text) of the tokens."""
+
+    def __init__(self, text: str) -> None:
+        super().__init__()
+        self.found: list[tuple[str, str, str]] = []
+        self._open: list[tuple[str, str]] = []
+        self.feed(text)
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        said = dict(attrs)
+        if tag == "div" or tag == "span":
+            self._open.append((tag, said.get("class") or ""))
+            if tag == "span" and any("tokens" in kind for name, kind in self._open if name == "div"):
+                self.found.append((said.get("class") or "", said.get("title") or "", ""))
+
+    def handle_endtag(self, tag: str) -> None:
+        if tag in ("div", "span"):
+            self._open.pop()
+
+    def handle_data(self, data: str) -> None:
+        if self._open and self._open[-1][0] == "span" and any("tokens" in kind for _, kind in self._open):
+            kind, title, _ = self.found[-1]
+            self.found[-1] = (kind, title, data)
+
+
+def test_tokens_are_shaded_by_their_score_or_loss(tmp_path: Path) -> None:
+    (tmp_path / "report.html").write_text(told_by_tokens(), encoding="utf-8")
+    text, said = drawn(tmp_path / "report.html", "", tmp_path / "profile")
+    assert said == []
+    spans = Spans(text).found
+    prompt = ("prompt", "", f"say{EVIL}")
+    assert spans[:4] == [prompt, ("loss5", "loss 2", "4"), ("loss2", "loss 0.5", "2"), ("", "loss 0", "<end>")]
+    assert spans[4:8] == [prompt, ("up5", "score +0.4", "4"), ("down2", "score -0.1", "2"), ("", "score 0", "<end>")]
+    assert spans[8:] == [prompt, ("", "", "4"), ("", "", "2"), ("", "", "<end>")]
+
+
+def test_a_long_text_is_cut_by_tokens() -> None:
+    tokens = Tokens(tuple(map(str, range(600))), tuple(i % 2 == 1 for i in range(600)), tuple(map(float, range(300))))
+    (example,) = data_of(report_page("", "", [Ranking("", "", [(Example(0, tokens=tokens), 1.0)])]))["examples"]
+    assert example["tokens"]["pieces"][510:] == ["510", "511", " …"]
+    assert (sum(example["tokens"]["targets"]), len(example["tokens"]["losses"])) == (256, 256)
 
 
 def test_a_browser_refuses_a_script_that_is_not_ours(tmp_path: Path) -> None:

@@ -23,14 +23,34 @@
   const labelOf = (example) =>
     [example.label, example.truth].filter((word) => word !== undefined).join(" → ");
 
-  function card(example, value) {
+  const LEVELS = 5; // of shade
+  const scored = { shade: (value) => (value > 0 ? "up" : "down"), say: (value) => `score ${signed(value)}` };
+  const lost = { shade: () => "loss", say: (value) => `loss ${number(value)}` };
+  // A text by its tokens: a prompt, and targets with a value each, shaded by its share of the largest, `most`.
+  function written({ pieces, targets }, values, most, { shade, say }) {
+    let place = 0;
+    const spans = pieces.map((piece, i) => {
+      if (!targets[i]) return make("span", "prompt", piece);
+      const value = values[place++] ?? null;
+      const level = value && most ? Math.ceil((LEVELS * Math.min(Math.abs(value), most)) / most) : 0;
+      const span = make("span", level ? shade(value) + level : "", piece);
+      if (value !== null) span.title = say(value);
+      return span;
+    });
+    return make("div", "says tokens", ...spans);
+  }
+  const largest = (lists) => Math.max(0, ...lists.flat().map((value) => Math.abs(value || 0)));
+
+  function card(example, value, scores, most) {
     const facts = make("div", "facts");
     if (value !== undefined) facts.append(make("span", "score", value), " · ");
     const place = (example.place || []).map(([name, said]) => `${name} ${said}`);
     facts.append([`index ${example.index}`, ...place].join(" · "));
     const caption = make("figcaption");
     if (labelOf(example)) caption.append(make("span", "label", labelOf(example)));
-    if (example.says) caption.append(make("div", "says", example.says));
+    if (example.tokens && scores) caption.append(written(example.tokens, scores, most, scored));
+    else if (example.tokens) caption.append(written(example.tokens, example.tokens.losses, largest([example.tokens.losses]), lost));
+    else if (example.says) caption.append(make("div", "says", example.says));
     caption.append(facts);
     const figure = make("figure", example.truth === undefined ? "" : "wrong");
     if (example.picture !== undefined) {
@@ -43,8 +63,9 @@
     figure.append(caption);
     return figure;
   }
-  function grid(entries, say) {
-    const cards = entries.map(([place, value]) => card(data.examples[place], say(value)));
+  function grid(entries, say, scores = {}) {
+    const most = largest(Object.values(scores));
+    const cards = entries.map(([place, value]) => card(data.examples[place], say(value), scores[place], most));
     return make("div", pictured ? "grid" : "grid text", ...cards);
   }
 
@@ -134,9 +155,9 @@
           make("div", "pager", told, before, after),
           asked,
           make("h2", "", "helped most"),
-          grid(query.helped, signed),
+          grid(query.helped, signed, query.tokens),
           make("h2", "", "harmed most"),
-          grid(query.harmed, signed),
+          grid(query.harmed, signed, query.tokens),
           make("h2", "", "all scores of this query (bars grow with the logarithm of the count)"),
           bars(query.scores),
         );

@@ -10,8 +10,8 @@ import base64
 import hashlib
 import json
 import math
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +24,22 @@ from metagradient.reporting.pages.pictures import Album
 _BINS = 41
 _PICTURES = 32 * 2**20  # bytes of images in a page
 _WORDS = 1000  # characters of an example that are shown
+_TOKENS = 512  # tokens, of one that is shown by them
+
+
+@dataclass(frozen=True, eq=False)
+class Tokens:
+    """A text token by token.
+
+    Attributes:
+        pieces: what each token says.
+        targets: which of them the model is to say itself; the others are the prompt.
+        losses: of the targets, in nats; empty where they are not shown.
+    """
+
+    pieces: tuple[str, ...]
+    targets: tuple[bool, ...]
+    losses: tuple[float, ...] = ()
 
 
 @dataclass(frozen=True, eq=False)
@@ -37,6 +53,7 @@ class Example:
         truth: the right one, where it is known to be another.
         place: what it is joined by: {"row": "17", "id": "a3"}.
         image: [C, H, W] or [H, W].
+        tokens: of a text, which is then shown by them.
     """
 
     index: int
@@ -45,6 +62,7 @@ class Example:
     truth: str = ""
     place: tuple[tuple[str, str], ...] = ()
     image: np.ndarray | None = None
+    tokens: Tokens | None = None
 
     @property
     def words(self) -> str:
@@ -75,12 +93,16 @@ class Histogram:
 
 @dataclass(frozen=True, eq=False)
 class Query:
-    """What was asked about, the examples that helped and harmed it most, best first, and all its scores."""
+    """What was asked about, the examples that helped and harmed it most, best first, and all its scores.
+
+    token_scores: by the index of such an example, the scores of its targets for this query.
+    """
 
     example: Example
     helped: Sequence[Scored]
     harmed: Sequence[Scored]
     scores: Histogram
+    token_scores: Mapping[int, Sequence[float]] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, eq=False)
@@ -165,7 +187,16 @@ def _example(example: Example, album: Album) -> dict[str, Any]:
     picture = None if example.image is None else album.add(example.image)
     if picture is not None:
         shown["picture"] = picture
+    if example.tokens is not None:
+        shown["tokens"] = _tokens(example.tokens)
     return {"index": example.index, **{key: value for key, value in shown.items() if value not in ("", [])}}
+
+
+def _tokens(tokens: Tokens) -> dict[str, Any]:
+    pieces, targets = list(tokens.pieces[:_TOKENS]), [int(target) for target in tokens.targets[:_TOKENS]]
+    if len(pieces) < len(tokens.pieces):
+        pieces, targets = [*pieces, " …"], [*targets, 0]
+    return {"pieces": pieces, "targets": targets, "losses": [_number(loss) for loss in tokens.losses[: sum(targets)]]}
 
 
 def _tab(tab: Tab, place: dict[Example, int]) -> dict[str, Any]:
@@ -178,9 +209,17 @@ def _tab(tab: Tab, place: dict[Example, int]) -> dict[str, Any]:
         return {"kind": "distribution", "parts": [[title, _bars(bars)] for title, bars in tab.parts]}
     queries = [
         {"of": place[q.example], "helped": scored(q.helped), "harmed": scored(q.harmed), "scores": _bars(q.scores)}
+        | ({"tokens": _token_scores(q, place)} if q.token_scores else {})
         for q in tab.queries
     ]
     return {"kind": "queries", "queries": queries}
+
+
+def _token_scores(query: Query, place: dict[Example, int]) -> dict[int, list[float | None]]:
+    """By the example's place in the page."""
+    shown = [example for side in (query.helped, query.harmed) for example, _ in side]
+    there = [example for example in shown if example.tokens is not None and example.index in query.token_scores]
+    return {place[one]: [_number(x) for x in query.token_scores[one.index][:_TOKENS]] for one in there}
 
 
 def _bars(histogram: Histogram) -> list[Any]:
