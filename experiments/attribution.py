@@ -19,7 +19,7 @@ from metagradient.data import TextSplits
 from metagradient.evaluation import GroundTruth, join, linear_datamodeling_score
 from metagradient.reporting import Progress, Record
 from metagradient.studies import setup, smoothness, stages
-from metagradient.studies.attribution import browsing, race, report, whole
+from metagradient.studies.attribution import browsing, race, report, tokens, whole
 from metagradient.studies.attribution.checks import check, check_run
 from metagradient.studies.attribution.methods import Methods
 from metagradient.studies.attribution.task import cache, make_task, removals
@@ -84,6 +84,11 @@ def run(cfg: DictConfig, record: Record) -> float | None:
             told = [f"LDS {row['lds']:.3f} at {row['drop']:g}" for row in rows if row["method"] == outcome.name]
             log.info("%s: %s", outcome.name, ", ".join(told) or "not judged")
 
+        by_token = None
+        if cfg.token_scores:
+            by_token = tokens.score_tokens(cfg, task, folder / "artifacts", progress.callback())
+            record.cost(training_runs=by_token.cost)
+
         if cfg.race.methods:
             race.race(record, cfg, task, progress.track)
 
@@ -92,18 +97,22 @@ def run(cfg: DictConfig, record: Record) -> float | None:
     report.tell(record, cfg, task, outcomes, rows)
     record.cost(training_runs=(cfg.checkpoint is None) + truth.runs)
     report.draw(record, cfg, task, splits, outcomes, rows)
-    browsing.leave(record, cfg.top, task, splits, outcomes)
+    browsing.leave(record, cfg.top, task, splits, outcomes, by_token)
+    if by_token is not None and isinstance(splits, TextSplits):
+        tokens.tell(record, splits)
     whole.tell(record, cfg, splits, outcomes, {drop: (kept[drop], judged[drop]) for drop in cfg.drop})
     if cfg.leave_one_out:
         report.left_out(record, cfg, kept[0], judged[0], outcomes)
     if isinstance(splits, TextSplits):
         if bool((splits.query_sources[: cfg.queries] >= 0).any()):
-            report.planted(record, task, splits, outcomes)
+            report.sources(record, cfg, task, splits, outcomes)
     else:
         if mislabelled and splits.truth is not None:
             report.mislabelled(record, task, splits.truth.wrong, outcomes)
         if cfg.brittleness:
             record.cost(training_runs=report.brittle(record, cfg, task, len(splits.classes), outcomes))
+    if cfg.qld.queries:
+        record.cost(training_runs=report.differences(record, cfg, task, outcomes))
     if not rows:
         record.answer(
             f"Scores of {len(outcomes)} method{'s'[: len(outcomes) > 1]} for {cfg.queries} queries; positive: removing the example raises the loss."

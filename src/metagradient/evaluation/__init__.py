@@ -7,6 +7,7 @@ from metagradient.evaluation.classification import (
     hard_labels,
     mean_cross_entropy,
     outputs_of,
+    token_losses_of,
 )
 from metagradient.evaluation.datamodels import (
     Correlation,
@@ -77,6 +78,7 @@ __all__ = [
     "source_precision",
     "subsets",
     "take",
+    "token_losses_of",
     "train_batched",
     "train_victims",
     "with_every_label",

@@ -1,4 +1,4 @@
-"""What a trained classifier does on given examples."""
+"""What a trained model does on given examples."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 from torchmetrics.functional.classification import multiclass_accuracy
 
+from metagradient.learners.language import LanguageModel
 from metagradient.learners.learner import Learner
 from metagradient.learners.supervised import labelled
 from metagradient.training.batches import Batch, Fields
@@ -67,6 +68,15 @@ def example_losses_of(learner: Learner, state: TrainState, examples: Fields, chu
         for batch in _chunks(examples, chunk or learner.rows_at_once(examples)):
             losses.append(learner.losses(batch.to(state.params.device, state.params.dtype)).cpu())
     return torch.cat(losses)
+
+
+def token_losses_of(learner: LanguageModel, state: TrainState, examples: Fields, chunk: int = 64) -> Tensor:
+    """The loss of each token at a state, [n, L], 0 of those that are no targets, on the CPU."""
+    with torch.no_grad(), learner.evaluating(state):
+        parts = [
+            learner.token_losses(b.to(state.params.device, state.params.dtype)).cpu() for b in _chunks(examples, chunk)
+        ]
+    return torch.cat(parts)
 
 
 def mean_cross_entropy(learner: Learner, state: TrainState, examples: Fields) -> float:

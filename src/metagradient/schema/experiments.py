@@ -126,6 +126,15 @@ class Race:
 
 
 @dataclass
+class Difference:
+    """The query loss difference."""
+
+    queries: int = number(0, whole=True, least=0)
+    share: float = number(0.01, **_SHARE)
+    randoms: int = number(5, whole=True, least=1)
+
+
+@dataclass
 class AttributionConfig:
     """conf/attribution.yaml."""
 
@@ -155,6 +164,9 @@ class AttributionConfig:
     self_influence: bool = False
     store: str | None = None
     brittleness: list[int] = number([10], **_LIST, whole=True, least=1)
+    qld: Any = settings(Difference)
+    source_top: int | None = number(None, whole=True, least=1, nullable=True)
+    token_scores: bool = False
     smoothness: Any = settings(Reading, nullable=True)
     race: Any = settings(Race)
     checkpoint: str | None = None

@@ -25,6 +25,7 @@ from metagradient.reporting.pages.report import (
 )
 from metagradient.studies.attribution.methods import Outcome
 from metagradient.studies.attribution.task import Task
+from metagradient.studies.attribution.tokens import TokenScores, by_tokens
 from metagradient.studies.examples import identities, told
 
 _SHOWN, _EACH = 6, 5  # queries of the figure, and helpful and harmful examples of each
@@ -33,7 +34,14 @@ _SUSPECTS = 200
 _COUNTED = 2**20  # scores in the histogram of all of them
 
 
-def leave(record: Record, top: int, task: Task, splits: Splits | TextSplits, outcomes: Sequence[Outcome]) -> None:
+def leave(
+    record: Record,
+    top: int,
+    task: Task,
+    splits: Splits | TextSplits,
+    outcomes: Sequence[Outcome],
+    by_token: TokenScores | None = None,
+) -> None:
     """Of the first method: top_examples.csv and .png, train_rows.csv and query_rows.csv, report.html.
 
     Args:
@@ -42,6 +50,7 @@ def leave(record: Record, top: int, task: Task, splits: Splits | TextSplits, out
         task: the run that was asked about.
         splits: its data; the queries are the first test examples.
         outcomes: of all methods; the first that knows self-influence ranks suspects by it.
+        by_token: exact scores of the training texts' tokens, which the page shades; None: it shades the queries' losses alone.
     """
     scores = next(iter(outcomes[0].scores.values()))
     n, asked = scores.shape
@@ -52,7 +61,12 @@ def leave(record: Record, top: int, task: Task, splits: Splits | TextSplits, out
     rows = [helped.flatten(), harmed.flatten(), *(found.indices for found in suspects.values())]
     wanted = torch.cat(rows).unique().tolist()
     train, queries = told(splits, "train", wanted), told(splits, "test", range(asked))
-    if isinstance(splits, Splits):
+    words = ""
+    if isinstance(splits, TextSplits):
+        train, queries = by_tokens(splits, task, train, queries)
+        words = " Grey tokens are the prompt. A query's tokens are shaded by their loss"
+        words += "." if by_token is None else "; those of training texts by their exact score for it, blue ones help."
+    else:
         said = splits.target_names(MEASURES[splits.task].verdict(outputs_of(task.learner, task.state, task.queries)))
         queries = {i: replace(one, place=(*one.place, ("said", said[i]))) for i, one in queries.items()}
 
@@ -60,7 +74,13 @@ def leave(record: Record, top: int, task: Task, splits: Splits | TextSplits, out
         return [(train[i], float(scores[i, q])) for i in rows[q].tolist()]
 
     shown = [
-        Query(queries[q], ranked(helped, q), ranked(harmed, q), Histogram.of(scores[:, q].numpy()))
+        Query(
+            queries[q],
+            ranked(helped, q),
+            ranked(harmed, q),
+            Histogram.of(scores[:, q].numpy()),
+            {} if by_token is None else by_token.of([*helped[q].tolist(), *harmed[q].tolist()], q),
+        )
         for q in range(asked)
     ]
     _figure(record, splits, task, shown[:_SHOWN], min(top, _EACH))
@@ -83,7 +103,7 @@ def leave(record: Record, top: int, task: Task, splits: Splits | TextSplits, out
     page = report_page(
         f"{outcomes[0].name}: which training examples helped, and which harmed",
         f"A score, in {_unit(outcomes[0], splits)}, is the predicted rise of the query's loss when the training example is removed: positive ones "
-        "help, negative ones harm. A label that is known to be wrong is red, with the right one behind it.",
+        f"help, negative ones harm. A label that is known to be wrong is red, with the right one behind it.{words}",
         tabs,
     )
     record.artifact_path("report.html").write_text(page, encoding="utf-8")

@@ -8,7 +8,7 @@ from omegaconf import DictConfig
 from metagradient import attribution as at
 from metagradient.attribution.methods.spec import COMPRESSORS
 from metagradient.errors import UserError
-from metagradient.evaluation import check_scores
+from metagradient.evaluation import check_scores, subsets
 from metagradient.studies.attribution.methods import settings_of
 from metagradient.studies.attribution.task import Task
 
@@ -81,6 +81,14 @@ def _check_checkpoint(cfg: DictConfig, specs: Sequence[at.MethodSpec]) -> None:
             f"checkpoint={cfg.checkpoint} is a model without its training, which {', '.join(needing)} replay: ask for "
             "methods=[dropout:4096], or leave checkpoint out"
         )
+    if cfg.qld.queries:
+        raise UserError(
+            f"qld retrains the model, and of checkpoint={cfg.checkpoint} the training is not known: set qld.queries=0"
+        )
+    if cfg.token_scores:
+        raise UserError(
+            f"token_scores replays the training, and of checkpoint={cfg.checkpoint} it is not known: set token_scores=false"
+        )
     for name, off in {"drop": "[]", "leave_one_out": "null", "brittleness": "[]"}.items():
         if cfg[name]:
             raise UserError(
@@ -98,9 +106,19 @@ def check_run(cfg: DictConfig, specs: Sequence[at.MethodSpec], task: Task) -> No
     Raises:
         UserError: no damping of its own, scores of other rows, too few steps or too many parameters, a store of something else.
     """
+    if cfg.qld.queries > cfg.queries:
+        raise UserError(
+            f"qld.queries={cfg.qld.queries}, but queries={cfg.queries}: set qld.queries={cfg.queries}, or more queries"
+        )
+    if cfg.qld.queries:
+        subsets(task.n, cfg.qld.share, 1, 0)
+    if cfg.token_scores and not hasattr(task.learner, "position_weights"):
+        raise UserError("token_scores is of language models, which weight their tokens: set token_scores=false")
     if cfg.damping == "run":
         at.run_damping(task.learner, task.batches)
     for spec in specs:
+        if spec.name == "bm25" and task.words is None:
+            raise UserError("bm25 compares the words of texts, and these data are none: leave it out of methods")
         if spec.name == "file":
             check_scores(at.read_scores(spec.word), task.n, cfg.queries)
     for count in cfg.brittleness:

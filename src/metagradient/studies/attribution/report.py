@@ -18,15 +18,20 @@ from metagradient.evaluation import (
     inspection_curve,
     leave_one_out_correlation,
     mislabel_auc,
+    query_loss_difference,
+    random_removals,
     source_precision,
     take,
     with_every_label,
 )
 from metagradient.reporting import Progress, Record
 from metagradient.reporting.figures import attribution as attribution_figures
+from metagradient.streams import Attribution
 from metagradient.studies import setup
 from metagradient.studies.attribution.methods import Outcome
 from metagradient.studies.attribution.task import Task, cache
+from metagradient.training.batches import Fields
+from metagradient.training.random import fold_in
 
 _FLIPPED = 12  # queries whose most helpful examples are removed
 
@@ -98,22 +103,47 @@ def left_out(record: Record, cfg: DictConfig, kept: Tensor, losses: Tensor, outc
     record.table("leave_one_out", ["method", f"Spearman, {len(kept)} single examples", "Pearson"], rows)
 
 
-def planted(record: Record, task: Task, splits: TextSplits, outcomes: Sequence[Outcome]) -> None:
-    """Source identification: of the top examples of a planted query, how many are of its own source?"""
+def sources(record: Record, cfg: DictConfig, task: Task, splits: TextSplits, outcomes: Sequence[Outcome]) -> None:
+    """Source identification: of the top rows of each query whose source is known, how many are of that source?"""
     asked = splits.query_sources[: len(task.queries["tokens"])]
     queries = (asked >= 0).nonzero().flatten()
-    k = int((splits.sources == 0).sum())
-    chance = k / len(splits.sources)
+    sizes = (splits.sources[:, None] == asked[queries]).sum(0)
+    k = min(cfg.source_top or max(1, int(sizes.min())), task.n)
+    chance = float(sizes.double().mean()) / task.n
     found = {
         o.name: source_precision(next(iter(o.scores.values()))[:, queries], splits.sources, asked[queries], k)
         for o in outcomes
     }
     record.table(
-        "planted_sources",
-        ["method", f"of the top {k}, from the source", "chance"],
+        "sources_found",
+        ["method", f"of the top {k}, from the query's source", "chance"],
         [[*x, chance] for x in found.items()],
     )
     record.result({f"source_precision_{slug(name)}": value for name, value in found.items()})
+    record.result({"source_precision_chance": chance})
+
+
+def differences(record: Record, cfg: DictConfig, task: Task, outcomes: Sequence[Outcome]) -> float:
+    """The query loss difference of each method; the trainings that this took."""
+    settings, rows = cfg.qld, []
+    asked = take(task.queries, torch.arange(settings.queries))
+    with Progress() as progress:
+        truth = _truth(record, cfg, task, asked, progress)
+        seed = fold_in(cfg.seed, Attribution.RANDOM_REMOVALS)
+        random = random_removals(truth, settings.share, settings.randoms, seed)
+        for outcome in progress.track(list(outcomes), "removing the most helpful"):
+            scores = outcome.scores[min(outcome.scores)][:, : settings.queries]  # at alpha: of the smallest share
+            found = query_loss_difference(truth, scores, random, seed=cfg.seed)
+            rows.append([outcome.name, found.mean, f"{found.low:.3g} - {found.high:.3g}", float(found.rise.mean())])
+            record.result({f"qld_{slug(outcome.name)}_top{settings.share:g}": found.mean})
+            if outcome is outcomes[0]:
+                record.result({"qld": found.mean, "qld_low": found.low, "qld_high": found.high})
+    record.result({"qld_random": float(random.rise.mean())})
+    title = (
+        f"rise of a query's loss, nats, without its top {random.removed} rows, beyond that without as many random ones"
+    )
+    record.table("query_loss_difference", ["method", "QLD", "95 % interval", "rise alone"], rows, title)
+    return truth.runs
 
 
 def mislabelled(record: Record, task: Task, wrong: Tensor, outcomes: Sequence[Outcome]) -> None:
@@ -136,16 +166,7 @@ def brittle(record: Record, cfg: DictConfig, task: Task, classes: int, outcomes:
     few = torch.arange(min(_FLIPPED, len(task.queries["y"])))
     asked, rows = with_every_label(take(task.queries, few), classes), []
     with Progress() as progress:
-        truth = GroundTruth(
-            task.learner,
-            task.batches,
-            asked,
-            folder=cache() if cfg.keep_retrainings else record.directory / "retrainings",
-            owner=str(record.directory.absolute()),
-            at_once=cfg.at_once,
-            workers=setup.workers(cfg),
-            progress=progress.callback(),
-        )
+        truth = _truth(record, cfg, task, asked, progress)
         for outcome in progress.track(list(outcomes), "removing the most helpful"):
             scores = next(iter(outcome.scores.values()))[:, few]
             found = brittleness(truth, scores, hard_labels(task.queries["y"][few]), list(cfg.brittleness))
@@ -153,3 +174,17 @@ def brittle(record: Record, cfg: DictConfig, task: Task, classes: int, outcomes:
                 rows.append([outcome.name, size, float((found.smallest <= size).float().mean()), float(rise.mean())])
     record.table("most_helpful_removed", ["method", "removed", "share of predictions flipped", "mean rise, nats"], rows)
     return truth.runs
+
+
+def _truth(record: Record, cfg: DictConfig, task: Task, queries: Fields, progress: Progress) -> GroundTruth:
+    """Retrainings of the run that are asked about some queries."""
+    return GroundTruth(
+        task.learner,
+        task.batches,
+        queries,
+        folder=cache() if cfg.keep_retrainings else record.directory / "retrainings",
+        owner=str(record.directory.absolute()),
+        at_once=cfg.at_once,
+        workers=setup.workers(cfg),
+        progress=progress.callback(),
+    )

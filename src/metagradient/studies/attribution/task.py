@@ -1,6 +1,8 @@
 """The run that `attribution` asks about."""
 
+import functools
 import os
+import re
 from dataclasses import dataclass
 from pathlib import Path
 from time import perf_counter
@@ -73,8 +75,18 @@ def make_task(cfg: DictConfig) -> tuple[Task, Splits | TextSplits]:
         queries=queries,
         seconds=seconds,
         whole=None if cfg.aggregate is None else sets[cfg.aggregate],
+        words=functools.partial(words_of, splits) if splits.kind == "text" else None,
     )
     return task, splits
+
+
+def words_of(splits: Splits | TextSplits, texts: Fields) -> list[list[str]]:
+    """The words of each of some texts, and its other signs, in small letters."""
+    if isinstance(splits, TextSplits):
+        said = splits.describe(texts["tokens"], texts.get("mask"))
+    else:
+        said = splits.describe(texts["x"])
+    return [re.findall(r"\w+|[^\w\s]", text.lower()) for text in said]
 
 
 def removals(cfg: DictConfig, n: int) -> dict[float, Tensor]:
