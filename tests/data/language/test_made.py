@@ -74,6 +74,15 @@ def test_a_word_means_one_thing(made: TextSplits) -> None:
     assert all(len(kinds) == 1 for kinds in meant.values())
 
 
+def test_rows_of_the_pools_own_sources_tell_them() -> None:
+    made = made_instructions(train=100, validation=10, test=30, target="pool")
+    names = [made.source_names[source] for source in made.query_sources.tolist()]
+    assert Counter(names) == {"sums": 10, "strings": 10, "definitions": 10}
+    for (prompt, response), name in zip(_answers(made, "test"), names, strict=True):
+        assert (name == "sums") <= response.startswith(str(_sum_of(prompt)))
+        assert (name == "definitions") == bool(re.match(r".*(what is a \w+\?|define|is a kind of)", prompt))
+
+
 def test_rows_are_a_function_of_the_seed(made: TextSplits) -> None:
     again, other = made_instructions(400, 60, 80), made_instructions(400, 60, 80, seed=1)
     assert torch.equal(again.train["tokens"], made.train["tokens"])

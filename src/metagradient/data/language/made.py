@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from typing import Literal
 
 import numpy as np
 import torch
-from torch import Tensor
 
 from metagradient.data.language.byte_pair import train_byte_pair
 from metagradient.data.language.conversations import Conversation, asked, table
@@ -41,7 +41,12 @@ _Make = Callable[[np.random.Generator], tuple[Conversation, str]]
 
 
 def made_instructions(
-    train: int = 800, validation: int = 120, test: int = 200, vocab: int = 384, seed: int = 0
+    train: int = 800,
+    validation: int = 120,
+    test: int = 200,
+    vocab: int = 384,
+    seed: int = 0,
+    target: Literal["stories", "pool"] = "stories",
 ) -> TextSplits:
     """Instructions of five sources and, as validation and test rows, a task that none of them words alike.
 
@@ -55,48 +60,56 @@ def made_instructions(
         test: other rows of the target.
         vocab: tokens of a byte-pair tokenizer, trained on the pool.
         seed: of the rows.
+        target: "stories" as above, or "pool": other rows of the pool's right sources, whose numbers `query_sources` tells.
 
     Raises:
-        ValueError: too few rows for every source, more of the target than there are, or a vocabulary without room for bytes.
+        ValueError: no such target, too few rows for every source, more of the target than there are, or a vocabulary without room for bytes.
     """
     for split, size, least in (("train", train, 20), ("validation", validation, 1), ("test", test, 1)):
         if not isinstance(size, int) or size < least:
             raise ValueError(f"data.{split} must be an integer >= {least}, not {size}: set data.{split}=200")
-    if validation + test > _STORIES:
+    if target == "stories" and validation + test > _STORIES:
         raise ValueError(
             f"data.validation={validation} and data.test={test} are more than {_STORIES} rows: set data.test={max(1, _STORIES - validation)}"
         )
+    if target not in ("stories", "pool"):
+        raise ValueError(f"data.target must be stories or pool, not '{target}': set data.target=stories")
     rng = np.random.default_rng(seed)
     counts = _counts(train)
     rows = [(s, *_MAKERS[name](rng)) for s, name in enumerate(_SHARES) for _ in range(counts[name])]
     rows = [rows[i] for i in rng.permutation(train)]
-    stories = _stories(validation + test, rng)
+    held_out = validation + test
+    told = [(-1, row) for row in _stories(held_out, rng)] if target == "stories" else _right(held_out, rng)
     tokenizer = train_byte_pair((turn.content for _, row, _ in rows for turn in row.turns), vocab, "data.vocab")
-    pool, target = ([tokenizer.encode(row.turns) for row in each] for each in ([r for _, r, _ in rows], stories))
-    length = max(map(len, [*pool, *target]))
+    pool, asked = (
+        [tokenizer.encode(row.turns) for row in each] for each in ([r for _, r, _ in rows], [r for _, r in told])
+    )
+    length = max(map(len, [*pool, *asked]))
     sources = torch.tensor([source for source, _, _ in rows])
     wrong = torch.isin(sources, torch.tensor([list(_SHARES).index(name) for name in _WRONG]))
     return TextSplits(
         "made_instructions",
         table(pool, length),
-        table(target[:validation], length),
-        table(target[validation:], length),
+        table(asked[:validation], length),
+        table(asked[validation:], length),
         tokenizer,
         sources,
-        _none(test),
+        torch.tensor([source for source, _ in told[validation:]]),
         tuple(_SHARES),
         AnswerTruth(wrong, tuple(right for _, _, right in rows)),
     )
-
-
-def _none(n: int) -> Tensor:
-    return torch.full((n,), -1)
 
 
 def _counts(rows: int) -> dict[str, int]:
     counts = {name: round(share * rows) for name, share in _SHARES.items()}
     counts["gibberish"] += rows - sum(counts.values())
     return counts
+
+
+def _right(rows: int, rng: np.random.Generator) -> list[tuple[int, Conversation]]:
+    """So many rows of the sources without wrong responses, in equal shares, each with its source."""
+    right = [(s, name) for s, name in enumerate(_SHARES) if name not in _WRONG]
+    return [(s, _MAKERS[name](rng)[0]) for s, name in (right[i % len(right)] for i in range(rows))]
 
 
 def _sum(wordings: tuple[str, ...], rng: np.random.Generator) -> tuple[Conversation, str]:
