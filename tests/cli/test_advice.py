@@ -14,8 +14,12 @@ ROOT = Path(__file__).parents[2]
 KEY = r"[~+]*([a-z_]\w*(?:[./]\w+)*)=([\w.-]*)"
 SET = re.compile(rf"set (?:for example )?((?:{KEY}[^ ]*(?: and |, or | or | )?)+)")
 DOTTED = re.compile(rf"(?<![\w.{{/]){KEY}")
-FREE = ("learner.arguments.", "model.lora.", "hydra.")
+FREE = ("learner.arguments.", "model.lora.", "model.image_options.", "model.text_options.", "hydra.")
 """Settings of a learner of the user's own, of what is null until it is given, and of launchers and sweepers that are installed apart."""
+
+
+LISTED = {"share", "rows", "split"}
+"""Settings of one of several sources, each in braces in their list."""
 
 
 def messages(path: Path) -> Iterator[tuple[int, str]]:
@@ -66,7 +70,8 @@ def unresolved(text: str) -> list[str]:
     return [
         f"{key}={value}"
         for key, value in sorted(told)
-        if not key.startswith(FREE)
+        if key not in LISTED
+        and not key.startswith(FREE)
         and (value not in {*groups[key], "", "NAME", "...", "null", "None"} if key in groups else key not in keys)
     ]
 

@@ -38,5 +38,5 @@ def test_the_temperature_gets_a_gradient() -> None:
 
 
 def test_a_temperature_that_is_not_positive_is_refused() -> None:
-    with pytest.raises(ValueError, match=r"must be positive; got 0; .*model\.temperature=0\.07"):
+    with pytest.raises(ValueError, match=r"must be positive; got 0; .*temperature=0\.07"):
         towers(0)

@@ -142,7 +142,7 @@ def random_removals(truth: GroundTruth, share: float, runs: int, seed: int) -> R
         UserError: a share that removes nothing or everything; no run.
     """
     if runs < 1:
-        raise UserError(f"random removals need at least one retraining, not {runs}: set qld.randoms=5")
+        raise UserError(f"random removals need at least one retraining, not {runs}: give 5")
     n = truth.batches.n_examples
     kept = torch.cat([torch.ones(1, n, dtype=torch.bool), subsets(n, share, runs, seed)])
     losses = truth.losses(kept)

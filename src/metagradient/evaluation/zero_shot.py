@@ -66,7 +66,7 @@ def retrieval(
     if n < 2 or among < 2 or groupings < 1:
         raise UserError(
             f"retrieval among {among} of {n} pairs in {groupings} groupings says nothing: give 2 or more pairs "
-            "(data.validation, data.test), retrieval.among=100 and retrieval.groupings=5"
+            "(data.validation, data.test), among=100 and groupings=5"
         )
     a, b, scale = embeddings(learner, state, pairs)
     same = pairs["pair"].cpu() if "pair" in pairs else torch.arange(n)

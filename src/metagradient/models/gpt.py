@@ -98,7 +98,7 @@ class GPT(nn.Module):
         """What the output map reads, [n, t, width]."""
         length = tokens.shape[1]
         if length > self.block:
-            raise ValueError(f"GPT reads at most {self.block} tokens; got {length}; set model.block={length}")
+            raise ValueError(f"GPT reads at most {self.block} tokens; got {length}; build it with block={length}")
         return self.norm(self.blocks(self.positions(self.tokens(tokens))))
 
 

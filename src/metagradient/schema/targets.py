@@ -36,8 +36,6 @@ _ADAM: Numbers = {
     "weight_decay": _DECAY,
 }
 
-_BIAS = Range(least=-_BOUND, most=_BOUND, nullable=True, example=-10.0)
-
 _OPTIMIZERS: dict[str, Numbers] = {
     "SGD": {"momentum": _share(0.9, most=None, below=1), "weight_decay": _DECAY},
     "Adam": _ADAM,
@@ -53,7 +51,17 @@ _MODELS: dict[str, Numbers] = {
     "SentenceClassifier": {"vocab": _whole(1000), "layers": _whole(2), "heads": _whole(4), "width": _WIDTH},
     "GPT": {"layers": _whole(2), "heads": _whole(4), "width": _WIDTH},
     "hf_text_classifier": {"vocab": _whole(1000)},
-    "image_text_model": {"outputs": _WIDTH, "temperature": _positive(0.07), "bias": _BIAS},
+    "image_text_model": {
+        "outputs": _WIDTH,
+        "temperature": _positive(0.07),
+        "bias": Range(least=-_BOUND, most=_BOUND, nullable=True, example=-10.0),
+        **{f"{tower}_options.width": _WIDTH for tower in ("image", "text")},
+        **{f"{tower}_options.{size}": _whole(4) for tower in ("image", "text") for size in ("layers", "heads")},
+        "image_options.hidden": _WIDTHS,
+        "image_options.patch": _whole(4),
+        "image_options.logit_scale": _positive(1.0),
+        "text_options.hidden": _WIDTH,
+    },
     "timm": {"image_size": _whole(32, nullable=True)},
 }
 
@@ -87,15 +95,6 @@ _DATA: dict[str, Numbers] = {
     "characters": {**_DRAWN, "length": _whole(32), "planted": _whole(8, least=0), "copies": _whole(20)},
     "made_instructions": {**_DRAWN, "train": _whole(800, least=20), "validation": _whole(120), "vocab": _VOCAB},
     "instructions": {**_SHARED, "length": _whole(256, least=2)},
-    "image_text_pairs": {
-        **_SHARED,
-        "size": _whole(32),
-        "channels": _whole(3, most=3),
-        "extra_words": _whole(4, least=0),
-        "vocab": _whole(8192),
-        "length": _whole(16),
-    },
-    "drawn_digits": {**_DRAWN, "noise": _share(0.1, most=None, below=1)},
     "TokenizerSettings": {"vocab": _VOCAB},
     "AnswerNoise": {"fraction": _share(0.2)},
     "sentences": {**_DRAWN, **_WORDS},
@@ -106,6 +105,16 @@ _DATA: dict[str, Numbers] = {
         "channels": _whole(1, most=3, nullable=True),
         "workers": _whole(1, least=0, nullable=True),
     },
+    "image_text_pairs": {
+        **_SHARED,
+        "size": _whole(32),
+        "channels": _whole(3, most=3),
+        "extra_words": _whole(4),
+        "vocab": _whole(8192),
+        "length": _whole(16),
+        "workers": _whole(1, least=0, nullable=True),
+    },
+    "drawn_digits": {**_DRAWN, "noise": _share(0.1)},
     "table_file": {**_SHARED, "categories": _whole(50), "drop": Names()},
     "text_file": {**_SHARED, **_WORDS},
     "LabelNoise": {"fraction": _share(0.4, most=None, below=1)},
@@ -190,4 +199,4 @@ TARGETS: dict[str, Numbers] = {
     }.items()
     for name, numbers in known.items()
 }
-"""`_target_` -> its settings that have a range."""
+"""`_target_` -> its settings that have a range, those in braces of it with dots."""

@@ -59,8 +59,12 @@ def _check_groups(plain: Mapping[str, Any]) -> None:
         check(plain.get(name) or {}, schema, f"{name}.")
     for key, node in _built({name: node for name, node in plain.items() if name not in ("variants", "transfer")}):
         for setting, allowed in TARGETS.get(str(node["_target_"]), {}).items():
-            if setting in node:
-                allowed.check(f"{key}.{setting}", node[setting])
+            *parents, leaf = setting.split(".")
+            inner: Any = node
+            for parent in parents:
+                inner = inner.get(parent) if isinstance(inner, Mapping) else None
+            if isinstance(inner, Mapping) and leaf in inner:
+                allowed.check(f"{key}.{setting}", inner[leaf])
 
 
 def _built(node: Mapping[str, Any], key: str = "") -> Iterator[tuple[str, Mapping[str, Any]]]:

@@ -40,7 +40,9 @@ class VisionTransformer(nn.Module):
         super().__init__()
         channels, height, across = input_shape
         if patch < 1 or height % patch or across % patch:
-            raise ValueError(f"model.patch={patch} must divide the images' {height}x{across} pixels: set model.patch=4")
+            raise ValueError(
+                f"patch={patch} must divide the images' {height}x{across} pixels: set model.image_options.patch=4"
+            )
         self.patch = patch
         self.embed = nn.Linear(channels * patch * patch, width)
         self.positions = nn.Parameter(0.02 * torch.randn(height // patch * (across // patch), width))
