@@ -52,7 +52,11 @@ UNREAD = [
         "history.folder=x is not read: history.storage=memory: set history.storage=disk",
     ),
     ("unlearning", ["history.folder=x", "history.storage=disk"], ""),
-    ("attribution", ["qld.share=0.1"], "qld.share=0.1 is not read: no query's top rows are removed: set qld.queries=10"),
+    (
+        "attribution",
+        ["qld.share=0.1"],
+        "qld.share=0.1 is not read: no query's top rows are removed: set qld.queries=10",
+    ),
     ("attribution", ["qld.share=0.1", "qld.queries=2"], ""),
     ("attribution", ["source_top=5"], "source_top=5 is not read: only texts come from sources"),
     ("attribution", ["source_top=5", "data=made_instructions", "model=gpt"], ""),
