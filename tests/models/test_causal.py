@@ -2,6 +2,7 @@
 
 import os
 import re
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -120,6 +121,13 @@ def test_what_does_not_fit_is_one_line(settings: dict[str, Any], told: str, tmp_
     with pytest.raises((ValueError, FileNotFoundError), match=re.escape(told)) as error:
         hf_causal(30, 6, **{"config": LLAMA, **given})
     assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize("missing", ["transformers", "peft"])
+def test_libraries_that_are_not_there_are_told(missing: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, missing, None)
+    with pytest.raises(ValueError, match=rf"{missing} cannot be imported.*metagradient\[hf\]"):
+        hf_causal(30, 6, config=LLAMA, lora={"targets": ["q_proj"]})
 
 
 def test_all_linear_layers_by_the_end_of_their_names() -> None:

@@ -189,6 +189,25 @@ def test_shuffled_answers_are_those_of_other_rows_and_known(write: Write) -> Non
         AnswerNoise(fraction=1.5)
 
 
+def test_rows_keep_their_responses_where_the_others_are_the_same_or_too_long(write: Write, caplog: Any) -> None:
+    caplog.set_level("INFO")
+    same = [row | {"response": "so it is"} for row in _rows(20)]
+    splits = instructions(write("a.jsonl", same), validation=0, test=2, noise=AnswerNoise(fraction=1.0))
+    assert splits.truth is not None
+    assert not bool(splits.truth.wrong.any())
+    assert "18 of 18 rows keep their own response" in caplog.text
+    uneven = [
+        {"prompt": " ".join(f"w{i}" for i in range(20)), "response": f"{k}"}
+        if k % 2
+        else {"prompt": f"{k}", "response": " ".join(f"v{i}" for i in range(20))}
+        for k in range(20)
+    ]
+    splits = instructions(write("b.jsonl", uneven), validation=0, test=2, length=90, noise=AnswerNoise(fraction=1.0))
+    assert splits.truth is not None
+    assert splits.train["tokens"].shape == (18, splits.test["tokens"].shape[1])
+    assert 0 < int(splits.truth.wrong.sum()) < 18
+
+
 def test_held_out_rows_that_are_trained_on_are_told(write: Write, caplog: Any) -> None:
     path = write("a.jsonl", _rows(20))
     instructions(path, target=path, validation=4, test=5)

@@ -1,5 +1,6 @@
 """Tokenizers: special tokens once, responses alone as targets, prompts that are cut the same whatever follows them."""
 
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -132,3 +133,9 @@ def test_tokenizers_that_are_not_there_are_told(tmp_path: Path) -> None:
         load_tokenizer(str(tmp_path / "damaged.gguf"))
     with pytest.raises(ValueError, match="no tokenizer that can be loaded"):
         load_tokenizer(str(tmp_path))
+
+
+def test_a_named_tokenizer_without_transformers_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "transformers", None)
+    with pytest.raises(ValueError, match=r"pip install 'metagradient\[hf\]', or set data\.tokenizer\.name=null"):
+        load_tokenizer("some/model")
