@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import ClassVar
@@ -30,6 +31,9 @@ from metagradient.studies.selection.looking import draw, leave
 from metagradient.studies.selection.task import Choice, Search, Task
 from metagradient.training.batches import Fields
 from metagradient.training.random import fold_in, generator
+
+
+log = logging.getLogger(__name__)
 
 
 @dataclass(eq=False)
@@ -74,7 +78,7 @@ class Texts(Task):
             "target": Choice("the target's own rows", self.validation),
         }
         run = trained_run(search, self.routine, pool, fold_in(search.seed, Streams.FILTER))
-        scorers = {"less": ("LESS", less_scores)}
+        scorers = {"less": ("LESS", less_scores)} if _adam(run.learner) else {}
         if s.influence is not None:
             scorers["influence"] = (f"influence {s.influence}", influence_scores)
         for key, (label, scorer) in scorers.items():
@@ -143,4 +147,13 @@ def _of_questions(options: Fields, questions: Tensor) -> dict[str, Tensor]:
 
 def texts(cfg: DictConfig, splits: TextSplits) -> Texts:
     """The task of a pool of texts."""
-    return Texts(cfg, splits, routines.language_routine(cfg, splits), dict(splits.train), dict(splits.validation))
+    routine = routines.language_routine(cfg, splits)
+    learner = routine.learner(cfg.seed, 1)
+    learner.configure_for_steps(1)
+    if not _adam(learner):
+        log.info("LESS reads Adam's moments, so it is not among what the descent is compared with: learner=adam has them")
+    return Texts(cfg, splits, routine, dict(splits.train), dict(splits.validation))
+
+
+def _adam(learner: mg.Learner) -> bool:
+    return isinstance(learner.update.optimizer, mg.Adam)
