@@ -29,11 +29,15 @@ _ANY = (
 )  # fmt: skip
 """Rules of all experiments."""
 
+_PAIRS = ("metagradient.data.image_text_pairs", "metagradient.data.drawn_digits")
 _DEFENCES = ("filter_fractions", "augmentation", "influence", "defender")
 _RULES: dict[str, tuple[Rule, ...]] = {
     "selection": (
         Rule(("method.shard",), lambda at: at("method.swap"), "only a swap looks at a share of the data: set method.swap=50"),
         Rule(("method.probability",), lambda at: not at("method.swap"), "a swap moves so many counts: set method.swap=null"),
+        Rule(("pairs",), lambda at: at("data._target_") in _PAIRS, "the data are no pairs of images and texts: set data=drawn_digits"),
+        Rule(("filter_fractions",), lambda at: at("data._target_") not in _PAIRS,
+             "filters of pairs have settings of their own: set pairs.shares=[0.5]"),
     ),
     "poisoning": (
         Rule(_DEFENCES, lambda at: at("defences"), "it is for the defence table: set defences=true"),

@@ -18,7 +18,7 @@ from torch import Tensor
 
 import metagradient as mg
 from metagradient import training
-from metagradient.data import TextSplits
+from metagradient.data import PairSplits, TextSplits
 from metagradient.errors import UserError
 from metagradient.models.weights import load_weights, read_weights, save_weights
 from metagradient.reporting import Record
@@ -93,11 +93,11 @@ class Saved:
                 f"{self.directory} saved no model: selection, attribution and unlearning save artifacts/{MODEL}"
             )
         splits = self.data()
-        text = isinstance(splits, TextSplits)
         config = setup.variant(
             self.config, {"checkpoint": None}
         )  # its own weights take the place of what it began with
-        routine = (routines.language_routine if text else routines.classifier_routine)(config, splits)
+        kinds: dict[type, Any] = {TextSplits: routines.language_routine, PairSplits: routines.pairs_routine}
+        routine = kinds.get(type(splits), routines.classifier_routine)(config, splits)
         learner = routine.learner(int(self.config.seed), len(routine.batches(splits.train, 0)))
         load_weights(learner, self.artifacts[MODEL])
         return learner.eval()

@@ -96,7 +96,11 @@ def data(cfg: DictConfig) -> Any:
 
 
 def classification(
-    cfg: DictConfig, *, inputs: bool = False, classes: bool = False, splits: Splits | TextSplits | None = None
+    cfg: DictConfig,
+    *,
+    inputs: bool = False,
+    classes: bool = False,
+    splits: Splits | TextSplits | PairSplits | None = None,
 ) -> Splits:
     """The data set of `cfg.data`, which must have targets.
 
@@ -107,10 +111,14 @@ def classification(
         classes: targets must be classes.
 
     Raises:
-        UserError: sequences without labels; words, where numbers are to be moved; numbers, where classes are needed.
+        UserError: sequences without labels; pairs; words, where numbers are to be moved; numbers, where classes are needed.
     """
     splits = data(cfg) if splits is None else splits
     name = HydraConfig.get().runtime.choices.get("data", splits.name) if HydraConfig.initialized() else splits.name
+    if isinstance(splits, PairSplits):
+        raise UserError(
+            f"data={name} has pairs of images and texts, which only selection asks about: choose a labelled set, data=digits"
+        )
     if isinstance(splits, TextSplits):
         raise UserError(
             f"data={name} has texts without labels, which selection and attribution ask about: choose a labelled set, data=digits"

@@ -13,7 +13,7 @@ from torch import Tensor
 
 import metagradient as mg
 from metagradient.attribution import TrainedRun
-from metagradient.data import Splits, TextSplits
+from metagradient.data import PairSplits, Splits, TextSplits
 from metagradient.errors import UserError
 from metagradient.evaluation import leave_one_out, subsets, take
 from metagradient.streams import Attribution
@@ -42,6 +42,8 @@ def make_task(cfg: DictConfig) -> tuple[Task, Splits | TextSplits]:
     """The run that is asked about, trained, and its data."""
     splits = setup.data(cfg)
     text = isinstance(splits, TextSplits)
+    if isinstance(splits, PairSplits):
+        splits = setup.classification(cfg, splits=splits)  # which refuses them
     if cfg.brittleness and not text and splits.task != "classes":
         raise UserError(f"brittleness flips classes, and these targets are {splits.task}: set brittleness=[]")
     routine = routines.language_routine(cfg, splits) if text else routines.classifier_routine(cfg, splits)

@@ -81,7 +81,7 @@ def influence_filter(search: Search, splits: PairSplits, model: PoolModel, steer
 
 
 def influence(model: PoolModel, pool: Fields, steer: Fields, seed: int) -> Tensor:
-    """[n]: of each pair, how much a step on its own loss lowers the steering loss at the end of training: - grad phi . grad l_i.
+    """[n]: of each pair, how much a step on its own loss lowers the steering loss phi at the end of training: grad phi . grad l_i.
 
     The pairs are contrasted in chunks of the batch size. The steering gradient is scaled as the optimizer would scale it
     where it keeps second moments (Adam: divided by their square root).

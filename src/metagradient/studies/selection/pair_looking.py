@@ -39,11 +39,13 @@ def leave_pairs(record: Record, splits: PairSplits, chosen: Selection) -> None:
 def by_source(splits: PairSplits, chosen: Selection) -> list[list[Any]]:
     """Of each source: its name, its pairs in the pool, the share of them that is kept, their mean weight or count."""
     names = splits.sources["train"]
-    found = []
+    rows: dict[str, list[object]] = {}
+    means: dict[str, float] = {}
     for name in sorted(set(names)):
         own = torch.tensor([each == name for each in names])
-        found.append([name, int(own.sum()), float(chosen.kept[own].float().mean()), float(chosen.weights[own].mean())])
-    return sorted(found, key=lambda row: -float(row[3]))
+        means[name] = float(chosen.weights[own].mean())
+        rows[name] = [name, int(own.sum()), float(chosen.kept[own].float().mean()), means[name]]
+    return [rows[name] for name in sorted(rows, key=lambda name: -means[name])]
 
 
 def draw_pairs(
