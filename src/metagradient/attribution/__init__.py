@@ -1,7 +1,7 @@
 """Attribution: which training examples made the model say this? Exact by replay, cheap by influence functions."""
 
 from metagradient.attribution.compression.compressors import Compressor, Dropout, FactorDropout, Uncompressed
-from metagradient.attribution.compression.projections import PCA, SJLT, DropoutSJLT, FactorGaussian, Gaussian
+from metagradient.attribution.compression.projections import PCA, SJLT, DropoutSJLT, FactorGaussian, FactorPCA, Gaussian
 from metagradient.attribution.gradients.hooks import ExampleGradients
 from metagradient.attribution.methods.less import less
 from metagradient.attribution.methods.named import Method, method
@@ -27,6 +27,7 @@ __all__ = [
     "ExampleGradients",
     "FactorDropout",
     "FactorGaussian",
+    "FactorPCA",
     "Gaussian",
     "Influence",
     "KernelInfluence",

@@ -55,7 +55,7 @@ _RULES: dict[str, tuple[Rule, ...]] = {
         Rule(("source_top",), lambda at: str(at("data._target_")).endswith((".characters", "instructions")),
              "only texts come from sources: set data=made_instructions"),
         Rule(("checkpoints",), lambda at: _method(at, "", ":path"), "no method looks along the run: add dropout:2048:path"),
-        Rule(("pca_examples",), lambda at: _method(at, "pca"), "no method is a PCA: add pca:256 to methods"),
+        Rule(("pca_examples",), lambda at: _method(at, "pca") or _method(at, "factor_pca"), "no method is a PCA: add pca:256 to methods"),
         Rule(("queries_per_replay",), lambda at: _method(at, "exact") or at("token_scores"), "no method replays: add exact to methods"),
         Rule(("trak_k",), lambda at: _method(at, "trak") or _method(at, "dattri"), "no method is TRAK: add trak:3 to methods"),
         Rule(("none_primal",), lambda at: _method(at, "none"), "no method is uncompressed: add none to methods"),

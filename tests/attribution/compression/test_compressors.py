@@ -14,9 +14,11 @@ from metagradient.attribution import (
     DropoutSJLT,
     FactorDropout,
     FactorGaussian,
+    FactorPCA,
     Gaussian,
     Uncompressed,
 )
+from metagradient.attribution.compression.compressors import factor_sizes
 from metagradient.attribution.gradients.hooks import Parameter
 from metagradient.attribution.gradients.pieces import Dense, Outer, Piece
 from metagradient.attribution.gradients.sides import Plain
@@ -117,6 +119,37 @@ def test_pca_is_the_projection_on_the_principal_directions() -> None:
     torch.testing.assert_close(features.abs(), expected.abs())
     with pytest.raises(UserError, match="k=30"):
         bound(PCA(30), batches)
+
+
+def test_factor_pca_is_the_two_sided_projection_on_principal_directions() -> None:
+    batches = [pieces(seed) for seed in range(7)]
+    compressor = FactorPCA(60, examples=22)  # six batches of four are enough
+    features = bound(compressor, batches)
+    begin = 0
+    for i, (p, piece) in enumerate(zip(PARAMETERS, pieces(), strict=True)):
+        sides: list[Tensor] = []
+        for side in ("left", "right"):
+            if isinstance(batches[0][i], Outer):
+                samples = torch.cat([getattr(batch[i], side).all() for batch in batches[:6]])
+            else:
+                x = torch.cat([batch[i].dense(0, p.rows) for batch in batches[:6]])  # a vector: its one column is kept
+                samples = x if side == "left" else torch.ones(1, 1, dtype=x.dtype)
+            sides.append(torch.linalg.svd(samples, full_matrices=False)[2].T)
+        matrix = piece.dense(0, p.rows).view(B, p.rows, p.columns)
+        rows, columns = factor_sizes(60, PARAMETERS)[i]
+        expected = sides[0][:, :rows].T @ matrix @ sides[1][:, :columns]
+        found = features[:, begin : begin + rows * columns]
+        torch.testing.assert_close(found.abs(), expected.flatten(1).abs(), rtol=1e-6, atol=1e-9)
+        begin += rows * columns
+    assert begin == features.shape[1]
+    with pytest.raises(UserError, match="fitted on training examples"):
+        bound(FactorPCA(60))
+
+
+def test_factor_pca_of_everything_loses_nothing() -> None:
+    truth = dense(pieces()) @ dense(pieces()).T
+    features = bound(FactorPCA(P), [pieces()])
+    torch.testing.assert_close(features @ features.T, truth)
 
 
 @pytest.mark.parametrize("kind", UNBIASED)

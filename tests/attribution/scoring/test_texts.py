@@ -41,7 +41,7 @@ def run(**padding: int) -> TrainedRun:
 
 CURVED = [
     *(f"{name}:40" for name in ("dropout", "factor_dropout", "gaussian", "factor_gaussian", "sjlt", "dropout_sjlt")),
-    *("pca:4", "none", "dropout:40:path"),
+    *("pca:4", "factor_pca:40", "none", "dropout:40:path"),
 ]
 PLAIN = ("gradient_dot", "cosine", "tracin:2", "exact")
 CASES = [*((n, c) for n in CURVED for c in ("gauss_newton", "fisher")), *((n, "identity") for n in PLAIN)]

@@ -221,5 +221,51 @@ class PCA:
         return Compress(self.k, compress)
 
 
+@dataclass(frozen=True)
+class FactorPCA:
+    """Two projections a layer, L^T G R, on the leading eigenvectors of its deltas' and of its inputs' second moments.
+
+    About k entries in all, G never formed. Like `PCA` a subspace that is fitted, on the first `examples` training examples, and
+    no unbiased sketch; the second moments, [rows, rows] and [columns, columns] of each parameter, are held while it is fitted. Of a
+    parameter that is no sum of outer products they are those of the gradient's rows and columns.
+    Source: LoGra's initialisation (Choe et al. 2024, arXiv 2405.13954).
+    """
+
+    name: ClassVar[str] = "factor_pca"
+
+    k: int
+    examples: int = 4096
+
+    def for_run(self, seed: int, examples: int) -> Self:
+        return replace(self, examples=max(1, examples))
+
+    def bind(self, parameters: Sequence[Parameter], like: Tensor, fit: Pass) -> Compress:
+        sizes = factor_sizes(check_k(self.k, parameters), parameters)
+        moments: list[tuple[Tensor, Tensor]] = []
+        seen = 0
+        for pieces in fit():
+            found = [piece.moments() for piece in pieces]
+            moments = found if not moments else [(a + c, b + d) for (a, b), (c, d) in zip(moments, found, strict=True)]
+            seen += pieces[0].examples
+            if seen >= self.examples:
+                break
+        if not moments:
+            raise UserError("factor_pca is fitted on training examples, and there are none")
+        matrices = [
+            (_leading(left, rows).to(like), _leading(right, columns).to(like))
+            for (left, right), (rows, columns) in zip(moments, sizes, strict=True)
+        ]
+
+        def compress(pieces: Sequence[Piece]) -> Tensor:
+            return torch.cat([piece.sketch(*pair) for piece, pair in zip(pieces, matrices, strict=True)], dim=1)
+
+        return Compress(sum(r * c for r, c in sizes), compress)
+
+
+def _leading(moment: Tensor, m: int) -> Tensor:
+    """The eigenvectors [size, m] of the m largest eigenvalues."""
+    return torch.linalg.eigh(moment.double())[1][:, -m:].flip(1)
+
+
 def _kernel(a: Sequence[Piece], b: Sequence[Piece]) -> Tensor:
     return torch.stack([x.kernel(y) for x, y in zip(a, b, strict=True)]).sum(0)

@@ -51,6 +51,10 @@ class Piece(ABC):
     def squares(self) -> Tensor:
         """The squared norm of each example's gradient, [B]."""
 
+    @abstractmethod
+    def moments(self) -> tuple[Tensor, Tensor]:
+        """Second moments of what the gradients are made of, summed: [rows, rows] and [columns, columns]."""
+
     @property
     def nbytes(self) -> int:
         """Memory of its factors, about."""
@@ -121,6 +125,12 @@ class Outer(Piece):
         shape = (self.examples, self.left.positions, other.examples, other.left.positions)
         return products.view(shape).sum(dim=(1, 3))
 
+    def moments(self) -> tuple[Tensor, Tensor]:
+        left, right = self.left.all(), self.right.all()
+        there = left.any(1) & right.any(1)  # padding contributes nothing, whatever went in
+        left, right = left[there], right[there]
+        return left.T @ left, right.T @ right
+
     def squares(self) -> Tensor:
         if self.left.positions == 1:
             return self.left.all().square().sum(1) * self.right.all().square().sum(1)
@@ -160,6 +170,10 @@ class Dense(Piece):
     def kernel(self, other: Piece) -> Tensor:
         return _dense_kernel(self, other)
 
+    def moments(self) -> tuple[Tensor, Tensor]:
+        rows, columns = self.x.transpose(0, 1).flatten(1), self.x.transpose(0, 2).flatten(1)
+        return rows @ rows.T, columns @ columns.T
+
     def squares(self) -> Tensor:
         return self.x.square().sum(dim=(1, 2))
 
@@ -196,6 +210,10 @@ class Sum(Piece):
 
     def kernel(self, other: Piece) -> Tensor:
         return _dense_kernel(self, other)
+
+    def moments(self) -> tuple[Tensor, Tensor]:
+        left, right = zip(*(part.moments() for part in self.parts), strict=True)
+        return torch.stack(left).sum(0), torch.stack(right).sum(0)
 
     def squares(self) -> Tensor:
         return _dense_squares(self)

@@ -211,7 +211,7 @@ def method(word: str | Compressor, settings: MethodSettings | None = None, **ove
 
     Args:
         word: `exact`, `none`, `gradient_dot`, `cosine`, `dropout:k`, `factor_dropout:k`, `gaussian:k`,
-            `factor_gaussian:k`, `sjlt:k`, `dropout_sjlt:k`, `pca:k`, each also with `:alpha` (at the run in which
+            `factor_gaussian:k`, `sjlt:k`, `dropout_sjlt:k`, `pca:k`, `factor_pca:k`, each also with `:alpha` (at the run in which
             every example has one weight) and influence functions with `:path` (means along the run);
             `tracin:checkpoints`, `trak:models`, `random`, `bm25`, another package's name, a file of scores; or an object that is a
             `Compressor`.

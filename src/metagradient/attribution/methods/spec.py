@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Literal, Self
 
 from metagradient.attribution.compression.compressors import Compressor, Dropout, FactorDropout
-from metagradient.attribution.compression.projections import PCA, SJLT, DropoutSJLT, FactorGaussian, Gaussian
+from metagradient.attribution.compression.projections import PCA, SJLT, DropoutSJLT, FactorGaussian, FactorPCA, Gaussian
 from metagradient.attribution.methods.baselines import BASELINES
 from metagradient.attribution.methods.packages import PACKAGES
 from metagradient.errors import UserError
@@ -25,6 +25,7 @@ COMPRESSORS: dict[str, Callable[[int], Compressor]] = {
     "sjlt": SJLT,
     "dropout_sjlt": DropoutSJLT,
     "pca": PCA,
+    "factor_pca": FactorPCA,
 }
 OWN = "own"
 """The name of the method of a compressor that is given as an object; its `word` is the compressor's name."""
@@ -109,7 +110,7 @@ class MethodSpec:
     @property
     def storable(self) -> bool:
         """Whether a store can keep its gradients: compressed ones, by a compressor that is not fitted on the examples."""
-        return self.compressed and self.name != "pca"
+        return self.compressed and self.name not in ("pca", "factor_pca")
 
     @property
     def additive(self) -> bool:
