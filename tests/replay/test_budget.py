@@ -163,3 +163,11 @@ def test_a_misspelt_size_is_one_line(text: str) -> None:
         UserError, match=rf"^replay\.memory must be a size such as 500MiB or 2GiB, not '{re.escape(text)}'$"
     ):
         parse_bytes(text)
+
+
+def test_large_steps_are_taped_one_at_a_time_and_only_on_a_cpu():
+    large = 300 * 2**20
+    assert choose("auto", 40, Footprint(2**20, large), 2**36) == plans.binomial(40, 40, 1)
+    assert choose("auto", 40, Footprint(2**20, large, on_cpu=False), 2**36) == plans.tape(40)
+    assert choose("auto", 40, Footprint(2**20, large // 2), 2**36) == plans.tape(40)
+    assert choose("tape", 40, Footprint(2**20, large), 2**36) == plans.tape(40)  # what is asked for is done

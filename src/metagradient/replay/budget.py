@@ -25,6 +25,9 @@ from metagradient.training.steps import step
 _GRAPH_BYTES = 48 * 1024
 """Graph nodes and allocator overhead of one taped step, on top of its tensors (measured on a two-layer MLP)."""
 
+_FRESH = 256 * 2**20
+"""Bytes of a taped step from which clearing as many fresh pages takes longer than running the step again, about."""
+
 _WORKING_STATES = 4
 """States alive besides checkpoints and tape: the current one, the expected one, the cotangent, the new cotangent."""
 
@@ -37,6 +40,15 @@ class Footprint:
 
     state: int
     taped_step: int
+    on_cpu: bool = True
+
+    @property
+    def one_at_a_time(self) -> bool:
+        """Whether steps are dearer taped together than run again: a tape grows by fresh pages, which the kernel must clear.
+
+        With a step of 135M parameters that tapes 6 GB, three steps in one tape took four times as long as one after the other.
+        """
+        return self.on_cpu and self.taped_step > _FRESH
 
     def peak(self, plan: Plan, stored_in_memory: bool = True) -> int:
         """Predicted peak of a plan, in bytes, on top of the model and the data."""
@@ -100,14 +112,15 @@ def measure(learner: Learner, batches: Batches, state: TrainState, z: Sequence[M
         differentiable = [x for x in between.tensors() if x.requires_grad]
         refuse_undifferentiable(learner, batch, state, [*differentiable, *(m.value for m in leaves)], current.tensors())
         learner.tried.add(kinds)
-    return Footprint(state.nbytes, max(sizes[2] - sizes[1], state.nbytes) + _GRAPH_BYTES)
+    taped = max(sizes[2] - sizes[1], state.nbytes) + _GRAPH_BYTES
+    return Footprint(state.nbytes, taped, state.params.device.type == "cpu")
 
 
 def choose(spec: str, steps: int, footprint: Footprint, memory: int, *, stored_in_memory: bool = True) -> Plan:
     """The plan for a spec: tape, all, sqrt, tree(k), binomial(slots), every(segment), or auto.
 
     `auto` takes the plan with the fewest recomputed steps whose predicted peak fits `memory`, and of equals the
-    smaller. A plan whose prediction does not fit is refused with the smallest memory that works.
+    smaller; large steps are taped one at a time (`Footprint.one_at_a_time`). A plan whose prediction does not fit is refused with the smallest memory that works.
     """
     match = re.fullmatch(r"\s*(\w+)\s*(?:\(\s*(\d+)\s*(?:,\s*(\d+)\s*)?\))?\s*", spec)
     name = match[1] if match else ""
@@ -160,7 +173,7 @@ def _round_up(size: int) -> str:
 def _fewest_steps(steps: int, footprint: Footprint, memory: int, stored_in_memory: bool) -> Plan:
     state, taped = footprint.state, footprint.taped_step
     free = memory - _WORKING_STATES * state
-    longest = min(steps, free // taped) if free > 0 else 0
+    longest = min(steps, 1 if footprint.one_at_a_time else steps, free // taped) if free > 0 else 0
     best: tuple[int, int, int, int] | None = None
     for segment in _candidates(longest):
         segments = -(-steps // segment)
