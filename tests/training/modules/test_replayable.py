@@ -10,6 +10,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.autograd import forward_ad
 
 import metagradient as mg
 from metagradient.errors import UserError
@@ -35,6 +36,28 @@ NORMS: list[tuple[type[nn.Module], Sequence[int]]] = [
     (nn.BatchNorm2d, (4, 3, 5, 2)),
     (nn.BatchNorm3d, (4, 3, 2, 2, 3)),
 ]
+
+
+@pytest.mark.parametrize(("kind", "shape"), NORMS)
+def test_tangents_of_batch_normalisation_are_those_that_two_reverse_passes_give(
+    kind: Any, shape: Sequence[int]
+) -> None:
+    """Of the output and of the running statistics; v . (d y / d x) u is the same from both sides."""
+    u, x = (torch.randn(shape, dtype=torch.float64, generator=torch.Generator().manual_seed(i)) for i in range(2))
+
+    def outputs(x: Tensor) -> Tensor:
+        norm = kind(shape[1]).double().train()
+        make_replayable(nn.Sequential(norm))
+        return torch.cat([norm(x).flatten(), norm.running_mean, norm.running_var])
+
+    with forward_ad.dual_level(), warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        found = forward_ad.unpack_dual(outputs(forward_ad.make_dual(x, u)))
+    leaf = x.clone().requires_grad_()
+    y = outputs(leaf)
+    v = torch.randn(y.shape, dtype=torch.float64)
+    (pulled,) = torch.autograd.grad(y, leaf, v)
+    assert float((v * found.tangent).sum()) == pytest.approx(float((pulled * u).sum()), rel=1e-10)
 
 
 @pytest.mark.parametrize(

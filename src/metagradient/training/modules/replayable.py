@@ -60,9 +60,18 @@ class BatchStatistics(torch.autograd.Function):
     @staticmethod
     def forward(ctx, x, mean, inverse_std, eps):  # type: ignore[no-untyped-def]
         ctx.save_for_backward(x, mean)
+        ctx.save_for_forward(x, mean)
         count = x.numel() // x.shape[1]
         biased = (inverse_std.square().reciprocal() - eps).clamp(min=0.0)
         return mean.clone(), biased * (count / (count - 1))
+
+    @staticmethod
+    def jvp(ctx, tangent, *_):  # type: ignore[no-untyped-def]
+        x, mean = ctx.saved_tensors
+        count, dims = x.numel() // x.shape[1], [d for d in range(x.dim()) if d != 1]
+        shape = (1, -1) + (1,) * (x.dim() - 2)
+        on_var = ((x - mean.view(shape)) * tangent).sum(dims) * (2 / (count - 1))
+        return tangent.mean(dims), on_var
 
     @staticmethod
     def backward(ctx, on_mean, on_var):  # type: ignore[no-untyped-def]
