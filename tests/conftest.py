@@ -1,10 +1,12 @@
 """One thread, quiet logs, and the machine's devices: what every test shares."""
 
+import gc
 import logging
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
+import psutil
 import pytest
 import torch
 
@@ -51,6 +53,19 @@ def _global_randomness_is_no_tests_business() -> Iterator[None]:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         yield
+
+
+@pytest.fixture
+def held() -> Callable[[], tuple[int, int]]:
+    """What a process holds: the number of tensors alive, and its resident bytes."""
+    process = psutil.Process()
+
+    def measure() -> tuple[int, int]:
+        gc.collect()
+        tensors = sum(type(x) in (torch.Tensor, torch.nn.Parameter) for x in gc.get_objects())
+        return tensors, process.memory_info().rss
+
+    return measure
 
 
 @pytest.fixture
