@@ -31,11 +31,13 @@ WALL_CLOCK = re.compile(
 
 @dataclass(frozen=True)
 class Kill:
-    """cpu: after so many seconds of processor time. save: at the rename of the n-th save (from 0), before or behind it."""
+    """cpu: after so many seconds of processor time. save: at the rename of the n-th save (from 0), before or behind it.
+    by: the signal."""
 
     cpu: float | None = None
     save: int | None = None
     behind: bool = False
+    by: signal.Signals = signal.SIGKILL
 
 
 @dataclass(frozen=True)
@@ -126,13 +128,14 @@ def _run(place: Path, experiment: str, overrides: list[str], when: Kill) -> None
 
     os.chdir(place)
     os.environ["METAGRADIENT_CACHE"] = str(place / "cache")
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # ignored where the tests run in the background
     terminal = os.open("terminal", os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
     os.dup2(terminal, 1)
     os.dup2(terminal, 2)
     saves, there, rename = [0], [0.0], os.replace
 
     def die() -> None:
-        os.kill(os.getpid(), signal.SIGKILL)
+        os.kill(os.getpid(), when.by)
 
     def counted(source: Any, target: Any, **kwargs: Any) -> None:
         save = re.search(r"descent\.|\.progress$|retrainings|judged", str(target)) is not None

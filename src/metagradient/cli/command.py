@@ -7,16 +7,16 @@ so that listing, `--help` and bad input answer at once.
 import ast
 import importlib
 import os
-import signal
 import sys
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
 from metagradient.cli.errors import bad_input, check_flags, composition_error, flags_first, last_line
 from metagradient.cli.help import help_text
+from metagradient.cli.interrupts import interruptible, was_interrupted
 from metagradient.cli.jobs import Placed, place, resumed, tell_of_jobs
 from metagradient.cli.presets import with_own_model, with_preset
 from metagradient.cli.values import check_values
@@ -84,11 +84,6 @@ def launch(name: str, argv: Sequence[str] | None = None) -> None:
     ends in one line on stderr and status 2, a failure in one line that names the log and status 1 (a sweep first runs
     its other jobs), Ctrl-C and SIGTERM in status 130. `HYDRA_FULL_ERROR=1` lets the raw tracebacks through.
     """
-    import hydra
-
-    from metagradient.schema import register
-
-    register()
     arguments = list(sys.argv[1:] if argv is None else argv)
     program = f"metagradient {name}"
     raw = os.environ.get("HYDRA_FULL_ERROR") == "1"
@@ -103,9 +98,14 @@ def launch(name: str, argv: Sequence[str] | None = None) -> None:
                 _tell(f"{program}: {directory} is finished already, nothing to do")
                 return done.metrics.get("objective")
             return _run(name, cfg)
-        except Exception as error:
-            if sweep:
+        except BaseException as error:
+            interrupted = was_interrupted(error)
+            if sweep or interrupted:
                 _note_failure(name, cfg, directory, error)
+            if interrupted:
+                raise KeyboardInterrupt from error
+            if not isinstance(error, Exception):
+                raise
             status, message = _verdict(error, directory)
             if raw or not message:
                 raise
@@ -115,12 +115,14 @@ def launch(name: str, argv: Sequence[str] | None = None) -> None:
         # Hydra keeps this error until the sweep ends; raised in here it would keep the job's tensors as well
         raise JobFailed(f"job {directory.name}: {message}")
 
-    placed = Placed(arguments, None)
+    placed, held = Placed(arguments, None), ExitStack()
     try:
-        if signal.getsignal(signal.SIGTERM) == signal.SIG_DFL:
-            signal.signal(
-                signal.SIGTERM, signal.default_int_handler
-            )  # as Ctrl-C; Lightning alone would note it and go on
+        held.enter_context(interruptible())
+        import hydra
+
+        from metagradient.schema import register
+
+        register()
         arguments = flags_first(arguments)
         check_flags(arguments)
         if os.getcwd() not in sys.path:
@@ -155,6 +157,8 @@ def launch(name: str, argv: Sequence[str] | None = None) -> None:
         if message is None:
             raise
         _stop(BAD_INPUT, program, message)
+    finally:
+        held.close()
 
 
 def _compare(arguments: list[str]) -> None:
@@ -178,15 +182,15 @@ def _run(name: str, cfg: "DictConfig") -> Any:
             value = importlib.import_module(f"metagradient.experiments.{name}").run(cfg, record)
             record.objective(value)
             return value
-        except SystemExit as stop:
-            if isinstance(stop.__context__, KeyboardInterrupt):  # Lightning turns Ctrl-C within fit() into exit(1)
-                raise KeyboardInterrupt from stop
+        except BaseException as error:
+            if was_interrupted(error):
+                raise KeyboardInterrupt from error
             raise
 
 
-def _note_failure(name: str, cfg: "DictConfig", directory: Path, error: Exception) -> None:
-    """A job that failed before its record was open leaves its reason all the same; one that was refused touches nothing."""
-    if not (directory / "config.yaml").exists():
+def _note_failure(name: str, cfg: "DictConfig", directory: Path, error: BaseException) -> None:
+    """A job that ended before its record was open leaves its reason all the same; one that was refused touches nothing."""
+    if not (directory / ("config.yaml" if isinstance(error, Exception) else "metrics.json")).exists():
         from metagradient.reporting.runs.record import leave_failure
 
         leave_failure(directory, cfg, name, error)

@@ -146,6 +146,38 @@ def test_a_failed_run_is_marked_and_the_next_one_starts_clean(capsys: pytest.Cap
         assert metrics_of(first)["cost/peak_memory_mib"] - metrics_of(second)["cost/peak_memory_mib"] > 200
 
 
+def _interrupt(record: Record) -> None:
+    with record:
+        record.curve(0, {"objective": 2.0})
+        raise KeyboardInterrupt
+
+
+def test_a_resumed_run_is_one_run_to_wandb() -> None:
+    """Its two parts, as two offline folders, carry one id, under which W&B puts them together."""
+    place = Path("outputs/selection/one").absolute()
+    with pytest.raises(KeyboardInterrupt):
+        _interrupt(Record.open({"seed": 1, "logger": OFFLINE}, "selection", place))
+    with Record.open({"seed": 1, "logger": OFFLINE, "resume": str(place)}, "selection", place) as record:
+        record.curve(1, {"objective": 1.0})
+    with Record.open({"seed": 1, "logger": OFFLINE}, "selection", place) as record:
+        record.curve(0, {"objective": 2.0})
+    parts = [next(line["run"] for line in inspect(run) if line["type"] == "run") for run in wandb_runs()]
+    first, second, anew = (part["run_id"] for part in parts)
+    assert first == second
+    assert anew != first
+    assert not (place / ".wandb_id").exists()  # a finished run is not gone on with
+
+
+@pytest.mark.parametrize("left", ["", "../../x", "\x00", "a b"])
+def test_a_damaged_id_is_not_taken_for_one(left: str) -> None:
+    place = Path("outputs/selection/one").absolute()
+    place.mkdir(parents=True)
+    (place / ".wandb_id").write_text(left)
+    with Record.open({"seed": 1, "logger": OFFLINE, "resume": str(place)}, "selection", place):
+        pass
+    assert len(wandb_runs()) == 1
+
+
 def test_a_wandb_that_fails_does_not_stop_the_run(monkeypatch: pytest.MonkeyPatch) -> None:
     import wandb
 

@@ -23,7 +23,7 @@ from metagradient.memory import peak_mib, reset_peak
 from metagradient.reporting.runs.context import RunContext, identify
 from metagradient.reporting.runs.environment import device, environment
 from metagradient.reporting.runs.tensorboard import Board
-from metagradient.reporting.runs.tracking import Tracker, track
+from metagradient.reporting.runs.tracking import WANDB_ID, Tracker, track
 from metagradient.reporting.table import print_end, print_table
 from metagradient.reporting.terminal import FILE_ONLY, logging_to
 
@@ -61,7 +61,7 @@ class Record:
         self._earlier: dict[int, dict[str, Value]] = {}
         self._training_runs = 0.0
         self._answers: list[str] = []
-        self._scratch: list[str] = [_CURVES]
+        self._scratch: list[str] = [_CURVES, WANDB_ID]
         self._tracker, self._board = Tracker(), Board()
         self._exit = ExitStack()
 
@@ -92,7 +92,8 @@ class Record:
         identity = self._context.identity(self.experiment, logger, self.config.get("seed"))
         with ExitStack() as stack:  # undone if what follows fails, else kept until __exit__
             stack.enter_context(_only_writer(self.directory))
-            if self.config.get("resume") == str(self.directory):  # a resumed loop does not log all earlier steps again
+            resumed = self.config.get("resume") == str(self.directory)
+            if resumed:  # a resumed loop does not log all earlier steps again
                 self._earlier = _read_curves(self.directory / _CURVES)
             (self.directory / "metrics.json").unlink(missing_ok=True)  # left by an earlier run in this directory
             write_text(self.directory / "config.yaml", OmegaConf.to_yaml(OmegaConf.create(self.config)))
@@ -100,7 +101,8 @@ class Record:
             self._save_environment()  # a run that is killed leaves it too
             stack.enter_context(logging_to(self.directory / "run.log"))
             self._board = Board(self.directory / "tensorboard" if logger.get("tensorboard") else None)
-            self._tracker = track(identity, str(logger.get("mode", "auto")), self.config, self._context.outputs)
+            mode, kept = str(logger.get("mode", "auto")), self.directory / WANDB_ID
+            self._tracker = track(identity, mode, self.config, self._context.outputs, kept, resumed)
             self._exit = stack.pop_all()
         reset_peak()
         self._begun = monotonic()
@@ -254,13 +256,16 @@ def plain(value: Any) -> Value:
 
 
 def leave_failure(directory: Path, cfg: DictConfig, experiment: str, error: BaseException) -> None:
-    """Write config.yaml, run.log and metrics.json of a run that failed before its record was opened."""
+    """Write metrics.json of a run that failed or was interrupted before its record was open, and what else is not there."""
     import traceback
 
     directory.mkdir(parents=True, exist_ok=True)
-    write_text(directory / "config.yaml", OmegaConf.to_yaml(cfg))
-    write_text(directory / "run.log", "".join(traceback.format_exception(error)))
-    metrics = {"experiment": experiment, "status": "failed", "error": one_line(error)}
+    if not (directory / "config.yaml").exists():
+        write_text(directory / "config.yaml", OmegaConf.to_yaml(cfg))
+    if not (directory / "run.log").exists():
+        write_text(directory / "run.log", "".join(traceback.format_exception(error)))
+    status = "failed" if isinstance(error, Exception) else "interrupted"
+    metrics = {"experiment": experiment, "status": status, "error": one_line(error)}
     write_text(directory / "metrics.json", json.dumps(metrics, indent=2) + "\n")
 
 

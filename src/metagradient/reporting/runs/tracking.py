@@ -2,15 +2,20 @@
 
 import logging
 import os
+import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from metagradient.errors import UserError
+from metagradient.files import write_text
 
 log = logging.getLogger(__name__)
 
+WANDB_ID = ".wandb_id"
+"""The file of a run directory that holds the W&B run's id, for whoever goes on."""
+_ID = re.compile(r"[a-zA-Z0-9_-]{1,64}")
 MODES = ("auto", "online", "offline", "disabled")
 
 
@@ -79,8 +84,11 @@ class Tracker:
             self._warned = True
 
 
-def track(identity: Identity, mode: str, config: Mapping[str, Any], outputs: Path) -> Tracker:
-    """Start a W&B run whose files lie in `outputs`/wandb.
+def track(
+    identity: Identity, mode: str, config: Mapping[str, Any], outputs: Path, kept: Path, resumed: bool
+) -> Tracker:
+    """Start a W&B run whose files lie in `outputs`/wandb; its id is written to the file `kept`, and read there by a
+    `resumed` run, which goes on under it.
 
     `auto` is offline unless the user is logged in and the server answers; `WANDB_MODE` decides it as well. `online`
     without a login or a network is offline with a warning. `disabled` does not even import wandb.
@@ -111,9 +119,12 @@ def track(identity: Identity, mode: str, config: Mapping[str, Any], outputs: Pat
             config=dict(config),
             dir=str(folder),
             mode=_reachable_mode(mode),
+            id=_id_in(kept) if resumed else None,
+            resume="allow",
             reinit="finish_previous",  # otherwise a second run in one process gets the first one back
             settings=_wandb().Settings(silent=True, console="off", init_timeout=30, finish_timeout=600),
         )
+        write_text(kept, f"{run.id}\n")
         run.define_metric("meta/step", summary="none")
         run.define_metric("meta/*", step_metric="meta/step")
     except Exception as error:
@@ -121,6 +132,15 @@ def track(identity: Identity, mode: str, config: Mapping[str, Any], outputs: Pat
         log.warning("no W&B run: %s; the run goes on without (logger.mode=disabled silences this)", error)
         return Tracker()
     return Tracker(run, restore)
+
+
+def _id_in(kept: Path) -> str | None:
+    """The id that an interrupted run left; None where there is none, or something else."""
+    try:
+        found = kept.read_text(encoding="utf-8").strip()
+    except (OSError, UnicodeDecodeError):
+        return None
+    return found if _ID.fullmatch(found) else None
 
 
 def _reachable_mode(mode: str) -> str:

@@ -1,0 +1,31 @@
+"""Ctrl-C at random moments of every kind of run: status 130, one line, and a record that says interrupted."""
+
+import json
+import random
+import signal
+from pathlib import Path
+
+import pytest
+from killing import Kill, start, whole
+from test_kills import RUNS
+
+TRIES = 8
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(1200)
+@pytest.mark.parametrize("experiment", RUNS)
+def test_ctrl_c_ends_a_run_wherever_it_comes(experiment: str, tmp_path: Path) -> None:
+    uninterrupted = whole(tmp_path / "whole", experiment, RUNS[experiment])
+    rng, wrong = random.Random(experiment), []
+    for i in range(TRIES):
+        place, moment = tmp_path / str(i), rng.uniform(0.0, 0.9) * uninterrupted.cpu
+        process = start(place, experiment, RUNS[experiment], Kill(cpu=moment, by=signal.SIGINT))
+        process.join()
+        said = (place / "terminal").read_text().strip().splitlines()
+        runs = list((place / "outputs" / experiment).glob("*/"))
+        statuses = [json.loads((run / "metrics.json").read_text())["status"] for run in runs]
+        told = process.exitcode == 130 and "interrupted; " in said[-1] and not any("Traceback" in line for line in said)
+        if not told or set(statuses) - {"interrupted"}:
+            wrong.append((moment, process.exitcode, statuses, said[-3:]))
+    assert wrong == []
