@@ -70,7 +70,7 @@ def run(cfg: DictConfig, record: Record) -> float | None:
             return sum(found) / len(found)
 
         # 2. The methods, and 3. their judgement.
-        mislabelled = not isinstance(splits, TextSplits) and splits.truth is not None and bool(splits.truth.wrong.any())
+        mislabelled = splits.truth is not None and bool(splits.truth.wrong.any())
         methods = Methods(cfg, task, quality, folder / "artifacts", progress.callback(), mislabelled)
         outcomes, rows = [], []
         for spec in progress.track(specs, "methods", stage="methods"):
@@ -103,14 +103,13 @@ def run(cfg: DictConfig, record: Record) -> float | None:
     whole.tell(record, cfg, splits, outcomes, {drop: (kept[drop], judged[drop]) for drop in cfg.drop})
     if cfg.leave_one_out:
         report.left_out(record, cfg, kept[0], judged[0], outcomes)
+    if mislabelled and splits.truth is not None:
+        report.mislabelled(record, task, splits.truth.wrong, outcomes)
     if isinstance(splits, TextSplits):
         if bool((splits.query_sources[: cfg.queries] >= 0).any()):
             report.sources(record, cfg, task, splits, outcomes)
-    else:
-        if mislabelled and splits.truth is not None:
-            report.mislabelled(record, task, splits.truth.wrong, outcomes)
-        if cfg.brittleness:
-            record.cost(training_runs=report.brittle(record, cfg, task, len(splits.classes), outcomes))
+    elif cfg.brittleness:
+        record.cost(training_runs=report.brittle(record, cfg, task, len(splits.classes), outcomes))
     if cfg.qld.queries:
         record.cost(training_runs=report.differences(record, cfg, task, outcomes))
     if not rows:

@@ -47,6 +47,7 @@ def test_a_language_model_is_asked_which_texts_made_it_say_this(tmp_path: Path) 
     assert all(
         0 <= metrics[f"result/source_precision_{name}"] <= 1 for name in ("exact", "dropout_64", "bm25", "random")
     )
+    assert 0 <= metrics["result/mislabel_auc_dropout_64_self_influence"] <= 1  # wrong sums and gibberish
     assert "of the top 5, from the query's source" in out
     scores = load_file(folder / "artifacts" / "scores.safetensors")["scores"]
     tokens = load_file(folder / "artifacts" / "token_scores.safetensors")["scores"]

@@ -147,7 +147,7 @@ def differences(record: Record, cfg: DictConfig, task: Task, outcomes: Sequence[
 
 
 def mislabelled(record: Record, task: Task, wrong: Tensor, outcomes: Sequence[Outcome]) -> None:
-    """Who finds the wrong labels: self-influence, harm to held-out queries, or the training loss alone."""
+    """Who finds the wrong labels, or texts' wrong responses: self-influence, harm to held-out queries, or the training loss alone."""
     suspicions = {"training loss": example_losses_of(task.learner, task.state, task.train)}
     for outcome in outcomes:
         suspicions |= {f"{name}: self-influence": alone for name, alone in outcome.alone.items()}
