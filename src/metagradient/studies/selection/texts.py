@@ -32,7 +32,6 @@ from metagradient.studies.selection.task import Choice, Search, Task
 from metagradient.training.batches import Fields
 from metagradient.training.random import fold_in, generator
 
-
 log = logging.getLogger(__name__)
 
 
@@ -151,7 +150,9 @@ def texts(cfg: DictConfig, splits: TextSplits) -> Texts:
     learner = routine.learner(cfg.seed, 1)
     learner.configure_for_steps(1)
     if not _adam(learner):
-        log.info("LESS reads Adam's moments, so it is not among what the descent is compared with: learner=adam has them")
+        log.info(
+            "LESS reads Adam's moments, so it is not among what the descent is compared with: learner=adam has them"
+        )
     return Texts(cfg, splits, routine, dict(splits.train), dict(splits.validation))
 
 
