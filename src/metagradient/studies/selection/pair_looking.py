@@ -56,8 +56,7 @@ def draw_pairs(
     references: Mapping[str, float],
 ) -> None:
     """weights.png, metasteps.png, most_wanted.png, least_wanted.png, report.html."""
-    unwanted = None if splits.oracle is None else ~splits.oracle
-    record.figure("weights", figures.weight_histogram(chosen.weights, unwanted))
+    record.figure("weights", figures.weight_histogram(chosen.weights))
     series = {key: [reading.values[key] for reading in readings] for key in readings[0].values}
     record.figure(
         "metasteps",
@@ -71,7 +70,7 @@ def draw_pairs(
     )
     order = chosen.weights.argsort(stable=True)
     for name, rows in (("least_wanted", order[:_SHEET]), ("most_wanted", order.flip(0)[:_SHEET])):
-        captions = [f"{splits.captions['train'][i]} ({chosen.weights[i]:g})" for i in rows.tolist()]
+        captions = [f"{shorten(splits.captions['train'][i], 14)} ({chosen.weights[i]:.3g})" for i in rows.tolist()]
         sheet = figures.image_grid(splits.train["x"][rows], captions, columns=8, title=name.replace("_", " "))
         record.figure(name, sheet)
     record.artifact_path("report.html").write_text(_page(splits, chosen, order), encoding="utf-8")
@@ -121,3 +120,8 @@ def _page(splits: PairSplits, chosen: Selection, order: torch.Tensor) -> str:
         f"The learned {chosen.unit} of {len(chosen.weights)} pairs, of which {int(chosen.kept.sum())} are kept.",
         tabs,
     )
+
+
+def shorten(text: str, most: int) -> str:
+    """At most so many letters of a text, to stand above its picture."""
+    return text if len(text) <= most else f"{text[: most - 1]}…"
