@@ -106,7 +106,7 @@ def run(cfg: DictConfig, record: Record) -> float | None:
     if mislabelled and splits.truth is not None:
         report.mislabelled(record, task, splits.truth.wrong, outcomes)
     if isinstance(splits, TextSplits):
-        if bool((splits.query_sources[: cfg.queries] >= 0).any()):
+        if len(splits.sources.unique()) > 1 and bool((splits.query_sources[: cfg.queries] >= 0).any()):
             report.sources(record, cfg, task, splits, outcomes)
     elif cfg.brittleness:
         record.cost(training_runs=report.brittle(record, cfg, task, len(splits.classes), outcomes))
