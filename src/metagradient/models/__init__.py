@@ -13,6 +13,7 @@ from metagradient.models.pretrained import (
 )
 from metagradient.models.resnet import ResNet9, resnet9
 from metagradient.models.tables import TableMLP
+from metagradient.models.towers.foreign import hf_clip, open_clip
 from metagradient.models.towers.images import VisionTransformer
 from metagradient.models.towers.named import image_text_model
 from metagradient.models.towers.texts import BagOfWords, TextTransformer
@@ -32,6 +33,7 @@ __all__ = [
     "TwoTower",
     "VisionTransformer",
     "hf_causal",
+    "hf_clip",
     "hf_image_classifier",
     "hf_text_classifier",
     "image_text_model",
@@ -39,6 +41,7 @@ __all__ = [
     "load_weights",
     "lora",
     "mlp",
+    "open_clip",
     "read_weights",
     "resnet9",
     "timm",
