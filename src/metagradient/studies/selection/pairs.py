@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
@@ -23,6 +24,8 @@ from metagradient.studies.selection.pair_looking import draw_pairs, leave_pairs
 from metagradient.studies.selection.task import Choice, Search, Task
 from metagradient.training.batches import Fields
 from metagradient.training.random import fold_in, generator
+
+log = logging.getLogger(__name__)
 
 
 @dataclass(eq=False)
@@ -100,4 +103,7 @@ class Pairs(Task):
 
 def pairs(cfg: DictConfig, splits: PairSplits) -> Pairs:
     """The task of a pool of pairs."""
+    n, size = len(splits.captions["train"]), cfg.learner.batch_size
+    if size is not None and n < size:
+        log.warning("the pool has %d pairs, fewer than learner.batch_size=%d: each step takes all of them", n, size)
     return Pairs(cfg, splits, routines.pairs_routine(cfg, splits), dict(splits.train), dict(splits.validation))
