@@ -41,6 +41,10 @@ def replacing(path: Path, *, durable: bool = False) -> Iterator[Path]:
             with draft.open("rb") as file:
                 os.fsync(file.fileno())
         os.replace(draft, path)
+    except OSError as error:
+        if error.filename is None:  # a write that failed does not say where
+            error.filename = str(path)
+        raise
     finally:
         with contextlib.suppress(OSError):
             draft.unlink(missing_ok=True)

@@ -14,7 +14,7 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
-from metagradient.cli.errors import bad_input, check_flags, composition_error, flags_first, last_line
+from metagradient.cli.errors import bad_input, check_flags, composition_error, flags_first, last_line, no_room
 from metagradient.cli.help import help_text
 from metagradient.cli.interrupts import interruptible, was_interrupted
 from metagradient.cli.jobs import Placed, place, resumed, tell_of_jobs
@@ -201,6 +201,9 @@ def _verdict(error: Exception, directory: Path) -> tuple[int, str]:
     message = bad_input(error)
     if message is not None:
         return BAD_INPUT, message
+    full = no_room(error)
+    if full is not None:
+        return FAILED, full
     log = directory / "run.log"
     return FAILED, f"{last_line(error)} (traceback: {log})" if log.exists() else ""
 

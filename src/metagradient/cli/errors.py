@@ -1,5 +1,6 @@
 """Turns what Hydra and OmegaConf raise at bad input into one line: what was wrong, and what to type instead."""
 
+import errno
 import re
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
@@ -17,6 +18,8 @@ TYPES = {
     "Path": "a path",
 }
 
+_FULL = (errno.ENOSPC, errno.EFBIG, errno.EDQUOT)
+_CLOSED = (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.EISDIR, errno.EEXIST)
 _EXTRAS = {"hydra/launcher": ("joblib", "slurm"), "hydra/sweeper": ("optuna",)}
 
 
@@ -25,9 +28,23 @@ def bad_input(error: BaseException) -> str | None:
     for cause in _causes(error):
         if isinstance(cause, UserError):
             return _one_line(str(cause))
+        if isinstance(cause, OSError) and cause.errno in _CLOSED and cause.filename is not None:
+            return f"{cause.filename}: {cause.strerror}; give a place that this user can read and write"
         if isinstance(cause, FileNotFoundError):
             missing = cause.filename
             return f"no such file or folder: {missing}" if missing is not None else _one_line(str(cause))
+    return None
+
+
+def no_room(error: BaseException) -> str | None:
+    """The line for an error that says that a disk is full, however it is said; else None."""
+    current: BaseException | None = error
+    while current is not None:
+        full = isinstance(current, OSError) and current.errno in _FULL
+        if full or re.search(rf"os error ({'|'.join(map(str, _FULL))})\b", str(current)):
+            where = f" at {current.filename}" if isinstance(current, OSError) and current.filename else ""
+            return f"there is no room to write{where}: make some, then go on with resume=true"
+        current = current.__cause__ or current.__context__
     return None
 
 
@@ -80,8 +97,8 @@ def composition_error(error: BaseException, config_name: str, arguments: Sequenc
     from omegaconf.errors import ConfigKeyError, OmegaConfBaseException, ValidationError
 
     message, cause = str(error), error.__cause__
-    if isinstance(error, UserError):
-        return _one_line(message)
+    if isinstance(error, UserError | OSError):
+        return bad_input(error) or no_room(error)
     if isinstance(error, MissingConfigException):
         return _missing_option(error.missing_cfg_file or "", list(error.options or ()), message)
     if isinstance(error, OverrideParseException):

@@ -1,8 +1,9 @@
 """The one console that bars and log lines share, and the logging of a run to it and to run.log."""
 
 import logging
+import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from functools import cache
 from pathlib import Path
 
@@ -32,7 +33,7 @@ def logging_to(path: Path) -> Iterator[None]:
     """
     root = logging.getLogger()
     level = root.level
-    to_file = logging.FileHandler(path, encoding="utf-8")
+    to_file = _LogFile(path, encoding="utf-8")
     to_file.setFormatter(_Visible("%(asctime)s %(levelname)s %(name)s: %(message)s"))
     handlers: list[logging.Handler] = [to_file, _TerminalHandler()]
     for handler in handlers:
@@ -48,6 +49,18 @@ def logging_to(path: Path) -> Iterator[None]:
         for handler in handlers:
             root.removeHandler(handler)
             handler.close()
+
+
+class _LogFile(logging.FileHandler):
+    """Goes without what a full disk does not take: the run itself will say so."""
+
+    def handleError(self, record: logging.LogRecord) -> None:
+        if not isinstance(sys.exc_info()[1], OSError):
+            super().handleError(record)
+
+    def close(self) -> None:
+        with suppress(OSError):
+            super().close()
 
 
 class _Visible(logging.Formatter):
