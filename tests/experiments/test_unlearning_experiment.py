@@ -179,7 +179,7 @@ def test_targeted_rows_are_those_that_a_look_at_every_row_finds(rule: str) -> No
         (["delete.rows=file", "delete.file=outside.txt"], "row 120 is not one of the 120"),
         (["delete.rows=file", "delete.file=words.txt"], "'four'"),
         (["add.fraction=0.6"], "sets=1"),
-        (["method.period=0"], "method.period=1"),
+        (["method.period=0"], "method.period=5"),
         (["history.dtype=float16"], "history.dtype"),
         (["sets=0"], "sets"),
         (["stream.requests=200", "delete.count=1"], "delete.count"),

@@ -11,20 +11,24 @@ from metagradient.schema.ranges import shown
 
 @dataclass(frozen=True)
 class Rule:
-    """`settings` (or groups of them) are not read where `unless` is false; `why` says so, and what to set."""
+    """`settings` (or groups of them) are not read where `unless` is false; `why` says so, and what to set.
+
+    It is told; and `refused` where the run would not be the one that was asked for.
+    """
 
     settings: tuple[str, ...]
     unless: Callable[[Callable[[str], Any]], Any]
     why: str
+    refused: bool = False
 
 
 _ANY = (
     Rule(("learner.warmup",), lambda at: at("learner.schedule") not in ("constant", "halved", "cosine"),
          "learner.schedule={learner.schedule} has no warm-up: set learner.schedule=one_cycle"),
     Rule(("learner.arguments",), lambda at: at("learner._target_"),
-         "they are those of a learner of yours: set learner._target_=package.Class"),
+         "they are those of a learner of yours: set learner._target_=package.Class", refused=True),
     Rule(("replay.folder",), lambda at: at("replay.storage") == "disk",
-         "replay.storage={replay.storage}: set replay.storage=disk"),
+         "replay.storage={replay.storage}: set replay.storage=disk", refused=True),
     Rule(("data.noise.kind",), lambda at: at("data.noise.fraction"), "no label is changed: set data.noise.fraction=0.2"),
 )  # fmt: skip
 """Rules of all experiments."""
@@ -63,24 +67,24 @@ _RULES: dict[str, tuple[Rule, ...]] = {
              "nothing is timed: set race.methods=[dropout:256]"),
     ),
     "unlearning": (
-        Rule(("delete.label",), lambda at: at("delete.rows") == "class", "delete.rows={delete.rows}: set delete.rows=class"),
-        Rule(("delete.file",), lambda at: at("delete.rows") == "file", "delete.rows={delete.rows}: set delete.rows=file"),
+        Rule(("delete.label",), lambda at: at("delete.rows") == "class", "delete.rows={delete.rows}: set delete.rows=class", refused=True),
+        Rule(("delete.file",), lambda at: at("delete.rows") == "file", "delete.rows={delete.rows}: set delete.rows=file", refused=True),
         Rule(("delete.fraction", "delete.count"), lambda at: at("delete.rows") != "file",
              "delete.file says which rows: set delete.rows=random"),
         Rule(("delete.fraction",), lambda at: at("delete.count") is None,
-             "delete.count={delete.count} says how many: set delete.count=null"),
-        Rule(("add.fraction",), lambda at: at("add.count") is None, "add.count={add.count} says how many: set add.count=null"),
+             "delete.count={delete.count} says how many: set delete.count=null", refused=True),
+        Rule(("add.fraction",), lambda at: at("add.count") is None, "add.count={add.count} says how many: set add.count=null", refused=True),
         Rule(("delete",), lambda at: at("stream.requests") or not (at("add.fraction") or at("add.count")),
-             "rows are added, and only a stream does both: set add.fraction=0 add.count=null"),
+             "rows are added, and only a stream does both: set add.fraction=0 add.count=null", refused=True),
         Rule(("sets", "klom", "frontier"), lambda at: not at("stream.requests"),
              "a stream has requests of its own: set stream.requests=0"),
         Rule(("stream.judge_every",), lambda at: at("stream.requests"), "there is no stream: set stream.requests=10"),
         Rule(("klom.examples",), lambda at: at("klom.models"), "there is no KLOM: set klom.models=20"),
         Rule(("frontier.targets",), lambda at: at("frontier.periods"),
-             "there is nothing to compare with: set frontier.periods=[2,5,10]"),
+             "there is nothing to compare with: set frontier.periods=[2,5,10]", refused=True),
         Rule(("sets",), lambda at: at("delete.rows") in ("random", "class"), "delete.rows={delete.rows} gives one: set sets=1"),
         Rule(("history.folder",), lambda at: at("history.storage") == "disk",
-             "history.storage={history.storage}: set history.storage=disk"),
+             "history.storage={history.storage}: set history.storage=disk", refused=True),
     ),
     "cost": (
         Rule(("tight_memory",), lambda at: any("tight" in str(plan) for plan in at("plans")),
@@ -89,8 +93,8 @@ _RULES: dict[str, tuple[Rule, ...]] = {
 }  # fmt: skip
 
 
-def unread(plain: Mapping[str, Any], experiment: str, given: Sequence[str]) -> Iterator[str]:
-    """One line for each setting among those `given` by hand that nobody reads: what, why, and what to set."""
+def unread(plain: Mapping[str, Any], experiment: str, given: Sequence[str]) -> Iterator[tuple[str, bool]]:
+    """(one line, whether to refuse it) for each setting among those `given` by hand that nobody reads: what, why, and what to set."""
 
     def at(key: str) -> Any:
         node: Any = plain
@@ -106,12 +110,13 @@ def unread(plain: Mapping[str, Any], experiment: str, given: Sequence[str]) -> I
                 why = rule.why
                 for part in {word.partition("}")[0] for word in why.split("{")[1:]}:
                     why = why.replace(f"{{{part}}}", shown(at(part)))
-                yield f"{key}={shown(at(key))} is not read: {why}, or leave it out"
+                yield f"{key}={shown(at(key))} is not read: {why}, or leave it out", rule.refused
                 break
     epochs, steps = at("learner.epochs"), at("learner.steps")
     for key, other in (("learner.epochs", "learner.steps"), ("learner.steps", "learner.epochs")):
         if None not in (epochs, steps) and key in given and other not in given:
-            yield f"{key}={at(key)} beside {other}={at(other)}: a run has one of the two; set {other}=null as well"
+            line = f"{key}={at(key)} beside {other}={at(other)}: a run has one of the two; set {other}=null as well"
+            yield line, True
 
 
 def _method(at: Callable[[str], Any], start: str, end: str = "") -> bool:

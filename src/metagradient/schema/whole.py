@@ -47,8 +47,8 @@ def check_settings(
             except UserError as error:
                 raise UserError(f"{group}.{name}: {error}") from error
     keys = [item.lstrip("+~").partition("=")[0] for item in given]
-    for line in unread(plain, experiment, keys):
-        if not sweep:
+    for line, refused in unread(plain, experiment, keys):
+        if refused and not sweep:
             raise UserError(line)
         log.warning("%s", line)
     _tell(plain)
