@@ -185,7 +185,7 @@ def test_a_browser_draws_a_thousand_queries_and_obeys_none_of_the_data(
 def told_by_tokens() -> str:
     """A query and two training texts; of the first the tokens' scores are known."""
     pieces, targets = (f"say{EVIL}", "4", "2", "<end>"), (False, True, True, True)
-    train = [Example(i, says="42", tokens=Tokens(pieces, targets)) for i in (5, 9)]
+    train = [Example(i, says="42", truth="43" if i == 9 else "", tokens=Tokens(pieces, targets)) for i in (5, 9)]
     query = Query(
         Example(0, says="42", tokens=Tokens(pieces, targets, losses=(2.0, 0.5, 0.0))),
         [(train[0], 0.5)],
@@ -226,6 +226,7 @@ def test_tokens_are_shaded_by_their_score_or_loss(tmp_path: Path) -> None:
     (tmp_path / "report.html").write_text(told_by_tokens(), encoding="utf-8")
     text, said = drawn(tmp_path / "report.html", "", tmp_path / "profile")
     assert said == []
+    assert "should be 43" in Parsed(text).text["span"]
     spans = Spans(text).found
     prompt = ("prompt", "", f"say{EVIL}")
     assert spans[:4] == [prompt, ("loss5", "loss 2", "4"), ("loss2", "loss 0.5", "2"), ("", "loss 0", "<end>")]

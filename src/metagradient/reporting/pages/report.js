@@ -20,8 +20,10 @@
   };
   const number = (value) => (value === null ? "–" : String(Number(value.toPrecision(3))));
   const signed = (value) => (value > 0 ? "+" : "") + number(value);
-  const labelOf = (example) =>
-    [example.label, example.truth].filter((word) => word !== undefined).join(" → ");
+  const labelOf = ({ label, truth }) => {
+    if (truth === undefined) return label || "";
+    return label === undefined ? `should be ${truth}` : `${label} → ${truth}`;
+  };
 
   const LEVELS = 5; // of shade
   const scored = { shade: (value) => (value > 0 ? "up" : "down"), say: (value) => `score ${signed(value)}` };

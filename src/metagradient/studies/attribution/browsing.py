@@ -61,10 +61,10 @@ def leave(
     rows = [helped.flatten(), harmed.flatten(), *(found.indices for found in suspects.values())]
     wanted = torch.cat(rows).unique().tolist()
     train, queries = told(splits, "train", wanted), told(splits, "test", range(asked))
-    words = ""
+    words = "A label that is known to be wrong is red, with the right one behind it."
     if isinstance(splits, TextSplits):
         train, queries = by_tokens(splits, task, train, queries)
-        words = " Grey tokens are the prompt. A query's tokens are shaded by their loss"
+        words = "Above a response that is known to be wrong, red, is what it should be. Grey tokens are the prompt. A query's tokens are shaded by their loss"
         words += "." if by_token is None else "; those of training texts by their exact score for it, blue ones help."
     else:
         said = splits.target_names(MEASURES[splits.task].verdict(outputs_of(task.learner, task.state, task.queries)))
@@ -103,7 +103,7 @@ def leave(
     page = report_page(
         f"{outcomes[0].name}: which training examples helped, and which harmed",
         f"A score, in {_unit(outcomes[0], splits)}, is the predicted rise of the query's loss when the training example is removed: positive ones "
-        f"help, negative ones harm. A label that is known to be wrong is red, with the right one behind it.{words}",
+        f"help, negative ones harm. {words}",
         tabs,
     )
     record.artifact_path("report.html").write_text(page, encoding="utf-8")
