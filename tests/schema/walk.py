@@ -14,8 +14,9 @@ from metagradient.errors import UserError
 from metagradient.schema import EXPERIMENTS, check_settings, register
 
 ODD: tuple[Any, ...] = (0, -1, 1e30, float("nan"), float("inf"), "a", [], None)
-_OTHERS = ("model.config", "variants", "transfer")
-"""Settings of other libraries, which are theirs to refuse; and edits of others, which are walked where they stand."""
+_OTHERS = ("model.config", "variants", "transfer", "data.path")
+"""Settings of other libraries, which are theirs to refuse; edits of others, which are walked where they stand; and files, of which
+a word names one as well as a list several."""
 
 
 class Setting(NamedTuple):

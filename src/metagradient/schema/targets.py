@@ -44,13 +44,22 @@ _OPTIMIZERS: dict[str, Numbers] = {
     "Muon": {"momentum": _share(0.95, most=None, below=1), "weight_decay": _DECAY, "ns_steps": _whole(5)},
 }
 
+_LORA: Numbers = {
+    "lora.rank": _whole(8),
+    "lora.alpha": _positive(16),
+    "lora.targets": Names(some=True, example=["q_proj", "v_proj"], nullable=True),
+    "lora.dropout": _share(0.0, most=None, below=1),
+}
+
 _MODELS: dict[str, Numbers] = {
     "mlp": {"hidden": _WIDTHS, "logit_scale": _positive(1.0)},
     "resnet9": {"width": _WIDTH, "logit_scale": _positive(0.1)},
     "TableMLP": {"hidden": _WIDTHS, "width": _whole(16, most=1_000_000, nullable=True)},
     "SentenceClassifier": {"vocab": _whole(1000), "layers": _whole(2), "heads": _whole(4), "width": _WIDTH},
     "GPT": {"layers": _whole(2), "heads": _whole(4), "width": _WIDTH},
-    "hf_text_classifier": {"vocab": _whole(1000)},
+    "hf_text_classifier": {"vocab": _whole(1000), **_LORA},
+    "hf_image_classifier": _LORA,
+    "hf_causal": _LORA,
     "image_text_model": {
         "outputs": _WIDTH,
         "temperature": _positive(0.07),
