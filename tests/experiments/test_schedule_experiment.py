@@ -80,7 +80,7 @@ def test_a_run_leaves_what_it_promises_and_goes_on(tmp_path: Path) -> None:
     ("overrides", "says"),
     [
         (["method.space.knots=0"], "method.space.knots"),
-        (["method.start=-1"], "method.start=0.05"),
+        (["method.start=-1"], "method.start=0.02"),
         (["grid.low=0"], "grid.low=0.02"),
         (["family.peak=[1,0.1]"], "family.peak"),
         (["method.space.momentum=true", "learner.optimizer.momentum=0"], "learner.optimizer.momentum"),

@@ -97,10 +97,10 @@ def composition_error(error: BaseException, config_name: str, arguments: Sequenc
     from omegaconf.errors import ConfigKeyError, OmegaConfBaseException, ValidationError
 
     message, cause = str(error), error.__cause__
+    if isinstance(error, MissingConfigException):  # an OSError as well
+        return _missing_option(error.missing_cfg_file or "", list(error.options or ()), message)
     if isinstance(error, UserError | OSError):
         return bad_input(error) or no_room(error)
-    if isinstance(error, MissingConfigException):
-        return _missing_option(error.missing_cfg_file or "", list(error.options or ()), message)
     if isinstance(error, OverrideParseException):
         return f"cannot read the override {error.override!r}: {_parse_hint(error.override, message)}"
     if isinstance(error, HydraException | OmegaConfBaseException | ValueError):
