@@ -86,7 +86,7 @@ def run(cfg: DictConfig, record: Record) -> float | None:
 
         by_token = None
         if cfg.token_scores:
-            by_token = tokens.score_tokens(cfg, task, folder / "artifacts", progress.callback())
+            by_token = tokens.score_tokens(cfg, task, folder / "artifacts", progress.callback("tokens"))
             record.cost(training_runs=by_token.cost)
 
         if cfg.race.methods:

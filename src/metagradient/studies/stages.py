@@ -66,6 +66,7 @@ def attribution(cfg: DictConfig) -> list[Stage]:
         *_smoothness(cfg),
         Stage("retrainings", together * (cfg.retrainings * len(cfg.drop) + (cfg.leave_one_out or 0))),
         Stage("methods", exact * REPLAY * asked + len(cfg.methods)),
+        *([Stage("tokens", REPLAY * asked)] if cfg.token_scores else []),
     ]
 
 
