@@ -132,10 +132,11 @@ def test_single_trainings_are_kept_one_by_one(tmp_path: Path, by_hand: Tensor) -
 
 
 def test_a_killed_process_is_named_and_nothing_finished_is_lost(tmp_path: Path, by_hand: Tensor) -> None:
+    before = set(multiprocessing.active_children())
     fated = truth(2, tmp_path, Fated)
     with pytest.raises(UserError, match=r"SIGKILL.*workers=1"):
         fated.losses(KEPT)
-    assert not multiprocessing.active_children()
+    assert set(multiprocessing.active_children()) <= before
     resumed = truth(1, tmp_path, Fated)
     torch.testing.assert_close(resumed.losses(KEPT), by_hand)
     assert 1 <= resumed.found == fated.runs < RUNS

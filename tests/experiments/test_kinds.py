@@ -18,7 +18,7 @@ from metagradient.evaluation import MEASURES
 EXPERIMENTS = ("selection", "poisoning", "schedule", "attribution", "smoothness", "unlearning")
 KINDS = ("a9a", "covtype", "rcv1", "mnist", "cifar10", "sst2", "shakespeare", "prices", "tags")
 REFUSED = {  # what an experiment does not take, and what its one line must say
-    **{(e, "shakespeare"): "texts without labels" for e in EXPERIMENTS if e != "attribution"},
+    **{(e, "shakespeare"): "texts without labels" for e in EXPERIMENTS if e not in ("attribution", "selection")},
     ("poisoning", "sst2"): "words, which cannot be moved",
     ("poisoning", "prices"): "targets that are numbers",
     ("poisoning", "tags"): "targets that are labels",

@@ -11,8 +11,9 @@ from omegaconf import OmegaConf
 OF_TEXTS = ("gpt", "sentence_classifier")
 FILES = sorted((Path(__file__).parents[2] / "conf" / "model").glob("*.yaml"))
 OF_TABLES = ("table_mlp",)
+OF_PAIRS = ("hf_clip", "image_text", "open_clip")
 FOREIGN = ("custom", "timm", "hf_image_classifier", "hf_text_classifier", "hf_causal")
-IMAGES = [file for file in FILES if file.stem not in (*OF_TEXTS, *OF_TABLES, *FOREIGN)]
+IMAGES = [file for file in FILES if file.stem not in (*OF_TEXTS, *OF_TABLES, *OF_PAIRS, *FOREIGN)]
 
 
 @pytest.mark.parametrize("file", IMAGES, ids=lambda file: file.stem)

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 import metagradient as mg
-from metagradient.attribution import MethodSettings, TrainedRun, checkpoints, less, method
+from metagradient.attribution import MethodSettings, MethodSpec, TrainedRun, checkpoints, less, method
 from metagradient.errors import UserError
 from metagradient.evaluation import Retraining, take
 from metagradient.studies.selection.task import Choice, Search
@@ -43,11 +43,19 @@ def less_scores(search: Search, run: TrainedRun, targets: Fields) -> tuple[Tenso
 
 def influence_scores(search: Search, run: TrainedRun, targets: Fields) -> tuple[Tensor, float]:
     """Scores [n] of the pool for the mean loss of the targets by `rivals.influence`, and what they cost in trainings."""
-    name = search.cfg.rivals.influence
+    name = _that_fits(search.cfg.rivals.influence, run.state.params.numel())
     settings = MethodSettings(checkpoints=search.cfg.rivals.checkpoints, seed=search.seed, labels=1, batch=64)
     scores = method(name, settings).aggregate(run, targets, progress=search.progress.callback("rivals"))
     states = search.cfg.rivals.checkpoints if name.endswith(":path") else 1
     return scores, 1 + 2 * states * _pass(run)  # curvature and scores
+
+
+def _that_fits(name: str, parameters: int) -> str:
+    """A method by name, that keeps as many coordinates as there are parameters at most."""
+    spec = MethodSpec.parse(name)
+    if not spec.compressed or spec.count is None or spec.count <= parameters:
+        return name
+    return name.replace(f":{spec.count}", f":{parameters}", 1)
 
 
 def best_share(
