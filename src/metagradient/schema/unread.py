@@ -39,6 +39,8 @@ _RULES: dict[str, tuple[Rule, ...]] = {
     "selection": (
         Rule(("method.shard",), lambda at: at("method.swap"), "only a swap looks at a share of the data: set method.swap=50"),
         Rule(("method.probability",), lambda at: not at("method.swap"), "a swap moves so many counts: set method.swap=null"),
+        Rule(("rivals",), lambda at: str(at("data._target_")).endswith((".characters", "instructions")),
+             "they choose among texts: set data=made_instructions"),
         Rule(("pairs",), lambda at: at("data._target_") in _PAIRS, "the data are no pairs of images and texts: set data=drawn_digits"),
         Rule(("filter_fractions",), lambda at: at("data._target_") not in _PAIRS,
              "filters of pairs have settings of their own: set pairs.shares=[0.5]"),
