@@ -91,6 +91,28 @@ def test_what_was_saved_is_loaded(tmp_path: Path) -> None:
         hf_causal(30, 7, name=str(tmp_path))
 
 
+def test_a_file_is_read_once_and_every_model_is_its_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    import transformers
+
+    hf_causal(30, 6, config=LLAMA).save_pretrained(tmp_path)
+    one = hf_causal(30, 6, name=str(tmp_path))
+    read = transformers.AutoModelForCausalLM.from_pretrained
+    monkeypatch.setattr(
+        transformers.AutoModelForCausalLM, "from_pretrained", lambda *_, **__: pytest.fail("read again")
+    )
+    other = hf_causal(30, 6, name=str(tmp_path))
+    with torch.no_grad():
+        next(one.parameters()).add_(1)
+    third = hf_causal(30, 6, name=str(tmp_path))
+    assert torch.equal(next(other.parameters()), next(third.parameters()))
+    assert not torch.equal(next(one.parameters()), next(third.parameters()))
+    monkeypatch.setattr(transformers.AutoModelForCausalLM, "from_pretrained", read)
+    one.save_pretrained(tmp_path)
+    for file in tmp_path.iterdir():
+        os.utime(file, ns=(2**61, 2**61))
+    assert torch.equal(next(hf_causal(30, 6, name=str(tmp_path)).parameters()), next(one.parameters()))
+
+
 def test_a_tokenizer_of_other_tokens_is_told(caplog: pytest.LogCaptureFixture, tmp_path: Path) -> None:
     hf_causal(300, 6, config=LLAMA).save_pretrained(tmp_path)  # type: ignore[operator]
     hf_causal(290, 6, name=str(tmp_path))
