@@ -65,11 +65,11 @@ def best_share(
     for share in shares:
         if not 0 < share <= 1:
             raise UserError(f"rivals.shares lie in (0, 1], not {share}: set rivals.shares=[0.25,0.5]")
-    worths = {}
+    worths, report = {}, search.progress.callback("rivals")
     for done, share in enumerate(shares):
-        kept = top(scores, share)
-        worths[share] = worth(search.tuner, take(train, kept), validation)
-        search.progress.callback("rivals")("shares", done + 1, len(shares))
+        report("shares", done, len(shares))
+        worths[share] = worth(search.tuner, take(train, top(scores, share)), validation)
+    report("shares", len(shares), len(shares))
     best = max(worths, key=lambda share: worths[share])
     return top(scores, best), best
 
