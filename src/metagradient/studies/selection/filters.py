@@ -15,7 +15,7 @@ from metagradient.errors import UserError
 from metagradient.evaluation import embeddings, take
 from metagradient.replay.objectives import mean_loss
 from metagradient.streams import Selection as Streams
-from metagradient.studies.selection.influence import top
+from metagradient.studies.selection.influence import best_share, rival, top, worth
 from metagradient.studies.selection.task import Choice, Search
 from metagradient.training.batches import Batches, Fields
 from metagradient.training.metaparameters import CandidateWeights
@@ -62,7 +62,7 @@ def best_filter(search: Search, splits: PairSplits, model: PoolModel) -> tuple[C
     report = search.progress.callback("filter")
     rows: list[list[object]] = []
     for done, (label, kept) in enumerate(options):
-        rows.append([label, worth(search, take(pool, kept), splits.validation), float(kept.float().mean())])
+        rows.append([label, worth(search.tuner, take(pool, kept), splits.validation), float(kept.float().mean())])
         report("filters", done + 1, len(options))
     best = max(range(len(options)), key=lambda i: float(str(rows[i][1])))
     label, kept = options[best]
@@ -73,11 +73,9 @@ def best_filter(search: Search, splits: PairSplits, model: PoolModel) -> tuple[C
 def influence_filter(search: Search, splits: PairSplits, model: PoolModel, steer: Fields) -> Choice:
     """The share of highest influence that does best on validation pairs."""
     scores, before = influence(model, splits.train, steer, search.seed), search.tuner.runs
-    shares = list(search.cfg.pairs.shares)
-    kept = {share: top(scores, share) for share in shares}
-    best = max(shares, key=lambda share: worth(search, take(splits.train, kept[share]), splits.validation))
+    kept, best = best_share(search, splits.train, splits.validation, scores, search.cfg.pairs.shares)
     cost = model.cost + _pass(len(scores), model.batches) + search.tuner.runs - before
-    return Choice(f"influence, best {best:.0%}", take(splits.train, kept[best]), None, kept[best], cost)
+    return rival("influence", best, splits.train, kept, cost)
 
 
 def influence(model: PoolModel, pool: Fields, steer: Fields, seed: int) -> Tensor:
@@ -100,11 +98,6 @@ def influence(model: PoolModel, pool: Fields, steer: Fields, seed: int) -> Tenso
         total = z.on_gradient(torch.zeros_like(state.params), learner, leaf.params, state.buffers, 0)
         (slopes,) = torch.autograd.grad(total, z.value, direction)
     return slopes.cpu()
-
-
-def worth(search: Search, examples: Fields, validation: Fields) -> float:
-    """The validation accuracy of models trained on these pairs."""
-    return search.tuner.accuracies(examples, None, {"": validation})[""]
 
 
 def _options(search: Search, splits: PairSplits, model: PoolModel) -> Iterator[tuple[str, Tensor]]:

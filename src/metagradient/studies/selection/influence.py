@@ -9,7 +9,6 @@ from torch import Tensor
 
 import metagradient as mg
 from metagradient.attribution import MethodSettings, MethodSpec, TrainedRun, checkpoints, less, method
-from metagradient.errors import UserError
 from metagradient.evaluation import Retraining, take
 from metagradient.studies.selection.task import Choice, Search
 from metagradient.training.batches import Fields
@@ -62,9 +61,6 @@ def best_share(
     search: Search, train: Fields, validation: Fields, scores: Tensor, shares: Sequence[float]
 ) -> tuple[Tensor, float]:
     """(kept [n], share): the rows of highest score; the share is the one whose models do best on validation rows."""
-    for share in shares:
-        if not 0 < share <= 1:
-            raise UserError(f"rivals.shares lie in (0, 1], not {share}: set rivals.shares=[0.25,0.5]")
     worths, report = {}, search.progress.callback("rivals")
     for done, share in enumerate(shares):
         report("shares", done, len(shares))
@@ -76,7 +72,7 @@ def best_share(
 
 def worth(tuner: Retraining, examples: Fields, validation: Fields) -> float:
     """How well models trained on these examples do on validation rows."""
-    return tuner.accuracies(examples, None, {"v": validation})["v"]
+    return tuner.accuracies(examples, None, {"": validation})[""]
 
 
 def top(scores: Tensor, share: float) -> Tensor:
@@ -100,5 +96,4 @@ def rival(label: str, share: float, train: Fields, kept: Tensor, cost: float) ->
 
 def _pass(run: TrainedRun) -> float:
     """A pass of gradients over the pool, in trainings."""
-    rows = sum(len(run.batches(t)) for t in range(min(len(run.batches), 1)))
-    return run.n / (max(rows, 1) * len(run.batches))
+    return run.n / run.batches.plan.numel()

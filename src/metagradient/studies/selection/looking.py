@@ -25,6 +25,28 @@ def leave(record: Record, splits: Splits | TextSplits, chosen: Selection) -> Non
         write_chosen(splits, chosen.kept.numpy(), values.numpy(), unit, path.parent)
 
 
+def draw_metasteps(
+    record: Record,
+    chosen: Selection,
+    readings: Sequence[Reading],
+    title: str,
+    name: str,
+    references: Mapping[str, float],
+) -> None:
+    """metasteps.png: the losses, and the measure that is called `title` in words and `held_out_<name>` in the readings."""
+    series = {key: [reading.values[key] for reading in readings] for key in readings[0].values}
+    record.figure(
+        "metasteps",
+        figures.metastep_curves(
+            [reading.metastep for reading in readings],
+            {"steering objective": series["objective"], "held-out loss": series["held_out_loss"]},
+            {f"held-out {title}": series[f"held_out_{name}"]},
+            references=references,
+            chosen=chosen.metastep,
+        ),
+    )
+
+
 def draw(
     record: Record,
     splits: Splits | TextSplits,
@@ -45,23 +67,10 @@ def draw(
         name: its name in the readings, `held_out_<name>`.
         references: values of the measure on the test rows.
     """
-    truth = splits.truth
     threshold = float(chosen.weights[chosen.kept].min()) if chosen.kept.any() else None
-    wrong = None if truth is None else truth.wrong
+    wrong = None if splits.truth is None else splits.truth.wrong
     record.figure("weights", figures.weight_histogram(chosen.weights, wrong, threshold=threshold))
-
-    series = {key: [reading.values[key] for reading in readings] for key in readings[0].values}
-    record.figure(
-        "metasteps",
-        figures.metastep_curves(
-            [reading.metastep for reading in readings],
-            {"steering objective": series["objective"], "held-out loss": series["held_out_loss"]},
-            {f"held-out {title}": series[f"held_out_{name}"]} if f"held_out_{name}" in series else {},
-            references=references,
-            chosen=chosen.metastep,
-        ),
-    )
-
+    draw_metasteps(record, chosen, readings, title, name, references)
     _browse(record, splits, chosen)
     if isinstance(splits, TextSplits):
         return

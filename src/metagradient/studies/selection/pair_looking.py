@@ -11,6 +11,7 @@ from metagradient.data import PairSplits
 from metagradient.descent import Reading, Selection
 from metagradient.reporting import Record, figures
 from metagradient.reporting.pages.report import Distribution, Example, Histogram, Ranking, report_page
+from metagradient.studies.selection.looking import draw_metasteps
 
 _TOLD, _SHEET = 200, 48  # pairs of the page, and of a contact sheet
 
@@ -57,17 +58,7 @@ def draw_pairs(
 ) -> None:
     """weights.png, metasteps.png, most_wanted.png, least_wanted.png, report.html."""
     record.figure("weights", figures.weight_histogram(chosen.weights))
-    series = {key: [reading.values[key] for reading in readings] for key in readings[0].values}
-    record.figure(
-        "metasteps",
-        figures.metastep_curves(
-            [reading.metastep for reading in readings],
-            {"steering objective": series["objective"], "held-out loss": series["held_out_loss"]},
-            {"held-out accuracy": series["held_out_accuracy"]},
-            references=references,
-            chosen=chosen.metastep,
-        ),
-    )
+    draw_metasteps(record, chosen, readings, "accuracy", "accuracy", references)
     order = chosen.weights.argsort(stable=True)
     for name, rows in (("least_wanted", order[:_SHEET]), ("most_wanted", order.flip(0)[:_SHEET])):
         captions = [f"{shorten(splits.captions['train'][i], 14)} ({chosen.weights[i]:.3g})" for i in rows.tolist()]

@@ -5,7 +5,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, ClassVar
+from typing import Any
 
 import torch
 from omegaconf import DictConfig
@@ -79,15 +79,12 @@ class Task(ABC):
     steer: Fields = field(init=False)
     held_out: Fields = field(init=False)
 
-    lower_is_better: ClassVar[bool] = False
-
     def __post_init__(self) -> None:
         n = len(next(iter(self.validation.values())))
         order = torch.randperm(n, generator=generator(self.cfg.seed, Streams.HELD_OUT))
         held = setup.share(self.cfg.held_out, n, "held_out")
-        self.rows_held_out, self.rows_steering = order[:held], order[held:]
-        self.held_out = take(self.validation, self.rows_held_out)
-        self.steer = take(self.validation, self.rows_steering)
+        self.rows_held_out = order[:held]
+        self.held_out, self.steer = take(self.validation, order[:held]), take(self.validation, order[held:])
 
     @property
     @abstractmethod

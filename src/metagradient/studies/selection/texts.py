@@ -5,7 +5,6 @@ from __future__ import annotations
 import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import ClassVar
 
 import torch
 from omegaconf import DictConfig
@@ -41,8 +40,6 @@ class Texts(Task):
 
     splits: TextSplits
 
-    lower_is_better: ClassVar[bool] = True
-
     def __post_init__(self) -> None:
         super().__post_init__()
         options = self.splits.choices.get("validation")
@@ -68,7 +65,7 @@ class Texts(Task):
 
     def rivals(self, search: Search) -> dict[str, Choice]:
         s, pool, tuned = search.cfg.rivals, self.train, search.tuner
-        n, before = len(self.splits.sources), tuned.runs
+        n = len(self.splits.sources)
         rng = generator(search.seed, Streams.RANDOM)
         kept = random_rows(n, int(search.chosen.kept.sum()), rng)
         found = {
