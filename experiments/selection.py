@@ -31,6 +31,7 @@ def run(cfg: DictConfig, record: Record) -> float:
     method = setup.build(cfg.method, _convert_="all")
     record.scratch("descent.*", "refit")
     with Progress(stages.selection(cfg, method, isinstance(task, Texts))) as progress:
+        pretraining = task.prepare(progress)
         # 1. Descend: train, replay, move the weights; every metastep with a fresh initialisation and order.
         readings: list[Reading] = []
 
@@ -92,7 +93,7 @@ def run(cfg: DictConfig, record: Record) -> float:
     record.table(f"{task.headline}_of_each_choice", ["trained on", *measures, *known, "cost"], table)
     kept = {"chosen_metastep": chosen.metastep, "share_kept": float(chosen.kept.float().mean())}
     record.result({**kept, **task.found(chosen.kept)})
-    record.cost(training_runs=search_cost + judge.runs + tuner.runs)
+    record.cost(training_runs=search_cost + judge.runs + tuner.runs + pretraining / unit)
     headline = {key: statistics.fmean(found[task.headline]) for key, found in results.items()}
     record.answer(task.answer(headline, chosen, search_cost))
     task.draw(record, chosen, readings, {"test, all data": headline["all_data"], "test, retrained": headline[""]})

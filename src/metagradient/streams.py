@@ -17,6 +17,7 @@ class Selection(IntEnum):
     TUNER = 5  # retrainings that choose what the filter drops
     RANDOM = 6  # rows chosen at random
     RETRIEVAL = 7  # which pairs stand together where texts are found among others
+    PRETRAINING = 8  # what models have read before
 
 
 class Poisoning(IntEnum):

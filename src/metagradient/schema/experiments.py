@@ -22,6 +22,14 @@ class Reading:
 
 
 @dataclass
+class Pretraining:
+    """Steps on the corpus of the data, before anything else."""
+
+    steps: int = number(300, whole=True, least=1)
+    learning_rate: float = number(0.006, above=0, most=1e6)
+
+
+@dataclass
 class Rivals:
     """Other choices of texts by attribution."""
 
@@ -53,6 +61,7 @@ class SelectionConfig:
     refit: bool = False
     retrainings: int = number(3, whole=True, least=1)
     filter_fractions: list[float] = number([0.1], **_FILTERS)
+    pretraining: Any = settings(Pretraining, nullable=True)
     rivals: Any = settings(Rivals)
     pairs: Any = settings(Pairs)
     smoothness: Any = settings(Reading, nullable=True)

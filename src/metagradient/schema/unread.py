@@ -41,6 +41,7 @@ _RULES: dict[str, tuple[Rule, ...]] = {
         Rule(("method.probability",), lambda at: not at("method.swap"), "a swap moves so many counts: set method.swap=null"),
         Rule(("rivals",), lambda at: str(at("data._target_")).endswith((".characters", "instructions")),
              "they choose among texts: set data=made_instructions"),
+        Rule(("pretraining",), lambda at: at("data.corpus"), "the data have no corpus: set data=made_instructions data.corpus=800", refused=True),
         Rule(("pairs",), lambda at: at("data._target_") in _PAIRS, "the data are no pairs of images and texts: set data=drawn_digits"),
         Rule(("filter_fractions",), lambda at: at("data._target_") not in _PAIRS,
              "filters of pairs have settings of their own: set pairs.shares=[0.5]"),

@@ -16,7 +16,9 @@ METASTEP = {"training": (0.0, 1 / 3), "replay": (1 / 3, 1.0)}  # where each lies
 
 def selection(cfg: DictConfig, method: Loop, texts: bool) -> list[Stage]:
     """Stages of `selection`, of texts or of examples with targets."""
+    pretraining = cfg.pretraining if texts else None
     return [
+        *([Stage("pretraining", pretraining.steps / (cfg.learner.steps or pretraining.steps))] if pretraining else []),
         *_smoothness(cfg),
         _descent("descent", method),
         *([_descent("refit", method)] if cfg.refit else []),

@@ -53,6 +53,7 @@ class TextSplits:
         kind: what the examples are.
         files: of each source, the user's own file or folder, as it was given; empty for data of other origin.
         origins: by split, where in the file of its source each row stands; empty where there are none.
+        corpus: a table of other texts, which a model may have read before it is tuned.
     """
 
     name: str
@@ -68,6 +69,7 @@ class TextSplits:
     kind: Literal["text"] = "text"
     files: tuple[str, ...] = ()
     origins: Mapping[str, Origin] = field(default_factory=dict)
+    corpus: Table | None = None
 
     def describe(self, tokens: Tensor, mask: Tensor | None = None) -> list[str]:
         """Rows [m, L] as strings, without their padding where `mask` [m, L] is given; line breaks are shown as a mark."""

@@ -86,6 +86,10 @@ class Task(ABC):
         self.rows_held_out = order[:held]
         self.held_out, self.steer = take(self.validation, order[:held]), take(self.validation, order[held:])
 
+    def prepare(self, progress: Progress) -> float:
+        """Train what must be there before anything else; its cost in training steps."""
+        return 0.0
+
     @property
     @abstractmethod
     def headline(self) -> str:

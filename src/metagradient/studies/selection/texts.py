@@ -14,8 +14,9 @@ from torchmetrics.functional.classification import binary_f1_score
 import metagradient as mg
 from metagradient.data import TextSplits
 from metagradient.descent import Reading, Selection
+from metagradient.errors import UserError
 from metagradient.evaluation import choice_accuracy, filter_by_loss, mean_cross_entropy, take
-from metagradient.reporting import Record
+from metagradient.reporting import Progress, Record
 from metagradient.streams import Selection as Streams
 from metagradient.studies import routines
 from metagradient.studies.selection.influence import (
@@ -27,6 +28,7 @@ from metagradient.studies.selection.influence import (
     trained_run,
 )
 from metagradient.studies.selection.looking import draw, leave
+from metagradient.studies.selection.pretraining import pretrained
 from metagradient.studies.selection.task import Choice, Search, Task
 from metagradient.training.batches import Fields
 from metagradient.training.random import fold_in, generator
@@ -44,6 +46,18 @@ class Texts(Task):
         super().__post_init__()
         options = self.splits.choices.get("validation")
         self.options = None if options is None else _of_questions(options, self.rows_held_out)
+
+    def prepare(self, progress: Progress) -> float:
+        settings, corpus = self.cfg.pretraining, self.splits.corpus
+        if settings is None:
+            return 0.0
+        if corpus is None:
+            raise UserError(f"data={self.splits.name} has no corpus to pretrain on: set pretraining=null")
+        seed = fold_in(self.cfg.seed, Streams.PRETRAINING)
+        self.routine = pretrained(
+            self.routine, corpus, settings.steps, settings.learning_rate, seed, progress.callback("pretraining")
+        )
+        return float(settings.steps)
 
     @property
     def headline(self) -> str:
