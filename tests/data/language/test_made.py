@@ -1,5 +1,6 @@
 """The made pool: right sums are right, wrong ones wrong and said to be, and the target is worded like no row of the pool."""
 
+import dataclasses
 import re
 from collections import Counter
 
@@ -83,6 +84,22 @@ def test_rows_of_the_pools_own_sources_tell_them() -> None:
         assert (name == "definitions") == bool(re.match(r".*(what is a \w+\?|define|is a kind of)", prompt))
 
 
+def test_the_corpus_are_right_sums_in_wordings_of_its_own() -> None:
+    made = made_instructions(train=200, validation=20, test=30, largest=3, corpus=90)
+    assert made.corpus is not None
+    assert len(made.corpus["tokens"]) == 90
+    read = dataclasses.replace(made, validation=made.corpus)
+    asked = [prompt for split in ("train", "test") for prompt, _ in _answers(made, split)]
+    numbers = [int(x) for prompt in asked for x in re.findall(r"\d+", prompt)]
+    assert max(numbers) == 3
+    wordings = {re.sub(r"\d+|Ann|Bob|Tim|Eve|Max|Sue|\b\w+s\b", "", prompt) for prompt in asked}
+    for prompt, response in _answers(read, "validation"):
+        assert response == f"{_sum_of(prompt)}<|end|>"
+        assert re.sub(r"\d+|Ann|Bob|Tim|Eve|Max|Sue|\b\w+s\b", "", prompt) not in wordings
+    assert made.corpus["tokens"].shape[1] == made.train["tokens"].shape[1]
+    assert made_instructions(train=200, validation=20, test=30).corpus is None
+
+
 def test_rows_are_a_function_of_the_seed(made: TextSplits) -> None:
     again, other = made_instructions(400, 60, 80), made_instructions(400, 60, 80, seed=1)
     assert torch.equal(again.train["tokens"], made.train["tokens"])
@@ -92,6 +109,12 @@ def test_rows_are_a_function_of_the_seed(made: TextSplits) -> None:
 def test_bad_sizes_are_told() -> None:
     with pytest.raises(ValueError, match=r"data\.test"):
         made_instructions(validation=900, test=200)
+    with pytest.raises(ValueError, match=r"set data\.test=86"):  # half of six names, eight things and four pairs
+        made_instructions(validation=10, test=200, largest=1)
+    with pytest.raises(ValueError, match=r"data\.largest"):
+        made_instructions(largest=12)
+    with pytest.raises(ValueError, match=r"data\.corpus"):
+        made_instructions(corpus=-1)
     with pytest.raises(ValueError, match=r"data\.train"):
         made_instructions(train=0)
     with pytest.raises(ValueError, match=r"data\.vocab=512"):

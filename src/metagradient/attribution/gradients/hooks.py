@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import logging
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
@@ -79,7 +80,7 @@ class ExampleGradients:
         self._batched: list[Batched] = []
         slow = sorted({type(m).__name__ for m in self._modules if rule_of(m) is None})
         if slow:
-            log.info("no rule for the per-example gradients of %s: taken by vmap, slower", ", ".join(slow))
+            _tell_slow(", ".join(slow))
 
     @property
     def size(self) -> int:
@@ -203,3 +204,9 @@ def _rows(batch: Batch, count: int) -> Batch:
     rows = torch.arange(count) % len(batch)
     fields = {k: v[rows.to(v.device)] for k, v in batch.fields.items()}
     return Batch(batch.t, batch.index[rows.to(batch.index.device)], fields, batch.seed)
+
+
+@functools.cache
+def _tell_slow(kinds: str) -> None:
+    """Once, though scorers are made many times over."""
+    log.info("no rule for the per-example gradients of %s: taken by vmap, slower", kinds)
