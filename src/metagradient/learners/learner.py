@@ -178,12 +178,12 @@ class Learner(TrainerHooks):
         """Inside, the modules compute with these vectors and with the randomness of step t."""
         with (
             step_randomness(seed, t, params.device, foreign=self.needs.foreign_randomness),
-            self._computing_with(params, buffers),
+            self._computing_with(params, buffers, taped=True),
         ):
             yield
 
     @contextmanager
-    def _computing_with(self, params: Tensor, buffers: Tensor) -> Iterator[None]:
+    def _computing_with(self, params: Tensor, buffers: Tensor, taped: bool = False) -> Iterator[None]:
         """Inside, the modules hold these vectors, and blocks checkpointed there hold them again when they run again."""
         own = self.__dict__  # nn.Module.__setattr__ would take some microseconds of every step
         own["_computing"] += 1
@@ -194,7 +194,7 @@ class Learner(TrainerHooks):
                 uncompiled() if self.needs.eager else nullcontext(),
                 Substitutes() if self.needs.substitutes else nullcontext(),
                 self.layout.bind(params, buffers),
-                recomputing_within(self, lambda: self._computing_with(params, buffers)),
+                recomputing_within(self, params, buffers, lambda p, b: self._computing_with(p, b, taped), taped),
             ):
                 yield
         finally:

@@ -25,7 +25,7 @@ def hf_causal(
     name: str | None = None,
     config: Mapping[str, Any] | None = None,
     lora: Mapping[str, Any] | None = None,
-    checkpointing: bool = False,
+    checkpointing: bool | float = False,
 ) -> nn.Module:
     """A causal language model of transformers in float32; it maps tokens [B, L] to an object with `logits` [B, L, V].
 
@@ -37,7 +37,7 @@ def hf_causal(
         name: its weights: a folder, a GGUF file or a name of the Hugging Face hub; None: a fresh one from `config`.
         config: settings of a fresh one, {model_type: llama, hidden_size: 64, ...}.
         lora: {rank: 8, alpha: 16, targets: [q_proj, v_proj], dropout: 0.0}: train low-rank adapters (peft) alone.
-        checkpointing: keep the inputs of each block alone, and compute what is inside again when it is needed.
+        checkpointing: the share of the blocks that keep their inputs alone, and compute what is inside again when it is needed; True: all.
 
     Raises:
         FileNotFoundError: no such folder or file.
@@ -49,7 +49,7 @@ def hf_causal(
     network.config.use_cache = False
     _check(network, name or "null", vocab, block)
     if checkpointing:
-        _checkpointed(network)
+        _checkpointed(network, float(checkpointing))
     return network if lora is None else low_rank(network, lora, task_type="CAUSAL_LM")
 
 
@@ -95,14 +95,22 @@ def _without_dropout(config: Any) -> Any:
     return config
 
 
-def _checkpointed(network: Any) -> None:
-    """Each block's activations are computed again; not by the reentrant kind, which has no second derivative."""
-    settings = {"use_reentrant": False}
+def _checkpointed(network: Any, share: float) -> None:
+    """The activations of so many of the blocks, evenly spread, are computed again."""
+    if not 0 < share <= 1:
+        raise ValueError(
+            f"model.checkpointing={share:g} is a share of the blocks in (0, 1], true or false: set model.checkpointing=true"
+        )
+    settings = {"use_reentrant": True}
     if hasattr(network, "activation_checkpointing_enable"):
         network.activation_checkpointing_enable(activation_checkpointing_kwargs=settings)
     else:
         network.gradient_checkpointing_enable(gradient_checkpointing_kwargs=settings)
-    network.disable_input_require_grads()  # only the reentrant kind needs them; frozen embeddings then cost nothing
+    network.disable_input_require_grads()  # only torch's own reentrant kind needs them; frozen embeddings then cost nothing
+    marked = {m for m in network.modules() if getattr(m, "gradient_checkpointing", False)}
+    blocks = [m for m in network.modules() if m in marked and marked.isdisjoint(list(m.modules())[1:])]
+    for i, block in enumerate(blocks):
+        block.gradient_checkpointing = int((i + 1) * share) > int(i * share)
 
 
 def _check(network: Any, name: str, vocab: int, block: int) -> None:
