@@ -17,17 +17,18 @@ ROOT = Path(__file__).parents[1]
 WINGS = ("descent", "attribution", "unlearning")
 GROUND = {"errors", "escapes", "files", "intervals", "memory", "streams"}
 """Small modules that everybody may use; they know nobody."""
-BELOW_WINGS = {*GROUND, "training", "learners", "replay"}
+BELOW_WINGS = {*GROUND, "distributed", "training", "learners", "replay"}
 MAY_IMPORT = {
     **{name: set() for name in GROUND},
     "schema": GROUND,
     "models": GROUND,
     "data": GROUND,
-    "training": GROUND,
-    "learners": {*GROUND, "training"},
-    "replay": {*GROUND, "training", "learners"},
+    "distributed": {"errors"},
+    "training": {*GROUND, "distributed"},
+    "learners": {*GROUND, "distributed", "training"},
+    "replay": {*GROUND, "distributed", "training", "learners"},
     **dict.fromkeys(WINGS, BELOW_WINGS),
-    "evaluation": {*GROUND, "training", "learners"},
+    "evaluation": {*GROUND, "distributed", "training", "learners"},
     "reporting": GROUND,
     "studies": {*BELOW_WINGS, *WINGS, "evaluation", "data", "models", "reporting", "schema"},
     # the command line hands its arguments on; what it needs at run time is imported there

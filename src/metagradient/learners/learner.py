@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
+from metagradient.distributed import SOLO
 from metagradient.errors import UserError
 from metagradient.learners.adoption import adopted
 from metagradient.learners.hooks import TrainerHooks
@@ -45,6 +46,10 @@ class Learner(TrainerHooks):
         average: the decay of an exponential average of the parameters, at which a finished run is read (`Update`).
         micro_batch: rows that are run at a time, so that a batch need not fit into memory (`MicroBatches`); None: all.
         compiled: steps and their adjoints run as machine code (`Graphs`), which takes some seconds to make.
+
+    Attributes:
+        group: the processes that share each batch; `metagradient.distributed.world()` for all that torchrun started. Every one of them
+            then makes the same calls with the same arguments.
 
     Train with `Trainer(max_epochs=1).fit(learner, batches)` (one pass over a `Batches` is the whole run), or with
     `train(learner, batches)` where no Trainer is wanted; both end in the same bits.
@@ -86,6 +91,7 @@ class Learner(TrainerHooks):
         self.normalize, self._step_settings = settings.normalize, settings
         self.graphs = Graphs() if settings.compiled else None
         self.micro_batches = None if settings.micro_batch is None else MicroBatches(settings.micro_batch)
+        self.group = SOLO
         self.metaparameters, self.train_state, self.step_count, self.tape = (), None, 0, False
         self._layout: Layout | None = None
         self._decay_mask: Tensor | None = None

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from torch import Tensor
 
@@ -18,6 +18,7 @@ from metagradient.replay.recording import Recording
 from metagradient.replay.storage import MemoryStorage, Storage, make_storage
 from metagradient.training.batches import Batches
 from metagradient.training.metaparameters import Metaparameter
+from metagradient.training.parallel.agreement import agree_on_end, agree_on_run
 from metagradient.training.run import Progress, cast, check_loss, initial_state, run_mode
 from metagradient.training.state import TrainState
 from metagradient.training.steps import step
@@ -73,6 +74,7 @@ def start_recording(
         m.check(batches.n_examples, len(batches))
     like = learner.layout.params()
     state = initial_state(learner, [m.leaf(like) for m in z])
+    agree_on_run(learner, batches, z, state)
     first = max(0, min(m.first_step for m in z))
     if first >= len(batches):
         raise UserError(f"the metaparameters enter at step {first}, but the run has only {len(batches)} steps")
@@ -81,6 +83,9 @@ def start_recording(
     store = make_storage(storage)
     footprint = measure(learner, batches, state, z, first)
     budget = available_bytes(like.device) if memory is None else parse_bytes(memory)
+    if not learner.group.alone:  # all processes walk the same plan
+        taped, budget = learner.group.largest([footprint.taped_step, -budget])
+        footprint, budget = replace(footprint, taped_step=taped), -budget
     in_memory = isinstance(store, MemoryStorage)
     plan = choose(checkpoints, len(batches) - first, footprint, budget, stored_in_memory=in_memory)
     log.debug("%s, about %s predicted", describe(plan), format_bytes(footprint.peak(plan, in_memory)))
@@ -92,6 +97,7 @@ def finish_recording(recording: Recording, objective: Objective, progress: Progr
     r = recording
     assert r.end is not None
     final = r.end.detach()
+    agree_on_end(r.learner, final)
     value, cotangents, puller = objective_cotangents(r.learner, final, objective)
     gradients = replay(r, cotangents, puller, progress)
     cost = (r.first + r.plan.advanced_steps + 3 * r.plan.steps) / (r.first + r.plan.steps)

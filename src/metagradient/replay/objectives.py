@@ -9,12 +9,14 @@ import torch
 import torch.utils.checkpoint as checkpointing
 from torch import Tensor
 
+from metagradient.distributed import summed
 from metagradient.errors import UserError
 from metagradient.learners.learner import Learner
 from metagradient.learners.supervised import with_labels
 from metagradient.training.batches import Batch, Fields
 from metagradient.training.losses import see_each_other
 from metagradient.training.model import Embedding
+from metagradient.training.state import TrainState
 
 
 def _batch(learner: Learner, examples: Fields, rows: slice = slice(None)) -> Batch:
@@ -30,6 +32,9 @@ def mean_loss(examples: Fields, chunk: int | None = None) -> Callable[[Learner],
     More than `chunk` examples (by default `learner.rows_at_once`) are run `chunk` at a time, forwards and in the derivative, so
     that a set of any size fits: but for losses in which examples see each other, which are computed on all of them together;
     of a contrastive learner's (`Embedding`) the features are still computed `chunk` at a time.
+
+    Processes that share a run (`Learner.group`) each compute the losses of their share of the rows; but for losses in which
+    examples see each other, which each of them computes.
     """
 
     def objective(learner: Learner) -> Tensor:
@@ -38,6 +43,8 @@ def mean_loss(examples: Fields, chunk: int | None = None) -> Callable[[Learner],
         if n == 0:
             raise UserError("the objective is a mean over no examples: give it some (data.validation=100)")
         size = learner.rows_at_once(rows) if chunk is None else chunk
+        if not learner.group.alone and not isinstance(learner, Embedding) and not _tied(learner, rows):
+            return _total(learner, rows, size) / n
         if n <= size:
             return learner.losses(_batch(learner, rows)).mean()
         if isinstance(learner, Embedding):
@@ -48,6 +55,23 @@ def mean_loss(examples: Fields, chunk: int | None = None) -> Callable[[Learner],
         return torch.cat(_in_chunks(learner.losses, learner, rows, size)).mean()
 
     return objective
+
+
+def _total(learner: Learner, examples: Fields, size: int) -> Tensor:
+    """The sum of the losses, of which each process of the learner's group computes its share."""
+    start, stop = learner.group.share(len(next(iter(examples.values()))))
+    own = {name: field[start:stop] for name, field in examples.items()}
+
+    def of_own(params: Tensor, buffers: Tensor) -> tuple[Tensor]:
+        if start == stop:
+            return (params.new_zeros(()),)
+        with learner.evaluating(TrainState(params, (), buffers)):
+            if stop - start <= size:
+                return (learner.losses(_batch(learner, own)).sum(),)
+            return (torch.cat(_in_chunks(learner.losses, learner, own, size)).sum(),)
+
+    params = learner.layout.held()
+    return summed(learner.group, of_own, params, learner.layout.buffers(like=params))[0]
 
 
 def _in_chunks(function: Callable[[Batch], Any], learner: Learner, examples: Fields, chunk: int) -> list[Any]:

@@ -1,7 +1,7 @@
 """The loss gradient of a step, and its adjoint, as machine code (TorchInductor).
 
 `torch.compile` does not differentiate twice what it compiled. But the loss gradient of a step is a function like any
-other, (params, buffers, weights, fields) -> (gradient, buffers, loss): AOTAutograd traces it together with its
+other, (params, buffers, coefficients, fields) -> (gradient, buffers, loss): AOTAutograd traces it together with its
 vector-Jacobian product, both are compiled, and a replay asks for no derivative beyond that.
 """
 
@@ -74,7 +74,7 @@ class Graphs:
         params: Tensor,
         buffers: Tensor,
         batch: Batch,
-        weights: Tensor | None,
+        coefficients: Tensor | None,
         t: int,
         *,
         tape: bool,
@@ -83,14 +83,14 @@ class Graphs:
         if run is None:
             run = self._runs[learner] = _Run(repr(learner))
         if run.longest is not None and len(batch) < run.longest:
-            return loss_gradient(learner, params, buffers, batch, weights, t, tape=tape)
+            return loss_gradient(learner, params, buffers, batch, coefficients, t, tape=tape)
         # An empty vector of buffers requires grad in the first state of a tape only: no reason for a second graph.
         state = (params, buffers if buffers.numel() else buffers.detach())
         if not tape:
             state = params.detach(), buffers.detach()
-        given = [] if weights is None else [weights]
+        given = [] if coefficients is None else [coefficients]
         inputs = (*state, given, learner.layout.constants(), batch.fields, batch.index)
-        key = (type(learner), run.structure, learner.normalize, tape, *_signature(inputs))
+        key = (type(learner), run.structure, tape, *_signature(inputs))
         if key not in self._graphs:
             self._graphs[key] = _compile(learner, inputs, tape)
         with torch.set_grad_enabled(tape):
@@ -98,7 +98,7 @@ class Graphs:
         calls = run.calls[key] = run.calls.get(key, 0) + 1
         if calls & (calls - 1) == 0 or calls % 64 == 0:
             with _nothing_saved():
-                _verify(learner, result, params, buffers, batch, weights, t)
+                _verify(learner, result, params, buffers, batch, coefficients, t)
         return result
 
     def new_run(self, learner: Model, batches: Batches) -> None:
@@ -133,7 +133,7 @@ def _compile(learner: Model, inputs: tuple[Any, ...], tape: bool) -> Callable[..
     def function(
         params: Tensor,
         buffers: Tensor,
-        weights: Sequence[Tensor],  # none or one
+        coefficients: Sequence[Tensor],  # none or one
         constants: Sequence[Tensor],
         fields: dict[str, Tensor],
         index: Tensor,
@@ -142,7 +142,7 @@ def _compile(learner: Model, inputs: tuple[Any, ...], tape: bool) -> Callable[..
         assert learner is not None
         params = params if tape else params.detach().requires_grad_()
         with learner.layout.holding(constants):
-            own = weights[0] if weights else None
+            own = coefficients[0] if coefficients else None
             gradient, new, loss = loss_gradient(learner, params, buffers, batch, own, 0, tape=tape)
         return (gradient, new, loss.detach()) if tape else (gradient.detach(), new.detach(), loss.detach())
 
@@ -199,10 +199,10 @@ class _Timeless(Batch):
 
 def _signature(inputs: tuple[Any, ...]) -> Iterator[Any]:
     """What a graph is made for: names, shapes, strides, dtypes, devices, and what is differentiated."""
-    params, buffers, weights, constants, fields, index = inputs
+    params, buffers, coefficients, constants, fields, index = inputs
     yield tuple(fields)
-    yield len(weights)
-    for x in (params, buffers, *weights, *constants, *fields.values(), index):
+    yield len(coefficients)
+    for x in (params, buffers, *coefficients, *constants, *fields.values(), index):
         yield x.shape, x.stride(), x.dtype, x.device, x.requires_grad
 
 
@@ -212,11 +212,11 @@ def _verify(
     params: Tensor,
     buffers: Tensor,
     batch: Batch,
-    weights: Tensor | None,
+    coefficients: Tensor | None,
     t: int,
 ) -> None:
     plain = params.detach().requires_grad_()
-    expected = loss_gradient(learner, plain, buffers.detach(), batch, weights, t, tape=False)
+    expected = loss_gradient(learner, plain, buffers.detach(), batch, coefficients, t, tape=False)
     tolerance = torch.finfo(params.dtype).eps ** 0.5
     rounding = tolerance * float(plain.detach().norm())  # of a gradient that cancels to nothing
     for name, got, want in zip(("gradient", "buffers", "loss"), result, expected, strict=True):

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from metagradient.training.batches import Batch
 from metagradient.training.model import Embedding, Model
-from metagradient.training.random import part_of_batch
+from metagradient.training.random import part_of_batch, part_within
 
 
 def losses_and_buffers(learner: Model, params: Tensor, buffers: Tensor, batch: Batch, t: int) -> tuple[Tensor, Tensor]:
@@ -56,7 +56,7 @@ def losses_in_parts(learner: Model, params: Tensor, buffers: Tensor, batch: Batc
     found = []
     for start in range(0, len(batch), size):
         stop = min(start + size, len(batch))
-        with part_of_batch(start, stop, len(batch)):
+        with part_of_batch(part_within(start, stop, len(batch), batch.fields)):
             found.append(computed_with(learner, params, buffers, rows_of(batch, start, stop), t, function)[0])
     if not isinstance(learner, Embedding):
         return torch.cat(found)

@@ -20,13 +20,13 @@ from metagradient.training.losses import (
     rows_of,
 )
 from metagradient.training.model import Embedding, LossGradient, Model
-from metagradient.training.random import part_of_batch
+from metagradient.training.random import Part, part_of_batch, part_within
 from metagradient.training.saved_tensors import watching_saved_tensors
 
 Compute = Callable[..., tuple[Tensor, ...]]
 """(create_graph, params, buffers, *inputs) -> outputs; connected to the inputs with `create_graph`."""
 
-_WAY_OUT = "set learner.micro_batch=null"
+_PARTS, _WAY_OUT = "micro-batches", "set learner.micro_batch=null"
 
 
 class MicroBatches:
@@ -37,7 +37,7 @@ class MicroBatches:
     of the whole batch.
 
     Losses of a learner that is an `Embedding` see the features of the whole batch. With f_m the features of micro-batch m
-    and L the weighted mean loss as a function of all of them, the gradient is the sum over m of (d f_m / d theta)^T dL/df_m,
+    and L the loss as a function of all of them, the gradient is the sum over m of (d f_m / d theta)^T dL/df_m,
     and dL/d theta at fixed features.
 
     Raises:
@@ -55,7 +55,7 @@ class MicroBatches:
         params: Tensor,
         buffers: Tensor,
         batch: Batch,
-        weights: Tensor | None,
+        coefficients: Tensor | None,
         t: int,
         *,
         tape: bool,
@@ -67,8 +67,9 @@ class MicroBatches:
             )
         if not self._checked and params.dim() == 1 and len(batch) > 1:
             self._checked = True
-            _refuse_tied(learner, params, buffers, batch, t)
-        coefficients = _coefficients(params, batch, weights, learner.normalize)
+            refuse_tied(learner, params, buffers, batch, t, _PARTS, _WAY_OUT)
+        if coefficients is None:
+            coefficients = params.new_full((len(batch),), 1 / len(batch))
         differentiate = _contrasted if isinstance(learner, Embedding) else _summed
         gradient, loss = differentiate(learner, params, buffers, batch, coefficients, t, self.size, tape)
         return gradient, buffers, loss
@@ -80,18 +81,24 @@ def _parts(
     """Of each micro-batch: `function` of its rows as a `Compute` of (params, buffers, *inputs, *fields), its fields, its rows."""
 
     def compute(
-        rows: Batch, start: int, stop: int, create_graph: bool, params: Tensor, buffers: Tensor, *inputs: Tensor
+        rows: Batch, part: Part, create_graph: bool, params: Tensor, buffers: Tensor, *inputs: Tensor
     ) -> tuple[Tensor, ...]:
         given = dict(zip(rows.fields, inputs[len(inputs) - len(rows.fields) :], strict=True))
         here = Batch(t, rows.index, given, rows.seed)
-        with part_of_batch(start, stop, len(batch)):
+        with part_of_batch(part):
             return function(create_graph, params, buffers, here, *inputs[: len(inputs) - len(given)])
 
     found: list[tuple[Compute, tuple[Tensor, ...], slice]] = []
     for start in range(0, len(batch), size):
         stop = min(start + size, len(batch))
         rows = rows_of(batch, start, stop)
-        found.append((partial(compute, rows, start, stop), tuple(rows.fields.values()), slice(start, stop)))
+        found.append(
+            (
+                partial(compute, rows, part_within(start, stop, len(batch), batch.fields)),
+                tuple(rows.fields.values()),
+                slice(start, stop),
+            )
+        )
     return found
 
 
@@ -112,7 +119,7 @@ def _summed(
     ) -> tuple[Tensor, ...]:
         with torch.enable_grad():
             losses, after = losses_and_buffers(learner, params, buffers, rows, t)
-            _refuse_statistics(learner, buffers, after)
+            refuse_statistics(learner, buffers, after, _PARTS, _WAY_OUT)
             loss = (coefficients * losses).sum(dim=-1)
             (found,) = torch.autograd.grad(loss.sum(), params, create_graph=create_graph)
         return found, loss
@@ -141,7 +148,7 @@ def _contrasted(
     def embed(create_graph: bool, params: Tensor, buffers: Tensor, rows: Batch) -> tuple[Tensor, ...]:
         with torch.set_grad_enabled(create_graph):
             features, after = computed_with(learner, params, buffers, rows, t, row_wise)
-            _refuse_statistics(learner, buffers, after)
+            refuse_statistics(learner, buffers, after, _PARTS, _WAY_OUT)
         return tuple(features)
 
     def pull(create_graph: bool, params: Tensor, buffers: Tensor, rows: Batch, *cotangents: Tensor) -> tuple[Tensor]:
@@ -213,21 +220,12 @@ class _Recomputed(torch.autograd.Function):
         return None, *(x if need else None for x, need in zip(pulled, wanted, strict=True))
 
 
-def _coefficients(params: Tensor, batch: Batch, weights: Tensor | None, normalize: str) -> Tensor:
-    """[B] or [R, B]: the factors of the losses in the weighted mean; a run without any weight divides by 1."""
-    if weights is None:
-        return params.new_full((len(batch),), 1 / len(batch))
-    if normalize == "batch":
-        return weights / len(batch)
-    total = weights.sum(dim=-1, keepdim=True)
-    return weights / torch.where((weights != 0).any(dim=-1, keepdim=True), total, 1.0)
-
-
-def _refuse_statistics(learner: Model, before: Tensor, after: Tensor) -> None:
+def refuse_statistics(learner: Model, before: Tensor, after: Tensor, parts: str, way_out: str) -> None:
+    """Refuse losses of some rows that change what the next step reads; `parts` and `way_out` in words."""
     if before.numel() and not torch.equal(after, before):
         raise UserError(
-            f"the losses change buffers ({_statistics(learner) or 'batch statistics?'}), so micro-batches are not the whole "
-            f"batch: use group or layer norms, or {_WAY_OUT}"
+            f"the losses change buffers ({_statistics(learner) or 'batch statistics?'}), so {parts} are not the whole "
+            f"batch: use group or layer norms, or {way_out}"
         )
 
 
@@ -237,9 +235,11 @@ def _statistics(learner: Model) -> str:
     return f"batch norm {found[0]}{f' and {len(found) - 1} more' if len(found) > 1 else ''}" if found else ""
 
 
-def _refuse_tied(learner: Model, params: Tensor, buffers: Tensor, batch: Batch, t: int) -> None:
-    """Losses of a few rows together must be those of their halves; at parameters a little beside these, since a head of zeros
-    hides what comes before it."""
+def refuse_tied(
+    learner: Model, params: Tensor, buffers: Tensor, batch: Batch, t: int, parts: str, way_out: str
+) -> None:
+    """Refuse losses of a few rows together that are not those of their halves; at parameters a little beside these, since a
+    head of zeros hides what comes before it."""
     rng = torch.Generator().manual_seed(0)
     noise = torch.randn(params.shape, generator=rng, dtype=torch.float64).to(params)
     beside = params.detach() + (0.1 * params.detach().abs() + 0.05) * noise
@@ -251,6 +251,6 @@ def _refuse_tied(learner: Model, params: Tensor, buffers: Tensor, batch: Batch, 
     if differ(together, apart):
         what = _statistics(learner) or "a contrastive loss, batch statistics"
         raise UserError(
-            f"an example's loss depends on the others of its batch ({what}), so micro-batches are not the whole batch: use group "
-            f"or layer norms, write embed(batch) and losses_of(features, batch), or {_WAY_OUT}"
+            f"an example's loss depends on the others of its batch ({what}), so {parts} are not the whole batch: use group "
+            f"or layer norms, write embed(batch) and losses_of(features, batch), or {way_out}"
         )

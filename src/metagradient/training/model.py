@@ -9,6 +9,7 @@ from typing import Any, Literal, Protocol, runtime_checkable
 
 from torch import Tensor, nn
 
+from metagradient.distributed import Group
 from metagradient.training.batches import Batch, Batches
 from metagradient.training.state import Layout
 from metagradient.training.updates import Update
@@ -44,12 +45,12 @@ class Differentiate(Protocol):
         params: Tensor,
         buffers: Tensor,
         batch: Batch,
-        weights: Tensor | None,
+        coefficients: Tensor | None,
         t: int,
         *,
         tape: bool,
     ) -> LossGradient:
-        """The gradient of the weighted mean loss, the buffers after the forward pass, and the loss."""
+        """The gradient of sum_i c_i l_i (c: [B] or [R, B], None for the mean), the buffers after the forward pass, and that loss."""
         ...
 
 
@@ -96,6 +97,11 @@ class Model(Protocol):
     @property
     def micro_batches(self) -> Accumulate | None:
         """The loss gradient a few rows at a time, or None for the whole batch at once."""
+        ...
+
+    @property
+    def group(self) -> Group:
+        """The processes that share each batch."""
         ...
 
     def losses(self, batch: Batch) -> Tensor:

@@ -31,20 +31,33 @@ def generator(seed: int, *keys: int, device: torch.device | str = "cpu") -> torc
 
 
 class Part(NamedTuple):
-    """Rows start .. stop - 1 of a batch of `total` rows."""
+    """Rows start .. stop - 1 of a batch of `total` rows, whose fields are `whole`."""
 
     start: int
     stop: int
     total: int
+    whole: Mapping[str, torch.Tensor]
 
 
 _part: ContextVar[Part | None] = ContextVar("metagradient_part_of_batch", default=None)
 
 
+def part_within(start: int, stop: int, total: int, fields: Mapping[str, torch.Tensor]) -> Part:
+    """Rows start .. stop - 1 of the `total` that are run here, which may be part of a larger batch."""
+    outer = _part.get() or Part(0, total, total, fields)
+    return Part(outer.start + start, outer.start + stop, outer.total, outer.whole)
+
+
+def whole_batch() -> Mapping[str, torch.Tensor] | None:
+    """The fields of the batch that the rows which are run here are part of; None where they are all of it."""
+    part = _part.get()
+    return None if part is None else part.whole
+
+
 @contextmanager
-def part_of_batch(start: int, stop: int, total: int) -> Iterator[None]:
-    """Inside, steps run on rows start .. stop - 1 of a batch of `total`, and draw what they would draw in the whole."""
-    token = _part.set(Part(start, stop, total))
+def part_of_batch(part: Part) -> Iterator[None]:
+    """Inside, steps run on these rows of a batch, and draw what they would draw in the whole."""
+    token = _part.set(part)
     try:
         yield
     finally:
@@ -95,8 +108,8 @@ def step_generator(device: torch.device) -> torch.Generator | None:
     current = _current.get()
     if current is not None and current.part is not None:
         raise UserError(
-            "the losses draw random numbers for their own rows, so micro-batches would draw other numbers than the whole "
-            "batch: draw with metagradient.training.random.bernoulli_like, or set learner.micro_batch=null"
+            "the losses draw random numbers for their own rows, so parts of a batch would draw other numbers than the whole: "
+            "draw with metagradient.training.random.bernoulli_like, or set learner.micro_batch=null and train on one device"
         )
     return None if current is None else current.generator(device)
 
@@ -104,7 +117,7 @@ def step_generator(device: torch.device) -> torch.Generator | None:
 def bernoulli_like(x: torch.Tensor, p: float) -> torch.Tensor | None:
     """0 and 1 (with probability p) in the shape of x [B, ...], from the step's generator; None outside a step.
 
-    A micro-batch gets its rows of what the whole batch would draw.
+    Rows that are part of a larger batch get theirs of what the whole would draw.
     """
     current = _current.get()
     if current is None:
@@ -115,7 +128,7 @@ def bernoulli_like(x: torch.Tensor, p: float) -> torch.Tensor | None:
     if len(x) != part.stop - part.start:
         raise UserError(
             f"dropout of a tensor {list(x.shape)}, whose first dimension is not the batch of {part.stop - part.start}, does "
-            "not know which random numbers are its own: set learner.micro_batch=null"
+            "not know which random numbers are its own: set learner.micro_batch=null and train on one device"
         )
     whole = x.new_empty((part.total, *x.shape[1:])).bernoulli_(p, generator=generator)
     return whole[part.start : part.stop]

@@ -14,6 +14,7 @@ from metagradient.training.batches import Batch, Batches
 from metagradient.training.metaparameters import Metaparameter
 from metagradient.training.model import Model
 from metagradient.training.modules.replayable import in_modes, modes_of
+from metagradient.training.parallel.agreement import agree_on_end, agree_on_run
 from metagradient.training.state import TrainState
 from metagradient.training.steps import step
 
@@ -58,6 +59,7 @@ def train(
         m.check(batches.n_examples, len(batches))
     with run_mode(learner, batches):
         state = initial_state(learner, z) if state is None else state
+        agree_on_run(learner, batches, z, state)
         z = [m.with_value(m.value.detach().to(state.params.device, state.params.dtype)) for m in z]
         with batches.ahead(range(start, stop)):
             for t in range(start, stop):
@@ -67,6 +69,7 @@ def train(
                 check_loss(loss, batch, t, learner, before)
                 if progress is not None:
                     progress("training", t + 1 - start, stop - start)
+        agree_on_end(learner, state)
     return state
 
 

@@ -135,8 +135,12 @@ class Layout:
 
     def params(self) -> Tensor:
         """A copy of the module's trainable parameters, [P]."""
+        return self.held().detach()
+
+    def held(self) -> Tensor:
+        """The parameters that the module holds now, [P], connected to them; inside `bind` to those given there."""
         owners = [o[0] for o in self._param_owners]
-        return torch.cat([owner._parameters[key].detach().reshape(-1) for owner, key in owners])  # type: ignore[union-attr]
+        return torch.cat([owner._parameters[key].reshape(-1) for owner, key in owners])  # type: ignore[union-attr]
 
     def buffers(self, like: Tensor) -> Tensor:
         """The buffers that the module holds now, [N]; inside `bind` this is what the forward pass left there."""

@@ -14,6 +14,7 @@ from metagradient.training.batches import Batch
 from metagradient.training.losses import losses_and_buffers
 from metagradient.training.metaparameters import Metaparameter
 from metagradient.training.model import Differentiate, LossGradient, Model
+from metagradient.training.parallel.ranks import over_ranks
 from metagradient.training.state import TrainState
 from metagradient.training.updates.optimizers import Scalar
 
@@ -48,6 +49,9 @@ def step(
     can be differentiated through, the loss gradient inside included; without, it is detached.
     An empty batch is a skipped step: no decay, no momentum, only the clock goes on.
 
+    Where the learner's group has several processes, each is given the whole batch and runs the losses of its share of the rows;
+    all of them end in the same bits.
+
     A state whose tensors are stacked, [R, P], is R runs at once (see `TrainState.stack`): every run takes the same
     step, on its own weights where a metaparameter gives [R, B], on its own batch where the batch's index is [R, B].
     """
@@ -68,8 +72,9 @@ def step(
             return _skipped(state)
 
     plain: Differentiate = loss_gradient if learner.graphs is None or runs else learner.graphs
-    differentiate = plain if learner.micro_batches is None else learner.micro_batches
-    gradient, buffers, loss = differentiate(learner, params, state.buffers, batch, weights, t, tape=tape)
+    differentiate = over_ranks(plain if learner.micro_batches is None else learner.micro_batches, learner)
+    coefficients = None if weights is None else _coefficients(weights, learner.normalize)
+    gradient, buffers, loss = differentiate(learner, params, state.buffers, batch, coefficients, t, tape=tape)
     for m in z:
         gradient = m.on_gradient(gradient, learner, params, state.buffers, t)
 
@@ -90,16 +95,16 @@ def _skipped(state: TrainState) -> Step:
 
 
 def loss_gradient(
-    learner: Model, params: Tensor, buffers: Tensor, batch: Batch, weights: Tensor | None, t: int, *, tape: bool
+    learner: Model, params: Tensor, buffers: Tensor, batch: Batch, coefficients: Tensor | None, t: int, *, tape: bool
 ) -> LossGradient:
-    """The gradient of the weighted mean loss in `params`, the buffers that the forward pass left, and the loss.
+    """The gradient of sum_i c_i l_i in `params`, the buffers that the forward pass left, and that loss.
 
-    With `tape` all of them stay connected to the tensors given. (`compiled.Graphs` computes the same.)
+    The coefficients c are [B] or, of stacked runs, [R, B]; None: 1 / B each, the mean. With `tape` all of them stay connected to the tensors given. (`compiled.Graphs` computes the same.)
     """
     with torch.enable_grad():
         losses, buffers = losses_and_buffers(learner, params, buffers, batch, t)
         _check_shape(losses, (*params.shape[:-1], len(batch)))
-        loss = _weighted_mean(losses, weights, learner.normalize)
+        loss = losses.mean(dim=-1) if coefficients is None else (coefficients * losses).sum(dim=-1)
         # Runs do not see each other, so the gradient of the sum is each run's own.
         (gradient,) = torch.autograd.grad(loss.sum() if loss.dim() else loss, params, create_graph=tape)
     return gradient, buffers, loss
@@ -113,12 +118,12 @@ def _check_shape(losses: Tensor, shape: tuple[int, ...]) -> None:
         )
 
 
-def _weighted_mean(losses: Tensor, weights: Tensor | None, normalize: str) -> Tensor:
-    """[] or [R]; a run whose batch has no weight at all (its step is skipped) divides by 1."""
-    if weights is None:
-        return losses.mean(dim=-1)
-    total = (weights * losses).sum(dim=-1)
+def _coefficients(weights: Tensor, normalize: str) -> Tensor:
+    """The factors of the losses in their weighted mean, [B] or [R, B]; a run without any weight (its step is skipped) divides
+    by 1."""
     if normalize == "batch":
-        return total / losses.shape[-1]
-    divisor = weights.sum(dim=-1)
-    return total / (divisor if losses.dim() == 1 else torch.where((weights != 0).any(dim=-1), divisor, 1.0))
+        return weights / weights.shape[-1]
+    divisor = weights.sum(dim=-1, keepdim=True)
+    return weights / (
+        divisor if weights.dim() == 1 else torch.where((weights != 0).any(-1, keepdim=True), divisor, 1.0)
+    )

@@ -217,3 +217,12 @@ def test_token_weights_of_other_rows_are_refused():
             [mg.TokenWeights.ones(shorter)],
             mg.mean_loss(query()),
         )
+
+
+def test_micro_batches_draw_the_dropout_of_the_whole_batch(divided):
+    """Whatever the length of their own longest row."""
+    data = mg.Batches(texts(), torch.tensor(ROWS))
+    ends = [
+        mg.train(mg.LanguageModel(nn.Sequential(gpt(), nn.Dropout(0.3)), micro_batch=size), data) for size in (None, 1)
+    ]
+    torch.testing.assert_close(ends[1].params, ends[0].params, rtol=1e-10, atol=1e-13)

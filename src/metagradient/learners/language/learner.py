@@ -14,6 +14,7 @@ from metagradient.learners.language.heads import Parts, logits_of, parts_of
 from metagradient.learners.learner import ModelLearner
 from metagradient.learners.supervised import readable, rows_where, say_once
 from metagradient.training.batches import Batch, Batches, Fields
+from metagradient.training.random import whole_batch
 from metagradient.training.sources import in_order
 from metagradient.training.tokens import IGNORED, WEIGHTS, target_counts, target_mask
 from metagradient.training.updates import Optimizer, Schedule
@@ -167,10 +168,12 @@ class LanguageModel(ModelLearner):
 
 
 def _without_padding(batch: Batch) -> Batch:
-    """The batch cut to its longest row, where rows can be looked at."""
+    """The batch cut to its longest row, where rows can be looked at; a part of a batch to the longest row of the whole, so that
+    dropout draws the same."""
     mask = batch.fields.get("mask")
     if mask is None or not readable(mask) or mask.dim() != 2:
         return batch
+    mask = (whole_batch() or batch.fields)["mask"]
     longest = max(2, int(mask.any(0).sum()))
     width = mask.shape[1]
     if longest >= width:

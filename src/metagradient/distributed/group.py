@@ -1,0 +1,142 @@
+"""The processes that share a run, and what they ask each other outside autograd."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from datetime import timedelta
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from metagradient.errors import UserError
+
+
+class ProcessLost(UserError):
+    """Another process of the run has ended, so that this one cannot go on."""
+
+
+@dataclass(frozen=True)
+class Group:
+    """`size` processes that share each batch of a run; this one is number `rank`.
+
+    Every process of the group makes the same calls in the same order. A group of one asks nobody and costs nothing.
+
+    Attributes:
+        rank: the number of this process, from 0.
+        size: how many processes there are.
+        process_group: torch's, None for the default one.
+    """
+
+    rank: int = 0
+    size: int = 1
+    process_group: Any = field(default=None, compare=False, repr=False)
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.rank < self.size:
+            raise UserError(f"the rank lies in [0, {self.size}), the size of its group, not {self.rank}")
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Group:
+        return self
+
+    def __reduce__(self) -> tuple[type[Group], tuple[()]]:
+        return Group, ()  # elsewhere it would be another process, alone
+
+    @property
+    def alone(self) -> bool:
+        """Whether there is nobody to ask."""
+        return self.size == 1
+
+    def share(self, total: int) -> tuple[int, int]:
+        """Rows start .. stop - 1 of `total`: contiguous shares in the order of the ranks, whose sizes differ by one at most."""
+        return self.rank * total // self.size, (self.rank + 1) * total // self.size
+
+    def add(self, x: Tensor) -> Tensor:
+        """The sum over all processes, the same bits in each, written into x (contiguous) and returned."""
+        if not self.alone:
+            self._ask(lambda: dist.all_reduce(x, group=self.process_group))
+        return x
+
+    def largest(self, numbers: Sequence[int]) -> list[int]:
+        """The largest of each number over all processes."""
+        return [max(column) for column in zip(*self.told(tuple(numbers)), strict=True)]
+
+    def told(self, value: Any) -> list[Any]:
+        """What each process says, in the order of their ranks: small picklable objects."""
+        if self.alone:
+            return [value]
+        found: list[Any] = [None] * self.size
+        self._ask(lambda: dist.all_gather_object(found, value, group=self.process_group))
+        return found
+
+    def wait(self) -> None:
+        """Go on when all processes have come here."""
+        self.told(None)
+
+    def _ask(self, collective: Callable[[], object]) -> None:
+        try:
+            collective()
+        except RuntimeError as error:  # of torch.distributed: a connection that closed, or a time limit
+            if _is_no_answer(error):
+                raise ProcessLost(_said(self, error)) from error
+            raise
+
+
+SOLO = Group()
+"""A process on its own."""
+
+_FAILED = "metagradient/failed"
+"""The key under which a process that fails says why, in the store that all of them reach."""
+
+
+def world(minutes: float = 30) -> Group:
+    """The group of all processes that torchrun, Slurm or Lightning started; a group of one where nobody did.
+
+    Args:
+        minutes: how long a process waits for the others before it gives up.
+    """
+    if not dist.is_available():
+        return SOLO
+    if not dist.is_initialized():
+        if int(os.environ.get("WORLD_SIZE", "1")) == 1:
+            return SOLO
+        backend = "gloo"
+        if torch.cuda.is_available():
+            torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", "0")) % torch.cuda.device_count())
+            backend = "cpu:gloo,cuda:nccl"
+        dist.init_process_group(backend, timeout=timedelta(minutes=minutes))
+    return Group(dist.get_rank(), dist.get_world_size())
+
+
+def say_failed(group: Group, error: BaseException) -> None:
+    """Leave word for the others why this process ends."""
+    store = None if group.alone else _store()
+    if store is None or isinstance(error, ProcessLost):
+        return
+    line = (str(error) or type(error).__name__).strip().splitlines()[0]
+    try:
+        store.compare_set(_FAILED, "", f"process {group.rank} ended: {line}")
+    except RuntimeError:
+        return  # whoever holds the store has gone already
+
+
+def _said(group: Group, error: RuntimeError) -> str:
+    store = _store()
+    try:
+        if store is not None and store.check([_FAILED]):
+            return bytes(store.get(_FAILED)).decode()
+    except RuntimeError:
+        return f"process 0 of {group.size} has ended, and with it the run"
+    return f"a process of the {group.size} that share this run has ended without a word ({str(error).splitlines()[0]})"
+
+
+def _store() -> Any:
+    return dist.distributed_c10d._get_default_store() if dist.is_initialized() else None
+
+
+def _is_no_answer(error: RuntimeError) -> bool:
+    words = ("connection", "timed out", "timeout", "peer", "socket", "nccl")
+    return isinstance(error, dist.DistError) or any(word in str(error).lower() for word in words)

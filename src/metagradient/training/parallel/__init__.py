@@ -1,0 +1,1 @@
+"""A step whose batch is shared by several processes."""

@@ -1,0 +1,146 @@
+"""Small runs whose metagradients do not depend on how many processes share them."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+sys.path.insert(0, str(Path(__file__).parents[1] / "replay"))
+
+from toys import CLASSES, INPUTS, ROWS, N, batches, examples, mlp
+
+import metagradient as mg
+from metagradient.distributed import Group
+
+T = len(ROWS)
+DATA, HELD_OUT = examples(), examples(7, seed=3)
+"""Nine batches of 4, 3, 2 and 0 rows: of four processes some have none."""
+
+
+def random(*shape: int, seed: int = 0) -> Tensor:
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+
+
+WEIGHTS = 1 + 0.3 * random(N).tanh()
+
+
+def metaparameters() -> list[mg.Metaparameter]:
+    """All that enter every run; weight decay and the initial parameters among them."""
+    return [
+        mg.DataWeights(WEIGHTS),
+        mg.InputPerturbation(0.3 * random(3, INPUTS), index=torch.tensor([8, 2, 5])),
+        mg.LearningRates(0.2 + 0.05 * random(T).tanh()),
+        mg.InitialParameters(mg.Classifier(mlp()).layout.params()),
+        mg.CandidateWeights(0.1 * random(N), step=3, candidates=DATA, chunk=4),
+    ]
+
+
+def classifier(group: Group, model: nn.Module | None = None, **settings: Any) -> mg.Classifier:
+    optimizer, rate = settings.pop("optimizer", mg.SGD(0.9)), settings.pop("rate", 0.2)
+    learner = mg.Classifier(mlp() if model is None else model, optimizer, rate, **settings)
+    learner.group = group
+    return learner
+
+
+def outcome(learner: mg.Learner, z: list[mg.Metaparameter], objective: Any, **settings: Any) -> dict[str, Tensor]:
+    data = settings.pop("data", None) or batches(DATA)
+    found = mg.metagradient(learner, data, z, objective, **settings)
+    ends = dict(zip(found.state.names(), found.state.tensors(), strict=True))
+    return {"objective": found.objective, **ends, **found.gradients}
+
+
+def rule(optimizer: mg.Optimizer, rate: float = 0.2, **settings: Any) -> Callable[[Group], dict[str, Tensor]]:
+    def of(group: Group) -> dict[str, Tensor]:
+        decay = [mg.WeightDecay(torch.tensor([0.1], dtype=torch.float64))] if "decays" in settings else []
+        own = {name: x for name, x in settings.items() if name != "decays"}
+        learner = classifier(group, optimizer=optimizer, rate=rate, **own)
+        return outcome(learner, [*metaparameters(), *decay], mg.mean_loss(HELD_OUT))
+
+    return of
+
+
+def plan(name: str) -> Callable[[Group], dict[str, Tensor]]:
+    return lambda group: outcome(classifier(group), metaparameters(), mg.mean_loss(HELD_OUT), checkpoints=name)
+
+
+def many_objectives(group: Group) -> dict[str, Tensor]:
+    return outcome(classifier(group), metaparameters()[:3], mg.example_losses(HELD_OUT), checkpoints="every(4)")
+
+
+def many_objectives_one_by_one(group: Group) -> dict[str, Tensor]:
+    """Convolutions are pulled for one objective after another."""
+    torch.manual_seed(1)
+    net = nn.Sequential(
+        nn.Conv2d(1, 3, 3), nn.GroupNorm(1, 3), nn.GELU(), nn.Flatten(), nn.Linear(12, CLASSES)
+    ).double()
+    images, held_out = examples(shape=(1, 4, 4)), examples(5, (1, 4, 4), seed=3)
+    return outcome(classifier(group, net), [mg.DataWeights(WEIGHTS)], mg.example_losses(held_out), data=batches(images))
+
+
+def chunked_objective(group: Group) -> dict[str, Tensor]:
+    return outcome(classifier(group), metaparameters()[:1], mg.mean_loss(HELD_OUT, chunk=2))
+
+
+def augmented(group: Group) -> dict[str, Tensor]:
+    def noise(fields: dict[str, Tensor], rng: torch.Generator) -> dict[str, Tensor]:
+        drawn = torch.randn(fields["x"].shape, generator=rng, dtype=fields["x"].dtype)
+        return {**fields, "x": fields["x"] + 0.1 * drawn}
+
+    data = batches(DATA, augment=noise)
+    return outcome(classifier(group, mlp(dropout=0.3)), metaparameters()[:3], mg.mean_loss(HELD_OUT), data=data)
+
+
+class Sums(nn.Module):
+    """Next tokens from the sum of those before, with dropout of all positions."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.inner, self.dropout, self.outer = nn.Embedding(11, 5), nn.Dropout(0.3), nn.Linear(5, 11)
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        return self.outer(self.dropout(self.inner(tokens).cumsum(1).tanh()))
+
+
+def tokens(group: Group) -> dict[str, Tensor]:
+    torch.manual_seed(2)
+    model = Sums().double()
+    rows = torch.randint(11, (N, 6), generator=torch.Generator().manual_seed(4))
+    data = {
+        "tokens": rows,
+        "mask": torch.arange(6) < torch.randint(2, 7, (N, 1), generator=torch.Generator().manual_seed(5)),
+    }
+    learner = mg.LanguageModel(model, mg.AdamW(weight_decay=0.1), 0.02)
+    learner.group = group
+    z = [mg.TokenWeights.ones(data), mg.DataWeights(WEIGHTS)]
+    held_out = {name: x[:5] for name, x in data.items()}
+    return outcome(learner, z, mg.mean_loss(held_out), data=batches(data))
+
+
+SGD_DECAY = mg.SGD(0.9, nesterov=True, weight_decay=0.1)
+CASES: dict[str, Callable[[Group], dict[str, Tensor]]] = {
+    "sgd": rule(mg.SGD()),
+    "momentum, decay": rule(SGD_DECAY, decays=True),
+    "kept": rule(SGD_DECAY, decays=True, normalize="kept"),
+    "adam": rule(mg.Adam(), 0.05),
+    "adamw, clipped, averaged": rule(mg.AdamW(), 0.05, decays=True, clip_norm=0.5, average=0.5),
+    "muon": rule(mg.Groups([mg.Group(lambda name, shape: len(shape) == 2, mg.Muon()), mg.Group("*", mg.Adam())]), 0.05),
+    "micro-batches": rule(mg.SGD(0.9), micro_batch=1),
+    "micro-batches, kept, adam": rule(mg.Adam(), 0.05, micro_batch=2, normalize="kept"),
+    "plan all": plan("all"),
+    "plan binomial": plan("binomial(2)"),
+    "many objectives": many_objectives,
+    "many objectives, one by one": many_objectives_one_by_one,
+    "chunked objective": chunked_objective,
+    "augmentation, dropout": augmented,
+    "tokens": tokens,
+}
+
+
+def table(group: Group) -> dict[str, dict[str, Tensor]]:
+    """Every case."""
+    return {name: case(group) for name, case in CASES.items()}
