@@ -12,10 +12,11 @@ from torch import Tensor, nn
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "replay"))
 
-from toys import CLASSES, INPUTS, ROWS, N, batches, examples, mlp
+from toys import CLASSES, INPUTS, ROWS, N, batches, conv_net, examples, mlp
 
 import metagradient as mg
-from metagradient.distributed import Group
+from metagradient.distributed import Group, copy, gather, summed
+from metagradient.errors import UserError
 
 T = len(ROWS)
 DATA, HELD_OUT = examples(), examples(7, seed=3)
@@ -36,7 +37,7 @@ def metaparameters() -> list[mg.Metaparameter]:
         mg.InputPerturbation(0.3 * random(3, INPUTS), index=torch.tensor([8, 2, 5])),
         mg.LearningRates(0.2 + 0.05 * random(T).tanh()),
         mg.InitialParameters(mg.Classifier(mlp()).layout.params()),
-        mg.CandidateWeights(0.1 * random(N), step=3, candidates=DATA, chunk=4),
+        mg.CandidateWeights(0.1 * random(N), step=3, candidates=DATA, chunk=2),
     ]
 
 
@@ -86,6 +87,18 @@ def chunked_objective(group: Group) -> dict[str, Tensor]:
     return outcome(classifier(group), metaparameters()[:1], mg.mean_loss(HELD_OUT, chunk=2))
 
 
+def candidates(group: Group) -> dict[str, Tensor]:
+    """Of weight 0, of which the forward pass sees nothing; in more chunks than processes and in fewer; in the rows' order and drawn."""
+    z = [
+        mg.CandidateWeights(torch.zeros(N), "many", step=3, candidates=DATA, chunk=2, seed=5),
+        mg.CandidateWeights(torch.zeros(N), "few", step=3, candidates=DATA, chunk=7),
+        mg.CandidateWeights(0.1 * random(N), "drawn", step=5, candidates=DATA, chunk=3, seed=6),
+    ]
+    one = outcome(classifier(group), list(z), mg.mean_loss(HELD_OUT), checkpoints="every(2)")
+    many = outcome(classifier(group), list(z), mg.example_losses(HELD_OUT), checkpoints="every(2)")
+    return one | {f"{name} of many": x for name, x in many.items()}
+
+
 def augmented(group: Group) -> dict[str, Tensor]:
     def noise(fields: dict[str, Tensor], rng: torch.Generator) -> dict[str, Tensor]:
         drawn = torch.randn(fields["x"].shape, generator=rng, dtype=fields["x"].dtype)
@@ -93,6 +106,36 @@ def augmented(group: Group) -> dict[str, Tensor]:
 
     data = batches(DATA, augment=noise)
     return outcome(classifier(group, mlp(dropout=0.3)), metaparameters()[:3], mg.mean_loss(HELD_OUT), data=data)
+
+
+class Towers(nn.Module):
+    """Two linear towers with dropout; the scale of their similarities is a parameter."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.left, self.right, self.dropout = nn.Linear(INPUTS, 3), nn.Linear(INPUTS, 3), nn.Dropout(0.2)
+        self.log_scale = nn.Parameter(torch.tensor(0.7))
+
+    def forward(self, x: Tensor, y: Tensor) -> tuple[Tensor, ...]:
+        a, b = self.left(self.dropout(x)), self.right(y)
+        return nn.functional.normalize(a, dim=1), nn.functional.normalize(b, dim=1), self.log_scale.exp()
+
+
+class Scaled(mg.ContrastiveLearner):
+    """Whose contrast reads a parameter by itself, beside the features."""
+
+    def losses_of(self, features: tuple[Tensor, ...], batch: mg.Batch) -> Tensor:
+        return super().losses_of(features, batch) * (1 + self.model.log_scale.square())
+
+
+def pairs(group: Group) -> dict[str, Tensor]:
+    torch.manual_seed(3)
+    data = {"x": random(N, INPUTS), "y": random(N, INPUTS, seed=1), "pair": torch.arange(N) % 8}
+    learner = Scaled(Towers().double(), mg.Adam(), 0.05, normalize="kept")
+    learner.group = group
+    held_out = {"x": random(5, INPUTS, seed=2), "y": random(5, INPUTS, seed=3)}
+    z = [*metaparameters()[:2], mg.CandidateWeights(0.1 * random(N), step=3, candidates=data, chunk=3, seed=1)]
+    return outcome(learner, z, mg.mean_loss(held_out), data=batches(data))
 
 
 class Sums(nn.Module):
@@ -136,11 +179,87 @@ CASES: dict[str, Callable[[Group], dict[str, Tensor]]] = {
     "many objectives": many_objectives,
     "many objectives, one by one": many_objectives_one_by_one,
     "chunked objective": chunked_objective,
+    "candidates": candidates,
     "augmentation, dropout": augmented,
+    "pairs": pairs,
     "tokens": tokens,
 }
 
 
-def table(group: Group) -> dict[str, dict[str, Tensor]]:
-    """Every case."""
-    return {name: case(group) for name, case in CASES.items()}
+def table(group: Group) -> dict[str, Any]:
+    """Every case, the operations by themselves, and what is refused."""
+    found: dict[str, Any] = {name: case(group) for name, case in CASES.items()}
+    return found | {"operations": operations(group), "refusals": refusals(group)}
+
+
+X = random(5, seed=8)
+
+
+def term(rank: int, x: Tensor) -> Tensor:
+    """A function that is another one in each process."""
+    return (x * (rank + 1)).sin() * x
+
+
+def operations(group: Group) -> dict[str, Tensor]:
+    """Values and derivatives of a sum over the processes, and of gathered rows."""
+    x, direction = X.clone().requires_grad_(), random(5, seed=9)
+    (y,) = summed(group, lambda own: (term(group.rank, own),), x)
+    z = (y**3).sum()  # replicated once more
+    (first,) = torch.autograd.grad(z, x, create_graph=True)
+    (second,) = torch.autograd.grad(first @ direction, x, create_graph=True)
+    (third,) = torch.autograd.grad(second @ direction, x)
+
+    # process 1 does not read x
+    (other,) = summed(group, lambda own: (term(0, own) if group.rank != 1 else torch.ones(5).double(),), x)
+    many = torch.func.vmap(lambda c: torch.autograd.grad(other, x, c, retain_graph=True)[0])(torch.eye(5).double())
+
+    rows = random(7, 2, seed=10).requires_grad_()
+    start, stop = group.share(7)
+    (own,) = copy(group, rows)
+    (all_rows,) = gather(group, 7, own[start:stop] ** 2)
+    (back,) = torch.autograd.grad((all_rows * torch.arange(7).unsqueeze(1)).sum(), rows)
+    found = {"value": y, "first": first, "second": second, "third": third, "many": many, "rows": all_rows, "back": back}
+    return {name: value.detach() for name, value in found.items()}
+
+
+def refusals(group: Group) -> dict[str, str]:
+    """What is said, by every process alike, of runs that several cannot share."""
+
+    class Centred(mg.Classifier):
+        def losses(self, batch: mg.Batch) -> Tensor:
+            losses = super().losses(batch)
+            return (losses - losses.mean()).square()
+
+    class Drawing(mg.Classifier):
+        def losses(self, batch: mg.Batch) -> Tensor:
+            return super().losses(batch) * torch.rand(len(batch))
+
+    def of(learner: mg.Learner, data: mg.Batches | None = None, z: list[mg.Metaparameter] | None = None) -> str:
+        learner.group = group
+        try:
+            data = data or batches(DATA)
+            mg.metagradient(learner, data, z or metaparameters()[:1], mg.mean_loss(dict(data.examples)))
+        except UserError as error:
+            return str(error)
+        return ""
+
+    other = {name: x.clone() for name, x in DATA.items()}
+    other["x"][ROWS[0]] += group.rank
+    return {
+        "batch norm": of(mg.Classifier(conv_net()), batches(examples(shape=(1, 4, 4)))),
+        "centred": of(Centred(mlp())),
+        "drawing": of(Drawing(mlp())),
+        "other start": of(mg.Classifier(scaled(mlp(), 1 + group.rank))),
+        "other seed": of(mg.Classifier(mlp()), mg.Batches(DATA, mg.given_plan(ROWS), seed=group.rank)),
+        "other plan": of(mg.Classifier(mlp()), batches(DATA, ROWS[group.rank :] + ROWS[: group.rank])),
+        "other data": of(mg.Classifier(mlp()), batches(other)),
+        "other weights": of(mg.Classifier(mlp()), z=[mg.DataWeights(WEIGHTS + group.rank)]),
+        "other rate": of(mg.Classifier(mlp(), learning_rate=0.1 + group.rank)),
+    }
+
+
+def scaled(model: nn.Module, factor: float) -> nn.Module:
+    with torch.no_grad():
+        for p in model.parameters():
+            p *= factor
+    return model

@@ -54,6 +54,15 @@ class Group:
         """Rows start .. stop - 1 of `total`: contiguous shares in the order of the ranks, whose sizes differ by one at most."""
         return self.rank * total // self.size, (self.rank + 1) * total // self.size
 
+    def rows(self, total: int) -> tuple[int, int, int]:
+        """Rows start .. stop - 1 of `total` that this process runs, and 1; or row 0 and the factor 0, where its share is empty.
+
+        A process without rows runs one for nothing, so that its graph is like those of the others: what fails or falls back on
+        another way, in a pull of many cotangents for one, does so in all of them.
+        """
+        start, stop = self.share(total)
+        return (start, stop, 1) if start < stop else (0, 1, 0)
+
     def add(self, x: Tensor) -> Tensor:
         """The sum over all processes, the same bits in each, written into x (contiguous) and returned."""
         if not self.alone:

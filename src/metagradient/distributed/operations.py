@@ -30,24 +30,28 @@ def reduce(group: Group, *tensors: Tensor) -> tuple[Tensor, ...]:
     return tensors if group.alone else _Reduce.apply(group, *tensors)  # type: ignore[no-untyped-call, no-any-return]
 
 
-def gather(group: Group, rows: Tensor, total: int, dim: int = 0) -> Tensor:
-    """The rows of all processes, replicated; each has given its share (`Group.share`) of the `total`.
+def gather(group: Group, total: int, *tensors: Tensor, dim: int = 0) -> tuple[Tensor, ...]:
+    """The rows of all processes, replicated; each has given its share (`Group.share`) of the `total`, of one tensor or several.
 
     For use in what all processes compute alike: the cotangent that comes back is replicated, and each takes its own rows of it.
     """
     if group.alone:
-        return rows
+        return tensors
     start, stop = group.share(total)
-    before, after = list(rows.shape), list(rows.shape)
-    before[dim], after[dim] = start, total - stop
-    return reduce(group, torch.cat([rows.new_zeros(before), rows, rows.new_zeros(after)], dim))[0]
+
+    def placed(rows: Tensor) -> Tensor:
+        before, after = list(rows.shape), list(rows.shape)
+        before[dim], after[dim] = start, total - stop
+        return torch.cat([rows.new_zeros(before), rows, rows.new_zeros(after)], dim)
+
+    return reduce(group, *map(placed, tensors))
 
 
 def summed(group: Group, function: Callable[..., tuple[Tensor, ...]], *inputs: Tensor) -> tuple[Tensor, ...]:
     """sum_r function_r(*inputs), for replicated inputs and a function of which each process computes its own terms.
 
-    There is one call between processes for the sums, and one in their derivative: also of a process whose function reads
-    none of the inputs, because it has no rows.
+    There is one call between processes for the sums, and one in their derivative, also of a process whose function reads none
+    of the inputs.
     """
     if group.alone:
         return function(*inputs)

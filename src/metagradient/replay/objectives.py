@@ -59,15 +59,13 @@ def mean_loss(examples: Fields, chunk: int | None = None) -> Callable[[Learner],
 
 def _total(learner: Learner, examples: Fields, size: int) -> Tensor:
     """The sum of the losses, of which each process of the learner's group computes its share."""
-    start, stop = learner.group.share(len(next(iter(examples.values()))))
+    start, stop, counted = learner.group.rows(len(next(iter(examples.values()))))
     own = {name: field[start:stop] for name, field in examples.items()}
 
     def of_own(params: Tensor, buffers: Tensor) -> tuple[Tensor]:
-        if start == stop:
-            return (params.new_zeros(()),)
         with learner.evaluating(TrainState(params, (), buffers)):
             if stop - start <= size:
-                return (learner.losses(_batch(learner, own)).sum(),)
+                return (counted * learner.losses(_batch(learner, own)).sum(),)
             return (torch.cat(_in_chunks(learner.losses, learner, own, size)).sum(),)
 
     params = learner.layout.held()

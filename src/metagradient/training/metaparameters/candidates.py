@@ -6,11 +6,13 @@ import logging
 import warnings
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from itertools import islice
 
 import torch
 import torch.autograd.forward_ad as forward_ad
 from torch import Tensor
 
+from metagradient.distributed import SOLO, Group, reduce
 from metagradient.errors import UserError
 from metagradient.streams import Library
 from metagradient.training.batches import Batch, Fields
@@ -62,16 +64,24 @@ class CandidateWeights(Metaparameter):
             return gradient
         return gradient + _CandidateGradient.apply(self.value, params, buffers.detach(), learner, self)  # type: ignore[no-untyped-call]
 
-    def chunks(self, like: Tensor) -> Iterator[Batch]:
-        """The candidates `chunk` at a time, on `like`'s device and in its dtype."""
-        for part, fields in in_order(self.candidates, self.chunk) if self.seed is None else self._drawn(self.seed):
+    def chunks(self, like: Tensor, group: Group = SOLO) -> Iterator[Batch]:
+        """The candidates `chunk` at a time, on `like`'s device and in its dtype; each group.size-th chunk is this process's."""
+        if self.seed is None:
+            found = islice(in_order(self.candidates, self.chunk), group.rank, None, group.size)
+        else:
+            found = self._drawn(self.seed, group)
+        for part, fields in found:
             yield Batch(self.step, part, fields).to(like.device, like.dtype)
 
-    def _drawn(self, seed: int) -> Iterator[tuple[Tensor, dict[str, Tensor]]]:
+    def _drawn(self, seed: int, group: Group) -> Iterator[tuple[Tensor, dict[str, Tensor]]]:
         n = len(self.value)
         order = torch.randperm(n, generator=generator(seed, Library.CANDIDATES))
-        parts = order.tensor_split(-(-n // self.chunk))
+        parts = order.tensor_split(-(-n // self.chunk))[group.rank :: group.size]
         yield from zip(parts, stream(self.candidates, ((0, rows) for rows in parts)), strict=True)
+
+    def dividing(self, group: Group) -> Group:
+        """The processes that share the chunks: all of the group, or each alone where some would have none."""
+        return group if -(-len(self.value) // self.chunk) >= group.size else SOLO
 
 
 log = logging.getLogger(__name__)
@@ -84,16 +94,17 @@ class _CandidateGradient(torch.autograd.Function):
     def forward(ctx, z, params, buffers, learner, spec):  # type: ignore[no-untyped-def]
         ctx.save_for_backward(z, params, buffers)
         ctx.learner, ctx.spec = learner, spec
+        ctx.group = spec.dividing(learner.group)
         total = torch.zeros_like(params)
         if not bool((z != 0).any()):
             return total
-        for batch in spec.chunks(params):
+        for batch in spec.chunks(params, ctx.group):
             with torch.enable_grad():
                 leaf = params.detach().requires_grad_()
                 losses = _candidate_losses(learner, leaf, buffers, batch)
                 (part,) = torch.autograd.grad((z[batch.index].detach() * losses).sum(), leaf)
             total += part
-        return total
+        return ctx.group.add(total)
 
     @staticmethod
     def backward(ctx, cotangent):  # type: ignore[no-untyped-def]
@@ -101,7 +112,7 @@ class _CandidateGradient(torch.autograd.Function):
         rows, on_z, on_params = [], [], torch.zeros_like(params)
         flat = not bool((z != 0).any())  # then the second term vanishes
         slopes = _by_tangents
-        for batch in ctx.spec.chunks(params):
+        for batch in ctx.spec.chunks(params, ctx.group):
             rows.append(batch.index)
             if not flat:
                 dz, dp = _both(ctx.learner, params, buffers, batch, cotangent, z[batch.index])
@@ -116,7 +127,9 @@ class _CandidateGradient(torch.autograd.Function):
                     slopes = _twice_backwards
                     dz = slopes(ctx.learner, params, buffers, batch, cotangent)
             on_z.append(dz)
-        return torch.cat(on_z)[torch.cat(rows).argsort()], on_params, None, None, None
+        own = torch.cat(on_z)
+        on_all = own.new_zeros(len(z)).index_copy(0, torch.cat(rows), own)
+        return *reduce(ctx.group, on_all, on_params), None, None, None
 
 
 def _by_tangents(learner: Model, params: Tensor, buffers: Tensor, batch: Batch, direction: Tensor) -> Tensor:

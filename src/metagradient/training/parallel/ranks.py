@@ -12,10 +12,10 @@ from weakref import WeakSet
 import torch
 from torch import Tensor
 
-from metagradient.distributed import summed
+from metagradient.distributed import copy, gather, reduce, summed
 from metagradient.errors import UserError
 from metagradient.training.batches import Batch
-from metagradient.training.losses import rows_of
+from metagradient.training.losses import computed_with, contrast, rows_of
 from metagradient.training.microbatches import refuse_statistics, refuse_tied
 from metagradient.training.model import Differentiate, Embedding, LossGradient, Model
 from metagradient.training.random import part_of_batch, part_within
@@ -27,12 +27,12 @@ _checked: WeakSet[Model] = WeakSet()
 def over_ranks(own: Differentiate, learner: Model) -> Differentiate:
     """`own`, the loss gradient of the rows of one process, as that of the whole batch: the same values up to rounding.
 
-    Processes without rows, of a batch that is smaller than the group, take part with zeros.
-
     Raises:
         UserError: losses in which examples see each other (batch statistics), or that draw from torch's global generator.
     """
-    return own if learner.group.alone else partial(_summed, own)
+    if learner.group.alone:
+        return own
+    return _contrasted if isinstance(learner, Embedding) else partial(_summed, own)
 
 
 def _summed(
@@ -46,20 +46,19 @@ def _summed(
     *,
     tape: bool,
 ) -> LossGradient:
-    total, runs = len(batch), params.shape[:-1]
+    total = len(batch)
     _refuse(learner, params, buffers, batch, t)
     if coefficients is None:
         coefficients = params.new_full((total,), 1 / total)
-    start, stop = learner.group.share(total)
+    start, stop, counted = learner.group.rows(total)
     moved = [name for name, x in batch.fields.items() if x.requires_grad]
 
     def of_own_rows(params: Tensor, buffers: Tensor, coefficients: Tensor, *fields: Tensor) -> tuple[Tensor, ...]:
-        if start == stop:
-            return torch.zeros_like(params), params.new_zeros(runs)
         rows = rows_of(batch.replace(**dict(zip(moved, fields, strict=True))), start, stop)
         params = params if tape else params.detach().requires_grad_()
         with part_of_batch(part_within(start, stop, total, batch.fields)):
-            gradient, after, loss = own(learner, params, buffers, rows, coefficients[..., start:stop], t, tape=tape)
+            factors = counted * coefficients[..., start:stop]
+            gradient, after, loss = own(learner, params, buffers, rows, factors, t, tape=tape)
         refuse_statistics(learner, buffers, after, _PARTS, _WAY_OUT)
         return gradient, loss
 
@@ -68,6 +67,47 @@ def _summed(
             learner.group, of_own_rows, params, buffers, coefficients, *(batch[name] for name in moved)
         )
     return gradient, buffers, loss
+
+
+def _contrasted(
+    learner: Model,
+    params: Tensor,
+    buffers: Tensor,
+    batch: Batch,
+    coefficients: Tensor | None,
+    t: int,
+    *,
+    tape: bool,
+) -> LossGradient:
+    """Where a row's loss is a function of the features of all rows: each process embeds its own, and all contrast all.
+
+    With f_r the features of process r and L the loss as a function of all of them, the gradient is the sum over r of
+    (d f_r / d theta)^T dL/df_r, and dL/d theta at fixed features, which all processes find alike.
+    """
+    assert isinstance(learner, Embedding)
+    group, total, dim = learner.group, len(batch), params.dim() - 1  # of the rows: stacked runs come first
+    _refuse(learner, params, buffers, batch, t)
+    start, stop, counted = group.rows(total)
+    moved = [name for name, x in batch.fields.items() if x.requires_grad]
+    with torch.set_grad_enabled(tape):
+        own, own_buffers, *fields, zero = copy(
+            group, params, buffers, *(batch[name] for name in moved), params.new_zeros(())
+        )
+    with torch.enable_grad():
+        own, fixed = (own, params.view_as(params)) if tape else (x.detach().requires_grad_() for x in (own, params))
+        rows = rows_of(batch.replace(**dict(zip(moved, fields, strict=True))), start, stop)
+        with part_of_batch(part_within(start, stop, total, batch.fields)):
+            features, after = computed_with(learner, own, own_buffers, rows, t, learner.embed)
+        refuse_statistics(learner, buffers, after, _PARTS, _WAY_OUT)
+        shown = [x.narrow(dim, 0, counted * (stop - start)) for x in features]
+        features = gather(
+            group, total, *shown, dim=dim
+        )  # in one call: several might come back in another order elsewhere
+        losses, _ = computed_with(learner, fixed, buffers, batch, t, contrast(learner), *features)
+        loss = losses.mean(dim=-1) if coefficients is None else (coefficients * losses).sum(dim=-1)
+        found, at_fixed = torch.autograd.grad(loss.sum(), (own, fixed), create_graph=tape, materialize_grads=True)
+    with torch.set_grad_enabled(tape):
+        return at_fixed + reduce(group, found + zero)[0], buffers, loss
 
 
 def _refuse(learner: Model, params: Tensor, buffers: Tensor, batch: Batch, t: int) -> None:
@@ -79,8 +119,10 @@ def _refuse(learner: Model, params: Tensor, buffers: Tensor, batch: Batch, t: in
             "losses() draw from torch's global generator, so several devices would draw other numbers than one: use nn.Dropout, "
             f"or {_WAY_OUT}"
         )
-    if isinstance(learner, Embedding):
-        raise UserError(f"contrastive losses over several devices are not there yet: {_WAY_OUT}")
+    if isinstance(learner, Embedding) and learner.micro_batches is not None:
+        raise UserError(
+            f"a contrastive loss over several devices embeds a share at once: set learner.micro_batch=null, or {_WAY_OUT}"
+        )
     if len(batch) > 1:
         refuse_tied(learner, params, buffers, batch, t, _PARTS, _WAY_OUT)
         _checked.add(learner)
