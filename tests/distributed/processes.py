@@ -18,7 +18,8 @@ from metagradient.distributed import SOLO, Group
 def together(sizes: Sequence[int], function: Callable[[Group], Any], folder: Path) -> dict[int, list[Any]]:
     """`function(group)` in groups of each of the sizes, one after another: for each size what its ranks returned."""
     largest = max(sizes)
-    context = multiprocessing.get_context("spawn")
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(["cases"])  # imported once
     processes = [
         context.Process(target=_run, args=(rank, list(sizes), function, str(folder)), daemon=True)
         for rank in range(largest)

@@ -66,6 +66,7 @@ class CandidateWeights(Metaparameter):
 
     def chunks(self, like: Tensor, group: Group = SOLO) -> Iterator[Batch]:
         """The candidates `chunk` at a time, on `like`'s device and in its dtype; each group.size-th chunk is this process's."""
+        found: Iterator[tuple[Tensor, dict[str, Tensor]]]
         if self.seed is None:
             found = islice(in_order(self.candidates, self.chunk), group.rank, None, group.size)
         else:
