@@ -8,14 +8,15 @@ from pathlib import Path
 from typing import Any
 
 import torch
+import torch.distributed as dist
 from torch import Tensor, nn
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "replay"))
 
-from toys import CLASSES, INPUTS, ROWS, N, batches, conv_net, examples, mlp
+from toys import CLASSES, INPUTS, ROWS, N, batches, conv_net, examples, fit, mlp
 
 import metagradient as mg
-from metagradient.distributed import Group, copy, gather, summed
+from metagradient.distributed import SOLO, Group, copy, gather, summed
 from metagradient.errors import UserError
 
 T = len(ROWS)
@@ -81,6 +82,35 @@ def many_objectives_one_by_one(group: Group) -> dict[str, Tensor]:
     ).double()
     images, held_out = examples(shape=(1, 4, 4)), examples(5, (1, 4, 4), seed=3)
     return outcome(classifier(group, net), [mg.DataWeights(WEIGHTS)], mg.example_losses(held_out), data=batches(images))
+
+
+class Functional(nn.Module):
+    """Batch norm as a function, of buffers of its own."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.inner, self.outer = nn.Linear(INPUTS, 5), nn.Linear(5, CLASSES)
+        self.register_buffer("mean", torch.zeros(5))
+        self.register_buffer("var", torch.ones(5))
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = nn.functional.batch_norm(self.inner(x), self.mean, self.var, training=self.training, momentum=0.3)
+        return self.outer(x.tanh())
+
+
+def batch_norm(group: Group) -> dict[str, Tensor]:
+    """Of the whole batch, whose statistics carry gradient; short batches and empty shares included."""
+    images = examples(shape=(1, 4, 4))
+    pixels = mg.InputPerturbation(0.3 * random(3, 1, 4, 4), index=torch.tensor([8, 2, 5]))
+    z = [mg.DataWeights(WEIGHTS), pixels, mg.InitialParameters(mg.Classifier(conv_net()).layout.params())]
+    learner = classifier(group, conv_net(dropout=0.2), normalize="kept")
+    one = outcome(learner, list(z), mg.mean_loss(images), data=batches(images), checkpoints="every(2)")
+    torch.manual_seed(1)
+    learner = classifier(
+        group, Functional().double()
+    )  # whose bias before the norm has no gradient, which Adam would blow up
+    other = outcome(learner, metaparameters()[:3], mg.example_losses(HELD_OUT))
+    return one | {f"{name} of a function": x for name, x in other.items()}
 
 
 def chunked_objective(group: Group) -> dict[str, Tensor]:
@@ -178,6 +208,7 @@ CASES: dict[str, Callable[[Group], dict[str, Tensor]]] = {
     "plan binomial": plan("binomial(2)"),
     "many objectives": many_objectives,
     "many objectives, one by one": many_objectives_one_by_one,
+    "batch norm": batch_norm,
     "chunked objective": chunked_objective,
     "candidates": candidates,
     "augmentation, dropout": augmented,
@@ -189,7 +220,35 @@ CASES: dict[str, Callable[[Group], dict[str, Tensor]]] = {
 def table(group: Group) -> dict[str, Any]:
     """Every case, the operations by themselves, and what is refused."""
     found: dict[str, Any] = {name: case(group) for name, case in CASES.items()}
-    return found | {"operations": operations(group), "refusals": refusals(group)}
+    whole = dist.get_world_size() == group.size
+    said = without_our_strategy(group) if whole else None
+    return found | {
+        "operations": operations(group),
+        "refusals": refusals(group),
+        "trainer": through_a_trainer(group),
+        "ddp": said,
+    }
+
+
+def through_a_trainer(group: Group) -> dict[str, Tensor]:
+    """The same run as "adam" by Lightning's Trainer, where all processes are of the group."""
+    if group.size not in (1, dist.get_world_size() if dist.is_initialized() else 1):
+        return {}
+    learner = classifier(group, optimizer=mg.Adam(), rate=0.05)
+    callback = mg.Metagradient(metaparameters(), mg.mean_loss(HELD_OUT))
+    learner.group = SOLO  # the Trainer tells it
+    fit(learner, batches(DATA), callback, devices=group.size, strategy="auto" if group.alone else mg.SharedBatches())
+    assert learner.group.size == group.size
+    return {"params": learner.layout.params(), **callback.gradients}
+
+
+def without_our_strategy(group: Group) -> str:
+    """What is said to Lightning's own."""
+    try:
+        fit(mg.Classifier(mlp()), batches(DATA), devices=group.size, strategy="ddp")
+    except UserError as error:
+        return str(error)
+    return ""
 
 
 X = random(5, seed=8)
@@ -246,7 +305,7 @@ def refusals(group: Group) -> dict[str, str]:
     other = {name: x.clone() for name, x in DATA.items()}
     other["x"][ROWS[0]] += group.rank
     return {
-        "batch norm": of(mg.Classifier(conv_net()), batches(examples(shape=(1, 4, 4)))),
+        "own statistics": of(mg.Classifier(own_statistics()), batches(examples(shape=(1, 4, 4)))),
         "centred": of(Centred(mlp())),
         "drawing": of(Drawing(mlp())),
         "other start": of(mg.Classifier(scaled(mlp(), 1 + group.rank))),
@@ -256,6 +315,12 @@ def refusals(group: Group) -> dict[str, str]:
         "other weights": of(mg.Classifier(mlp()), z=[mg.DataWeights(WEIGHTS + group.rank)]),
         "other rate": of(mg.Classifier(mlp(), learning_rate=0.1 + group.rank)),
     }
+
+
+def own_statistics() -> nn.Module:
+    """Instance norm, whose running statistics are means over the rows that it sees."""
+    norm = nn.InstanceNorm2d(2, track_running_stats=True)
+    return nn.Sequential(nn.Conv2d(1, 2, 2), norm, nn.Flatten(), nn.Linear(18, CLASSES)).double()
 
 
 def scaled(model: nn.Module, factor: float) -> nn.Module:

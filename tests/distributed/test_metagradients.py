@@ -51,7 +51,7 @@ def test_sums_over_processes_have_all_their_derivatives(shared: dict[int, list[A
 
 def test_what_processes_cannot_share_all_of_them_refuse(shared: dict[int, list[Any]]) -> None:
     expected = {
-        "batch norm": r"\(batch norm model\.1\), so shares of several devices are not the whole batch.*trainer\.devices=1",
+        "own statistics": r"changes buffers by them, so shares of several devices are not the whole.*trainer\.devices=1",
         "centred": r"an example's loss depends on the others of its batch.*trainer\.devices=1",
         "drawing": r"several devices would draw other numbers than one.*trainer\.devices=1",
         "other start": "process 1 has other initial state than process 0",
@@ -69,3 +69,17 @@ def test_what_processes_cannot_share_all_of_them_refuse(shared: dict[int, list[A
 
 def test_one_process_alone_is_refused_nothing_that_several_share() -> None:
     assert {name for name, line in refusals(SOLO).items() if line} == set()
+
+
+def test_a_trainer_gives_the_bits_of_the_bare_loop(shared: dict[int, list[Any]]) -> None:
+    for found in shared[4]:
+        bare, fitted = found["adam"], found["trainer"]
+        assert {"params", "weights"} <= fitted.keys()
+        for name, value in fitted.items():
+            assert torch.equal(value, bare[name]), name
+
+
+def test_a_strategy_that_averages_gradients_is_refused(shared: dict[int, list[Any]]) -> None:
+    for found in shared[4]:
+        assert "DDPStrategy would average gradients" in found["ddp"]
+        assert "strategy=mg.SharedBatches()" in found["ddp"]

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from datetime import timedelta
+from itertools import pairwise
 from typing import Any
 
 import torch
@@ -53,6 +55,11 @@ class Group:
     def share(self, total: int) -> tuple[int, int]:
         """Rows start .. stop - 1 of `total`: contiguous shares in the order of the ranks, whose sizes differ by one at most."""
         return self.rank * total // self.size, (self.rank + 1) * total // self.size
+
+    def shares(self, total: int) -> list[int]:
+        """How many of `total` rows each process has."""
+        bounds = [rank * total // self.size for rank in range(self.size + 1)]
+        return [stop - start for start, stop in pairwise(bounds)]
 
     def rows(self, total: int) -> tuple[int, int, int]:
         """Rows start .. stop - 1 of `total` that this process runs, and 1; or row 0 and the factor 0, where its share is empty.
@@ -120,16 +127,22 @@ def world(minutes: float = 30) -> Group:
     return Group(dist.get_rank(), dist.get_world_size())
 
 
-def say_failed(group: Group, error: BaseException) -> None:
-    """Leave word for the others why this process ends."""
-    store = None if group.alone else _store()
-    if store is None or isinstance(error, ProcessLost):
-        return
-    line = (str(error) or type(error).__name__).strip().splitlines()[0]
+@contextmanager
+def leaving_word(group: Group) -> Iterator[None]:
+    """Where this process fails inside, the others learn why when they miss it."""
     try:
-        store.compare_set(_FAILED, "", f"process {group.rank} ended: {line}")
-    except RuntimeError:
-        return  # whoever holds the store has gone already
+        yield
+    except BaseException as error:
+        if not group.alone and not isinstance(error, ProcessLost):
+            _leave(f"process {group.rank} ended: {(str(error) or type(error).__name__).strip().splitlines()[0]}")
+        raise
+
+
+def _leave(line: str) -> None:
+    store = _store()
+    with suppress(RuntimeError):  # whoever holds the store may have gone already
+        if store is not None and not store.check([_FAILED]):
+            store.set(_FAILED, line)
 
 
 def _said(group: Group, error: RuntimeError) -> str:
@@ -139,7 +152,11 @@ def _said(group: Group, error: RuntimeError) -> str:
             return bytes(store.get(_FAILED)).decode()
     except RuntimeError:
         return f"process 0 of {group.size} has ended, and with it the run"
-    return f"a process of the {group.size} that share this run has ended without a word ({str(error).splitlines()[0]})"
+    others = [rank for rank in range(group.size) if rank != group.rank]
+    which = f"process {others[0]}" if len(others) == 1 else f"one of the processes {', '.join(map(str, others))}"
+    return (
+        f"{which} has ended without a word, killed or out of memory, and with it the run ({str(error).splitlines()[0]})"
+    )
 
 
 def _store() -> Any:

@@ -7,5 +7,15 @@ from metagradient.learners.learner import Learner
 from metagradient.learners.multilabel import MultiLabel
 from metagradient.learners.regressor import Regressor
 from metagradient.learners.routine import Routine
+from metagradient.learners.strategy import SharedBatches
 
-__all__ = ["Classifier", "ContrastiveLearner", "LanguageModel", "Learner", "MultiLabel", "Regressor", "Routine"]
+__all__ = [
+    "Classifier",
+    "ContrastiveLearner",
+    "LanguageModel",
+    "Learner",
+    "MultiLabel",
+    "Regressor",
+    "Routine",
+    "SharedBatches",
+]

@@ -10,9 +10,12 @@ from typing import Any
 
 import lightning
 
+from metagradient.distributed import Group, leaving_word
 from metagradient.errors import UserError
+from metagradient.learners.strategy import SharedBatches
 from metagradient.training.batches import Batch, Batches
 from metagradient.training.metaparameters import Metaparameter
+from metagradient.training.parallel.agreement import agree_on_run
 from metagradient.training.run import cast, check_loss, initial_state
 from metagradient.training.state import TrainState
 from metagradient.training.steps import step
@@ -91,6 +94,8 @@ class TrainerHooks(lightning.LightningModule):
                 f"max_steps={self.trainer.max_steps}, but the plan has {len(batches)} steps: give the Trainer max_epochs=1 (the plan "
                 "holds the epochs: epoch_plan(..., epochs=...))"
             )
+        if self.trainer.world_size > 1:
+            learner.group = Group(self.trainer.global_rank, self.trainer.world_size)
         self.train()
         learner.probe(batches)
         if self._resume is not None:
@@ -103,6 +108,7 @@ class TrainerHooks(lightning.LightningModule):
             self.train_state = TrainState.of([x.to(self.device) for x in self.train_state.tensors()])
         else:
             self.train_state, self.step_count = initial_state(learner, self.metaparameters), 0
+        agree_on_run(learner, batches, self.metaparameters, self.train_state)
         batches.from_step(self.step_count)
 
     def training_step(self, batch: Batch, batch_idx: int) -> None:
@@ -120,12 +126,13 @@ class TrainerHooks(lightning.LightningModule):
                 "Trainer max_epochs=1 (the plan holds the epochs: epoch_plan(..., epochs=...))"
             )
         batch = cast(batch, self.train_state)
-        self._fitting = True
-        try:
-            state, loss, _ = step(learner, self.train_state, batch, t, self.metaparameters, tape=self.tape)
-        finally:
-            self._fitting = False
-        check_loss(loss, batch, t, learner, self.train_state)
+        with leaving_word(learner.group):
+            self._fitting = True
+            try:
+                state, loss, _ = step(learner, self.train_state, batch, t, self.metaparameters, tape=self.tape)
+            finally:
+                self._fitting = False
+            check_loss(loss, batch, t, learner, self.train_state)
         self.train_state, self.step_count = state, t + 1
         every: int = self.trainer.log_every_n_steps  # type: ignore[attr-defined]
         if self.trainer.loggers and every and (t + 1) % every == 0:
@@ -181,8 +188,11 @@ def refuse_flags(trainer: lightning.Trainer) -> None:
             f"trainer.precision={trainer.precision} is refused: metagradients in low precision are wrong without "
             "warning; use trainer.precision=32-true or 64-true"
         )
-    if trainer.world_size != 1:
-        raise UserError("replay runs on one device so far: give the Trainer devices=1")
+    if trainer.world_size != 1 and not isinstance(trainer.strategy, SharedBatches):
+        raise UserError(
+            f"{type(trainer.strategy).__name__} would average gradients outside the differentiated step: give the Trainer "
+            f"strategy=mg.SharedBatches(), or devices=1"
+        )
     if trainer.gradient_clip_val:
         by_value = trainer.gradient_clip_algorithm == "value"
         raise UserError(

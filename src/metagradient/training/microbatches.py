@@ -26,7 +26,7 @@ from metagradient.training.saved_tensors import watching_saved_tensors
 Compute = Callable[..., tuple[Tensor, ...]]
 """(create_graph, params, buffers, *inputs) -> outputs; connected to the inputs with `create_graph`."""
 
-_PARTS, _WAY_OUT = "micro-batches", "set learner.micro_batch=null"
+_WAY_OUT = "set learner.micro_batch=null"
 
 
 class MicroBatches:
@@ -67,7 +67,7 @@ class MicroBatches:
             )
         if not self._checked and params.dim() == 1 and len(batch) > 1:
             self._checked = True
-            refuse_tied(learner, params, buffers, batch, t, _PARTS, _WAY_OUT)
+            refuse_tied(learner, params, buffers, batch, t)
         if coefficients is None:
             coefficients = params.new_full((len(batch),), 1 / len(batch))
         differentiate = _contrasted if isinstance(learner, Embedding) else _summed
@@ -119,7 +119,7 @@ def _summed(
     ) -> tuple[Tensor, ...]:
         with torch.enable_grad():
             losses, after = losses_and_buffers(learner, params, buffers, rows, t)
-            refuse_statistics(learner, buffers, after, _PARTS, _WAY_OUT)
+            _refuse_statistics(learner, buffers, after)
             loss = (coefficients * losses).sum(dim=-1)
             (found,) = torch.autograd.grad(loss.sum(), params, create_graph=create_graph)
         return found, loss
@@ -148,7 +148,7 @@ def _contrasted(
     def embed(create_graph: bool, params: Tensor, buffers: Tensor, rows: Batch) -> tuple[Tensor, ...]:
         with torch.set_grad_enabled(create_graph):
             features, after = computed_with(learner, params, buffers, rows, t, row_wise)
-            refuse_statistics(learner, buffers, after, _PARTS, _WAY_OUT)
+            _refuse_statistics(learner, buffers, after)
         return tuple(features)
 
     def pull(create_graph: bool, params: Tensor, buffers: Tensor, rows: Batch, *cotangents: Tensor) -> tuple[Tensor]:
@@ -220,12 +220,11 @@ class _Recomputed(torch.autograd.Function):
         return None, *(x if need else None for x, need in zip(pulled, wanted, strict=True))
 
 
-def refuse_statistics(learner: Model, before: Tensor, after: Tensor, parts: str, way_out: str) -> None:
-    """Refuse losses of some rows that change what the next step reads; `parts` and `way_out` in words."""
+def _refuse_statistics(learner: Model, before: Tensor, after: Tensor) -> None:
     if before.numel() and not torch.equal(after, before):
         raise UserError(
-            f"the losses change buffers ({_statistics(learner) or 'batch statistics?'}), so {parts} are not the whole "
-            f"batch: use group or layer norms, or {way_out}"
+            f"the losses change buffers ({_statistics(learner) or 'batch statistics?'}), so micro-batches are not the whole "
+            f"batch: use group or layer norms, or {_WAY_OUT}"
         )
 
 
@@ -235,14 +234,16 @@ def _statistics(learner: Model) -> str:
     return f"batch norm {found[0]}{f' and {len(found) - 1} more' if len(found) > 1 else ''}" if found else ""
 
 
-def refuse_tied(
-    learner: Model, params: Tensor, buffers: Tensor, batch: Batch, t: int, parts: str, way_out: str
-) -> None:
-    """Refuse losses of a few rows together that are not those of their halves; at parameters a little beside these, since a
-    head of zeros hides what comes before it."""
+def a_little_beside(params: Tensor) -> Tensor:
+    """Parameters at which nothing is hidden by a head of zeros."""
     rng = torch.Generator().manual_seed(0)
     noise = torch.randn(params.shape, generator=rng, dtype=torch.float64).to(params)
-    beside = params.detach() + (0.1 * params.detach().abs() + 0.05) * noise
+    return params.detach() + (0.1 * params.detach().abs() + 0.05) * noise
+
+
+def refuse_tied(learner: Model, params: Tensor, buffers: Tensor, batch: Batch, t: int) -> None:
+    """Refuse losses of a few rows together that are not those of their halves."""
+    beside = a_little_beside(params)
     rows = rows_of(batch, 0, min(len(batch), 8))
     with torch.no_grad():
         together, apart = (
@@ -251,6 +252,6 @@ def refuse_tied(
     if differ(together, apart):
         what = _statistics(learner) or "a contrastive loss, batch statistics"
         raise UserError(
-            f"an example's loss depends on the others of its batch ({what}), so {parts} are not the whole batch: use group "
-            f"or layer norms, write embed(batch) and losses_of(features, batch), or {way_out}"
+            f"an example's loss depends on the others of its batch ({what}), so micro-batches are not the whole batch: use group "
+            f"or layer norms, write embed(batch) and losses_of(features, batch), or {_WAY_OUT}"
         )

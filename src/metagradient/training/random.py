@@ -9,6 +9,7 @@ from typing import NamedTuple
 
 import torch
 
+from metagradient.distributed import SOLO, Group
 from metagradient.errors import UserError
 
 _MASK = (1 << 64) - 1
@@ -31,12 +32,13 @@ def generator(seed: int, *keys: int, device: torch.device | str = "cpu") -> torc
 
 
 class Part(NamedTuple):
-    """Rows start .. stop - 1 of a batch of `total` rows, whose fields are `whole`."""
+    """Rows start .. stop - 1 of a batch of `total` rows, whose fields are `whole`; `group` are the processes that run the others."""
 
     start: int
     stop: int
     total: int
     whole: Mapping[str, torch.Tensor]
+    group: Group = SOLO
 
 
 _part: ContextVar[Part | None] = ContextVar("metagradient_part_of_batch", default=None)
@@ -45,13 +47,19 @@ _part: ContextVar[Part | None] = ContextVar("metagradient_part_of_batch", defaul
 def part_within(start: int, stop: int, total: int, fields: Mapping[str, torch.Tensor]) -> Part:
     """Rows start .. stop - 1 of the `total` that are run here, which may be part of a larger batch."""
     outer = _part.get() or Part(0, total, total, fields)
-    return Part(outer.start + start, outer.start + stop, outer.total, outer.whole)
+    return outer._replace(start=outer.start + start, stop=outer.start + stop)
 
 
 def whole_batch() -> Mapping[str, torch.Tensor] | None:
     """The fields of the batch that the rows which are run here are part of; None where they are all of it."""
     part = _part.get()
     return None if part is None else part.whole
+
+
+def shared_part() -> Part | None:
+    """The rows that are run here, of a batch whose others other processes run; None where there are no others."""
+    current = _current.get()
+    return None if current is None or current.part is None or current.part.group.alone else current.part
 
 
 @contextmanager

@@ -9,6 +9,7 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor
 
+from metagradient.distributed import leaving_word
 from metagradient.errors import UserError
 from metagradient.training.batches import Batch, Batches
 from metagradient.training.metaparameters import Metaparameter
@@ -86,7 +87,7 @@ def run_mode(learner: Model, batches: Batches) -> Iterator[None]:
             f"{type(learner).__name__} is no Learner: a model goes into mg.Classifier(model), a LightningModule into "
             "mg.Learner.from_lightning(module, losses)"
         )
-    with in_modes(modes_of(learner.modules())):
+    with leaving_word(learner.group), in_modes(modes_of(learner.modules())):
         learner.train()
         learner.probe(batches)
         yield

@@ -10,7 +10,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from metagradient.errors import UserError
-from metagradient.training.random import bernoulli_like
+from metagradient.training.modules.shared_norm import normalised_over
+from metagradient.training.random import bernoulli_like, shared_part
 
 
 class DifferentiableBatchNorm(nn.modules.batchnorm._BatchNorm):
@@ -34,20 +35,34 @@ class DifferentiableBatchNorm(nn.modules.batchnorm._BatchNorm):
             if self.bias is not None:
                 shift = shift + self.bias
             return input * scale.view(shape) + shift.view(shape)
-        if input.numel() == input.shape[1]:
-            raise UserError(
-                f"batch norm needs more than one value a channel in training, not an input of {list(input.shape)}: leave "
-                "out the short batch (epoch_plan(..., drop_last=True)) or choose another batch size"
-            )
-        output, mean, inverse_std = torch.native_batch_norm(
-            input, self.weight, self.bias, None, None, True, 0.0, self.eps
-        )
+        tracked = self.running_mean is not None and self.running_var is not None
+        output, mean, var = normalised_by_batch(input, self.weight, self.bias, self.eps, tracked)
         if self.running_mean is not None and self.running_var is not None:
-            mean, var = BatchStatistics.apply(input, mean, inverse_std, self.eps)  # type: ignore[no-untyped-call]
             momentum = 0.1 if self.momentum is None else self.momentum
             self.running_mean = (1 - momentum) * self.running_mean + momentum * mean
             self.running_var = (1 - momentum) * self.running_var + momentum * var
         return output
+
+
+def normalised_by_batch(
+    input: Tensor, weight: Tensor | None, bias: Tensor | None, eps: float, tracked: bool
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Batch normalisation in training, and the mean and unbiased variance [C], which are differentiable where they are `tracked`.
+
+    Of rows that several processes share, by the statistics of all of them.
+    """
+    part = shared_part()
+    if (input.numel() // input.shape[1] if part is None else part.total * input[0, 0].numel()) == 1:
+        raise UserError(
+            f"batch norm needs more than one value a channel in training, not an input of {list(input.shape)}: leave "
+            "out the short batch (epoch_plan(..., drop_last=True)) or choose another batch size"
+        )
+    if part is not None:
+        return normalised_over(part, input, weight, bias, eps)
+    output, mean, inverse_std = torch.native_batch_norm(input, weight, bias, None, None, True, 0.0, eps)
+    if not tracked:
+        return output, mean, inverse_std
+    return output, *BatchStatistics.apply(input, mean, inverse_std, eps)  # type: ignore[no-untyped-call]
 
 
 class BatchStatistics(torch.autograd.Function):

@@ -22,7 +22,7 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
 from metagradient.errors import UserError
-from metagradient.training.modules.replayable import BatchStatistics
+from metagradient.training.modules.replayable import normalised_by_batch
 
 
 class Substitutes(TorchFunctionMode):
@@ -82,14 +82,9 @@ def _batch_norm(
     if not training and running_mean is not None and running_var is not None:
         normalised = (input - running_mean.view(shape)) * torch.rsqrt(running_var + eps).view(shape)
         return _affine(normalised, weight, bias)
-    if input.numel() == input.shape[1]:
-        raise UserError(
-            f"batch norm needs more than one value a channel in training, not an input of {list(input.shape)}: leave "
-            "out the short batch (epoch_plan(..., drop_last=True)) or choose another batch size"
-        )
-    output, mean, inverse_std = torch.native_batch_norm(input, weight, bias, None, None, True, 0.0, eps)
+    tracked = running_mean is not None and running_var is not None
+    output, mean, var = normalised_by_batch(input, weight, bias, eps, tracked)
     if running_mean is not None and running_var is not None:
-        mean, var = BatchStatistics.apply(input, mean, inverse_std, eps)  # type: ignore[no-untyped-call]
         _track(running_mean, mean, momentum)
         _track(running_var, var, momentum)
     return output

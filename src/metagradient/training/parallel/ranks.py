@@ -15,12 +15,12 @@ from torch import Tensor
 from metagradient.distributed import copy, gather, reduce, summed
 from metagradient.errors import UserError
 from metagradient.training.batches import Batch
-from metagradient.training.losses import computed_with, contrast, rows_of
-from metagradient.training.microbatches import refuse_statistics, refuse_tied
+from metagradient.training.losses import computed_with, contrast, differ, rows_of
+from metagradient.training.microbatches import a_little_beside, refuse_tied
 from metagradient.training.model import Differentiate, Embedding, LossGradient, Model
-from metagradient.training.random import part_of_batch, part_within
+from metagradient.training.random import Part, part_of_batch
 
-_PARTS, _WAY_OUT = "shares of several devices", "train on one, trainer.devices=1"
+_WAY_OUT = "train on one, trainer.devices=1"
 _checked: WeakSet[Model] = WeakSet()
 
 
@@ -28,7 +28,8 @@ def over_ranks(own: Differentiate, learner: Model) -> Differentiate:
     """`own`, the loss gradient of the rows of one process, as that of the whole batch: the same values up to rounding.
 
     Raises:
-        UserError: losses in which examples see each other (batch statistics), or that draw from torch's global generator.
+        UserError: losses in which examples see each other otherwise than by batch norm, or that draw from torch's global
+            generator.
     """
     if learner.group.alone:
         return own
@@ -46,27 +47,27 @@ def _summed(
     *,
     tape: bool,
 ) -> LossGradient:
-    total = len(batch)
+    group, total = learner.group, len(batch)
     _refuse(learner, params, buffers, batch, t)
     if coefficients is None:
         coefficients = params.new_full((total,), 1 / total)
-    start, stop, counted = learner.group.rows(total)
+    start, stop, counted = group.rows(total)
     moved = [name for name, x in batch.fields.items() if x.requires_grad]
 
     def of_own_rows(params: Tensor, buffers: Tensor, coefficients: Tensor, *fields: Tensor) -> tuple[Tensor, ...]:
         rows = rows_of(batch.replace(**dict(zip(moved, fields, strict=True))), start, stop)
         params = params if tape else params.detach().requires_grad_()
-        with part_of_batch(part_within(start, stop, total, batch.fields)):
+        with part_of_batch(Part(start, stop, total, batch.fields, group)):
             factors = counted * coefficients[..., start:stop]
             gradient, after, loss = own(learner, params, buffers, rows, factors, t, tape=tape)
-        refuse_statistics(learner, buffers, after, _PARTS, _WAY_OUT)
-        return gradient, loss
+        return gradient, loss, first * after
 
+    first = float(group.rank == 0)  # whose buffers, the same in all processes, are those of the step
     with torch.set_grad_enabled(tape):
-        gradient, loss = summed(
-            learner.group, of_own_rows, params, buffers, coefficients, *(batch[name] for name in moved)
+        gradient, loss, after = summed(
+            group, of_own_rows, params, buffers, coefficients, *(batch[name] for name in moved)
         )
-    return gradient, buffers, loss
+    return gradient, after, loss
 
 
 def _contrasted(
@@ -96,9 +97,8 @@ def _contrasted(
     with torch.enable_grad():
         own, fixed = (own, params.view_as(params)) if tape else (x.detach().requires_grad_() for x in (own, params))
         rows = rows_of(batch.replace(**dict(zip(moved, fields, strict=True))), start, stop)
-        with part_of_batch(part_within(start, stop, total, batch.fields)):
+        with part_of_batch(Part(start, stop, total, batch.fields, group)):
             features, after = computed_with(learner, own, own_buffers, rows, t, learner.embed)
-        refuse_statistics(learner, buffers, after, _PARTS, _WAY_OUT)
         shown = [x.narrow(dim, 0, counted * (stop - start)) for x in features]
         features = gather(
             group, total, *shown, dim=dim
@@ -107,22 +107,46 @@ def _contrasted(
         loss = losses.mean(dim=-1) if coefficients is None else (coefficients * losses).sum(dim=-1)
         found, at_fixed = torch.autograd.grad(loss.sum(), (own, fixed), create_graph=tape, materialize_grads=True)
     with torch.set_grad_enabled(tape):
-        return at_fixed + reduce(group, found + zero)[0], buffers, loss
+        # The buffers are the same in all processes: those of the first are the step's.
+        gradient, after = reduce(group, found + zero, float(group.rank == 0) * after)
+        return at_fixed + gradient, after, loss
 
 
 def _refuse(learner: Model, params: Tensor, buffers: Tensor, batch: Batch, t: int) -> None:
-    """What would not be the whole batch's; once a learner, and alike in all processes."""
-    if learner in _checked or params.dim() != 1:
+    """What would not be the whole batch's; once a learner, and alike in all processes.
+
+    Of a few rows, at parameters a little beside these (a head of zeros hides what comes before it), the losses or features that
+    the processes find together must be those that one finds, and the buffers that they leave.
+    """
+    if learner in _checked or params.dim() != 1 or len(batch) == 1:
         return
+    group = learner.group
     if learner.needs.foreign_randomness:
         raise UserError(
             "losses() draw from torch's global generator, so several devices would draw other numbers than one: use nn.Dropout, "
             f"or {_WAY_OUT}"
         )
-    if isinstance(learner, Embedding) and learner.micro_batches is not None:
+    if learner.micro_batches is not None:
+        if isinstance(learner, Embedding):
+            raise UserError(
+                f"a contrastive loss over several devices embeds a share at once: set learner.micro_batch=null, or {_WAY_OUT}"
+            )
+        refuse_tied(learner, params, buffers, batch, t)
+    function = learner.embed if isinstance(learner, Embedding) else learner.losses
+    rows, beside = rows_of(batch, 0, min(len(batch), 2 * group.size)), a_little_beside(params)
+    total = len(rows)
+    start, stop, counted = group.rows(total)
+    with torch.no_grad():
+        together, left = computed_with(learner, beside, buffers, rows, t, function)
+        with part_of_batch(Part(start, stop, total, rows.fields, group)):
+            own, after = computed_with(learner, beside, buffers, rows_of(rows, start, stop), t, function)
+        own, together = ((x,) if isinstance(x, Tensor) else x for x in (own, together))
+        apart = gather(group, total, *(x[: counted * (stop - start)] for x in own))
+    other = any(differ(x, y) for x, y in zip(together, apart, strict=True)) or differ(left, after)
+    if group.largest([int(other)])[0]:
         raise UserError(
-            f"a contrastive loss over several devices embeds a share at once: set learner.micro_batch=null, or {_WAY_OUT}"
+            "an example's loss depends on the others of its batch, or changes buffers by them, so shares of several devices are "
+            "not the whole batch: use batch, group or layer norms, write embed(batch) and losses_of(features, batch), or "
+            f"{_WAY_OUT}"
         )
-    if len(batch) > 1:
-        refuse_tied(learner, params, buffers, batch, t, _PARTS, _WAY_OUT)
-        _checked.add(learner)
+    _checked.add(learner)
