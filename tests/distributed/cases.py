@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "replay"))
 
+import oracle  # noqa: F401 (for the tests)
 from toys import CLASSES, INPUTS, ROWS, N, batches, conv_net, examples, fit, mlp
 
 import metagradient as mg

@@ -5,9 +5,10 @@ from typing import Any
 
 import pytest
 import torch
-from cases import CASES, X, random, refusals, table, term
+from cases import CASES, DATA, HELD_OUT, ROWS, X, metaparameters, mlp, oracle, random, refusals, table, term
 from processes import together
 
+import metagradient as mg
 from metagradient.distributed import SOLO
 
 EXACT = 1e-12
@@ -29,6 +30,25 @@ def test_any_number_of_processes_finds_the_same(shared: dict[int, list[Any]], ca
                 assert torch.equal(other[case][name], found), (size, name)
             if expected.numel():
                 assert float((found - expected).norm() / expected.norm()) < EXACT, (size, name)
+
+
+@pytest.mark.parametrize("normalize", ["batch", "kept"])
+def test_four_processes_find_what_a_naive_unroll_finds(shared: dict[int, list[Any]], normalize: str) -> None:
+    """All metaparameters at once, in one autograd graph that knows of no processes."""
+    values = {m.name: m.value.clone().requires_grad_() for m in metaparameters()}
+    decay = torch.tensor(0.1, dtype=torch.float64, requires_grad=True)
+    weights, inputs, rates, initial, candidates = values.values()
+    rule = oracle.Rule("sgd", 0.9, nesterov=True)
+    start = oracle.trained(mg.Classifier(mlp()))
+    run = oracle.Run(oracle.mlp, start, {}, DATA, ROWS, rule, 0.2, normalize)
+    z = oracle.Z(initial, weights, range(100), inputs, [8, 2, 5], rates, decay, candidates, 3)
+    params, stats = oracle.unroll(run, z)
+    loss = oracle.mlp(params, stats, HELD_OUT, 0)[0].mean()
+    expected = torch.autograd.grad(loss, [*values.values(), decay])
+    found = shared[4][0]["kept" if normalize == "kept" else "momentum, decay"]
+    torch.testing.assert_close(found["objective"], loss.detach(), rtol=1e-12, atol=0)
+    for name, gradient in zip([*values, "weight_decay"], expected, strict=True):
+        torch.testing.assert_close(found[name].reshape(gradient.shape), gradient, rtol=1e-10, atol=1e-13)
 
 
 def test_sums_over_processes_have_all_their_derivatives(shared: dict[int, list[Any]]) -> None:
