@@ -19,6 +19,7 @@ from toys import CLASSES, INPUTS, ROWS, N, batches, conv_net, examples, fit, mlp
 import metagradient as mg
 from metagradient.distributed import SOLO, Group, copy, gather, summed
 from metagradient.errors import UserError
+from metagradient.replay.storage import MemoryStorage, SharedStorage
 
 T = len(ROWS)
 DATA, HELD_OUT = examples(), examples(7, seed=3)
@@ -228,6 +229,7 @@ def table(group: Group) -> dict[str, Any]:
         "refusals": refusals(group),
         "trainer": through_a_trainer(group),
         "ddp": said,
+        "stored": stored(group),
     }
 
 
@@ -250,6 +252,18 @@ def without_our_strategy(group: Group) -> str:
     except UserError as error:
         return str(error)
     return ""
+
+
+def stored(group: Group) -> dict[str, Any]:
+    """Bytes of the checkpoints of a run of 48 parameters in this process, whose states come back bit for bit."""
+    own = MemoryStorage()
+    state = mg.TrainState(random(48), (-0.0 * random(48).abs(), random(48, seed=1)), random(7))
+    storage = SharedStorage(own, group)
+    storage.save(3, state)
+    back = storage.load(3)
+    assert [x.signbit().tolist() for x in back.tensors()] == [x.signbit().tolist() for x in state.tensors()]
+    assert all(torch.equal(x, y) for x, y in zip(back.tensors(), state.tensors(), strict=True))
+    return {"bytes": sum(x.untyped_storage().nbytes() for x in own.load(3).tensors())}
 
 
 X = random(5, seed=8)

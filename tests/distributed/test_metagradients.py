@@ -103,3 +103,9 @@ def test_a_strategy_that_averages_gradients_is_refused(shared: dict[int, list[An
     for found in shared[4]:
         assert "DDPStrategy would average gradients" in found["ddp"]
         assert "strategy=mg.SharedBatches()" in found["ddp"]
+
+
+def test_each_process_stores_its_part_of_a_checkpoint(shared: dict[int, list[Any]]) -> None:
+    for size, ranks in shared.items():
+        for found in ranks:
+            assert found["stored"]["bytes"] == 8 * (3 * 48 // size + -(-7 // size))

@@ -76,6 +76,14 @@ class Group:
             self._ask(lambda: dist.all_reduce(x, group=self.process_group))
         return x
 
+    def gather(self, x: Tensor) -> Tensor:
+        """The tensors [k, ...] of all processes one after another, [W k, ...], bit for bit."""
+        if self.alone:
+            return x
+        whole = x.new_empty((self.size * len(x), *x.shape[1:]))
+        self._ask(lambda: dist.all_gather_into_tensor(whole, x.contiguous(), group=self.process_group))
+        return whole
+
     def largest(self, numbers: Sequence[int]) -> list[int]:
         """The largest of each number over all processes."""
         return [max(column) for column in zip(*self.told(tuple(numbers)), strict=True)]
@@ -104,8 +112,8 @@ class Group:
 SOLO = Group()
 """A process on its own."""
 
-_FAILED = "metagradient/failed"
-"""The key under which a process that fails says why, in the store that all of them reach."""
+_runs = [0]
+"""How many runs this process has begun: as many as the others of its group."""
 
 
 def world(minutes: float = 30) -> Group:
@@ -130,6 +138,7 @@ def world(minutes: float = 30) -> Group:
 @contextmanager
 def leaving_word(group: Group) -> Iterator[None]:
     """Where this process fails inside, the others learn why when they miss it."""
+    _runs[0] += 1
     try:
         yield
     except BaseException as error:
@@ -141,15 +150,15 @@ def leaving_word(group: Group) -> Iterator[None]:
 def _leave(line: str) -> None:
     store = _store()
     with suppress(RuntimeError):  # whoever holds the store may have gone already
-        if store is not None and not store.check([_FAILED]):
-            store.set(_FAILED, line)
+        if store is not None and not store.check([_key()]):
+            store.set(_key(), line)
 
 
 def _said(group: Group, error: RuntimeError) -> str:
     store = _store()
     try:
-        if store is not None and store.check([_FAILED]):
-            return bytes(store.get(_FAILED)).decode()
+        if store is not None and store.check([_key()]):
+            return bytes(store.get(_key())).decode()
     except RuntimeError:
         return f"process 0 of {group.size} has ended, and with it the run"
     others = [rank for rank in range(group.size) if rank != group.rank]
@@ -157,6 +166,11 @@ def _said(group: Group, error: RuntimeError) -> str:
     return (
         f"{which} has ended without a word, killed or out of memory, and with it the run ({str(error).splitlines()[0]})"
     )
+
+
+def _key() -> str:
+    """Where a process that fails says why, in the store that all of them reach: what ended an earlier run is forgotten."""
+    return f"metagradient/failed/{_runs[0]}"
 
 
 def _store() -> Any:

@@ -57,11 +57,14 @@ class TrainerHooks(lightning.LightningModule):
     def log(self, *args: Any, **kwargs: Any) -> None:
         """As ever; inside losses, in the steps of a fit only, and not when they are probed or replayed.
 
-        Micro-batches have no value of the whole batch to log, so theirs are left out, which is said once.
+        Micro-batches and shares of several devices have no value of the whole batch to log, so theirs are left out, which is said
+        once.
         """
         learner: Any = self  # a Learner, which stands on this class
-        if self._computing and learner.micro_batches is not None:
-            _say_once("self.log inside losses is left out with micro_batch, where it would tell of a part of the batch")
+        if self._computing and not (learner.micro_batches is None and learner.group.alone):
+            _say_once(
+                "self.log inside losses is left out with micro_batch and on several devices, where it would tell of a part of the batch"
+            )
         elif not self._computing or self._fitting:
             super().log(*args, **kwargs)
 

@@ -36,11 +36,17 @@ _UNITS = {"": 1, "B": 1, "KIB": 2**10, "MIB": 2**20, "GIB": 2**30, "KB": 10**3, 
 
 @dataclass(frozen=True)
 class Footprint:
-    """Bytes of one state and, on top, of one taped step."""
+    """Bytes of one state and, on top, of one taped step; `processes` share what is stored of a state."""
 
     state: int
     taped_step: int
     on_cpu: bool = True
+    processes: int = 1
+
+    @property
+    def stored(self) -> int:
+        """Bytes of a stored state in each process."""
+        return -(-self.state // self.processes)
 
     @property
     def one_at_a_time(self) -> bool:
@@ -50,7 +56,7 @@ class Footprint:
     def peak(self, plan: Plan, stored_in_memory: bool = True) -> int:
         """Predicted peak of a plan, in bytes, on top of the model and the data."""
         slots = plan.slots if stored_in_memory else 0
-        return (slots + _WORKING_STATES) * self.state + plan.longest_segment * self.taped_step
+        return slots * self.stored + _WORKING_STATES * self.state + plan.longest_segment * self.taped_step
 
 
 def parse_bytes(size: str | int | float) -> int:
@@ -168,17 +174,17 @@ def _round_up(size: int) -> str:
 
 
 def _fewest_steps(steps: int, footprint: Footprint, memory: int, stored_in_memory: bool) -> Plan:
-    state, taped = footprint.state, footprint.taped_step
+    state, stored, taped = footprint.state, footprint.stored, footprint.taped_step
     free = memory - _WORKING_STATES * state
     longest = min(steps, 1 if footprint.one_at_a_time else steps, free // taped) if free > 0 else 0
     best: tuple[int, int, int, int] | None = None
     for segment in _candidates(longest):
         segments = -(-steps // segment)
-        slots = segments if not stored_in_memory else min(segments, (free - segment * taped) // max(state, 1))
+        slots = segments if not stored_in_memory else min(segments, (free - segment * taped) // max(stored, 1))
         if segments > 1 and slots < 1:
             continue
         advanced = plans.binomial_advanced_steps(steps, slots, segment) if segments > 1 else 0
-        needed = min(slots, max(segments - 1, 0)) * state * stored_in_memory + segment * taped
+        needed = min(slots, max(segments - 1, 0)) * stored * stored_in_memory + segment * taped
         if best is None or (advanced, needed) < best[:2]:
             best = (advanced, needed, segment, slots)
     if best is None:

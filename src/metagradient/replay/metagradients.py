@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 
 from torch import Tensor
 
+from metagradient.distributed import leaving_word
 from metagradient.errors import UserError
 from metagradient.learners.learner import Learner
 from metagradient.replay.adjoint import Objective, objective_cotangents, replay
@@ -15,7 +16,7 @@ from metagradient.replay.budget import available_bytes, choose, format_bytes, me
 from metagradient.replay.heap import keep_freed_memory
 from metagradient.replay.plans import Plan
 from metagradient.replay.recording import Recording
-from metagradient.replay.storage import MemoryStorage, Storage, make_storage
+from metagradient.replay.storage import MemoryStorage, SharedStorage, Storage, make_storage
 from metagradient.training.batches import Batches
 from metagradient.training.metaparameters import Metaparameter
 from metagradient.training.parallel.agreement import agree_on_end, agree_on_run
@@ -85,8 +86,10 @@ def start_recording(
     budget = available_bytes(like.device) if memory is None else parse_bytes(memory)
     if not learner.group.alone:  # all processes walk the same plan
         taped, budget = learner.group.largest([footprint.taped_step, -budget])
-        footprint, budget = replace(footprint, taped_step=taped), -budget
+        footprint, budget = replace(footprint, taped_step=taped, processes=learner.group.size), -budget
     in_memory = isinstance(store, MemoryStorage)
+    if not learner.group.alone:
+        store = SharedStorage(store, learner.group)
     plan = choose(checkpoints, len(batches) - first, footprint, budget, stored_in_memory=in_memory)
     log.debug("%s, about %s predicted", describe(plan), format_bytes(footprint.peak(plan, in_memory)))
     return Recording(learner, batches, z, plan, first, store, like), state
@@ -98,7 +101,8 @@ def finish_recording(recording: Recording, objective: Objective, progress: Progr
     assert r.end is not None
     final = r.end.detach()
     agree_on_end(r.learner, final)
-    value, cotangents, puller = objective_cotangents(r.learner, final, objective)
+    with leaving_word(r.learner.group):
+        value, cotangents, puller = objective_cotangents(r.learner, final, objective)
     gradients = replay(r, cotangents, puller, progress)
     cost = (r.first + r.plan.advanced_steps + 3 * r.plan.steps) / (r.first + r.plan.steps)
     return Metagradients(gradients, value, final, r.plan, cost)

@@ -9,7 +9,9 @@ from typing import Protocol
 import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
+from torch import Tensor
 
+from metagradient.distributed import Group
 from metagradient.errors import UserError
 from metagradient.files import checksum, replacing
 from metagradient.training.state import TrainState
@@ -59,6 +61,31 @@ class PinnedStorage:
 
     def free(self, t: int) -> None:
         del self._states[t]
+
+
+class SharedStorage:
+    """A part of each state in each process that shares a run, 1 / W of its bytes; all of them load a state together."""
+
+    def __init__(self, own: Storage, group: Group) -> None:
+        self.own, self.group = own, group
+        self._lengths: list[int] = []
+
+    def save(self, t: int, state: TrainState) -> None:
+        self._lengths = [len(x) for x in state.tensors()]
+        self.own.save(t, TrainState.of([self._part(x.detach()) for x in state.tensors()]))
+
+    def load(self, t: int) -> TrainState:
+        parts = self.own.load(t).tensors()
+        return TrainState.of([self.group.gather(x)[:n] for x, n in zip(parts, self._lengths, strict=True)])
+
+    def free(self, t: int) -> None:
+        self.own.free(t)
+
+    def _part(self, x: Tensor) -> Tensor:
+        """Equally long in each process, a copy: a view would hold all of x."""
+        length = -(-len(x) // self.group.size)
+        own = x[self.group.rank * length : (self.group.rank + 1) * length]
+        return torch.cat([own, x.new_zeros(length - len(own))])
 
 
 class DiskStorage:

@@ -29,9 +29,9 @@ def device(cfg: DictConfig) -> torch.device:
 _DECIDED = {
     "max_epochs": "the plan holds the epochs: set learner.epochs or learner.steps",
     "max_steps": "the plan holds the steps: set learner.steps",
-    "devices": "a replay runs on one device",
-    "num_nodes": "a replay runs on one device",
-    "strategy": "a replay runs on one device",
+    "devices": "a command runs on one device (in Python several share a run: mg.SharedBatches)",
+    "num_nodes": "a command runs on one device (in Python several share a run: mg.SharedBatches)",
+    "strategy": "a command runs on one device (in Python several share a run: mg.SharedBatches)",
     "callbacks": "the experiment has its own",
     "logger": "choose by the group logger: logger=wandb, tensorboard, csv or none",
     "enable_checkpointing": "runs are saved by the experiment: see resume",

@@ -54,6 +54,8 @@ def _summed(
     start, stop, counted = group.rows(total)
     moved = [name for name, x in batch.fields.items() if x.requires_grad]
 
+    first = float(group.rank == 0)  # whose buffers, the same in all processes, are those of the step
+
     def of_own_rows(params: Tensor, buffers: Tensor, coefficients: Tensor, *fields: Tensor) -> tuple[Tensor, ...]:
         rows = rows_of(batch.replace(**dict(zip(moved, fields, strict=True))), start, stop)
         params = params if tape else params.detach().requires_grad_()
@@ -62,7 +64,6 @@ def _summed(
             gradient, after, loss = own(learner, params, buffers, rows, factors, t, tape=tape)
         return gradient, loss, first * after
 
-    first = float(group.rank == 0)  # whose buffers, the same in all processes, are those of the step
     with torch.set_grad_enabled(tape):
         gradient, loss, after = summed(
             group, of_own_rows, params, buffers, coefficients, *(batch[name] for name in moved)
@@ -86,7 +87,8 @@ def _contrasted(
     (d f_r / d theta)^T dL/df_r, and dL/d theta at fixed features, which all processes find alike.
     """
     assert isinstance(learner, Embedding)
-    group, total, dim = learner.group, len(batch), params.dim() - 1  # of the rows: stacked runs come first
+    group, total = learner.group, len(batch)
+    dim = params.dim() - 1  # of the rows: stacked runs come first
     _refuse(learner, params, buffers, batch, t)
     start, stop, counted = group.rows(total)
     moved = [name for name, x in batch.fields.items() if x.requires_grad]
@@ -100,9 +102,8 @@ def _contrasted(
         with part_of_batch(Part(start, stop, total, batch.fields, group)):
             features, after = computed_with(learner, own, own_buffers, rows, t, learner.embed)
         shown = [x.narrow(dim, 0, counted * (stop - start)) for x in features]
-        features = gather(
-            group, total, *shown, dim=dim
-        )  # in one call: several might come back in another order elsewhere
+        # In one call: the cotangents of several might be summed in another order elsewhere.
+        features = gather(group, total, *shown, dim=dim)
         losses, _ = computed_with(learner, fixed, buffers, batch, t, contrast(learner), *features)
         loss = losses.mean(dim=-1) if coefficients is None else (coefficients * losses).sum(dim=-1)
         found, at_fixed = torch.autograd.grad(loss.sum(), (own, fixed), create_graph=tape, materialize_grads=True)
@@ -126,6 +127,8 @@ def _refuse(learner: Model, params: Tensor, buffers: Tensor, batch: Batch, t: in
             "losses() draw from torch's global generator, so several devices would draw other numbers than one: use nn.Dropout, "
             f"or {_WAY_OUT}"
         )
+    if learner.graphs is not None:
+        raise UserError(f"compiled steps run on one device: set learner.compiled=false, or {_WAY_OUT}")
     if learner.micro_batches is not None:
         if isinstance(learner, Embedding):
             raise UserError(
