@@ -17,7 +17,7 @@ from omegaconf import DictConfig
 from metagradient.reporting import Progress, Record
 from metagradient.studies import routines, setup, stages
 from metagradient.studies.examples import identities
-from metagradient.studies.saved import has_model, save_model
+from metagradient.studies.saved import save_model
 from metagradient.studies.unlearning import frontier, stream
 from metagradient.studies.unlearning.figures import draw
 from metagradient.studies.unlearning.judging import Judged, ask, handed_out, judge
@@ -58,14 +58,11 @@ def run(cfg: DictConfig, record: Record) -> float:
             if saving < WORTHWHILE:
                 log.warning("DeltaGrad would be %.2fx as fast as retraining: too little, retrain instead", saving)
         warm = method(trained, requests[0])
-        judged = Judged(record.directory / "judged.json", resume=bool(cfg.resume))
-        if judged.rows and not has_model(record):
-            save_model(record, trained.learner, handed_out(cfg, warm.state, 0))
+        save_model(record, trained.learner, handed_out(cfg, warm.state, 0))
+        judged = Judged(record.directory / "judged.json", record.asked, resume=bool(cfg.resume))
         for i, request in enumerate(progress.track(requests, f"requests to {kind}", stage="requests")):
             if i == len(judged.rows):  # else an interrupted run has been here
                 answer = ask(method, trained, request, i, cfg, progress)
-                if i == 0:
-                    save_model(record, trained.learner, answer.unlearned.state)
                 judged.add(judge(trained, answer, splits))
             record.curve(i, judged.rows[i])
         if cfg.frontier.periods:

@@ -107,6 +107,11 @@ def test_what_was_sealed_is_read_back_or_refused(tmp_path: Path) -> None:
             read_sealed(path)
     path.write_text(json.dumps(json.loads(text), indent=3))  # another layout, the same content
     assert read_sealed(path) == value
+    write_sealed(path, value, of="a run")
+    assert read_sealed(path, of="a run") == value
+    for of in ("another run", ""):
+        with pytest.raises(ValueError, match=r"kept\.json is damaged"):
+            read_sealed(path, of)
     path.unlink()
     path.mkdir()
     with pytest.raises(ValueError, match=r"kept\.json is damaged"):

@@ -95,22 +95,25 @@ def _cell(value: Any) -> Any:
     return f"'{text}" if _FORMULA.match(text) and not _NUMBER.fullmatch(text) else text
 
 
-def write_sealed(path: Path, value: Any) -> None:
-    """Write what JSON can hold as a whole, beside its checksum: what a program keeps for itself to read again."""
+def write_sealed(path: Path, value: Any, of: str = "") -> None:
+    """Write what JSON can hold as a whole, beside its checksum: what a program keeps for itself to read again.
+
+    `of` says whose it is; only who says the same can read it.
+    """
     text = json.dumps(value)
-    write_text(path, json.dumps({"sha256": digest(text), "value": text}) + "\n")
+    write_text(path, json.dumps({"sha256": digest(of, text), "value": text}) + "\n")
 
 
-def read_sealed(path: Path) -> Any:
+def read_sealed(path: Path, of: str = "") -> Any:
     """What `write_sealed` wrote.
 
     Raises:
         FileNotFoundError: there is no such file.
-        ValueError: it is damaged, or no file; the message says how.
+        ValueError: it is damaged, of somebody else, or no file; the message says how.
     """
     try:
         page = json.loads(path.read_bytes())
-        if digest(page["value"]) != page["sha256"]:
+        if digest(of, page["value"]) != page["sha256"]:
             raise ValueError("its checksum is wrong")
         return json.loads(page["value"])
     except FileNotFoundError as error:

@@ -195,6 +195,16 @@ def test_a_descent_goes_on_only_with_the_examples_that_it_began_with(tmp_path: P
         WeightSelection(metasteps=1).run(dataclasses.replace(resumed, **{field: examples}))
 
 
+def test_a_descent_goes_on_only_with_the_routine_that_it_began_with(tmp_path: Path) -> None:
+    problem, _ = make_problem(tmp_path)
+    WeightSelection(metasteps=1).run(problem)
+    resumed = dataclasses.replace(problem, folder=None, resume=tmp_path)
+    for change in ({"schedule": lambda steps: mg.Constant(0.01)}, {"epochs": 3, "steps": None}):
+        routine = dataclasses.replace(problem.routine, **change)
+        with pytest.raises(UserError, match="another model or optimizer"):
+            WeightSelection(metasteps=1).run(dataclasses.replace(resumed, routine=routine))
+
+
 def test_candidates_that_are_not_weighed_do_not_move_and_the_others_move_as_ever():
     problem, _ = make_problem()
     x = torch.ones(60)

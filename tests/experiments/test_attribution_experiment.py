@@ -22,6 +22,7 @@ from metagradient import data, models
 from metagradient.attribution.methods import packages
 from metagradient.errors import UserError
 from metagradient.evaluation import subsets
+from metagradient.files import read_sealed, write_sealed
 from metagradient.studies.attribution import report
 from metagradient.training.random import fold_in
 
@@ -130,10 +131,10 @@ def test_a_run_that_was_cut_short_goes_on(tmp_path: Path) -> None:
         raw[:, 2 * blocks :] = 0
         raw[0, 0] = first
         raw.flush()
-        note = json.loads((progress := file.with_name(file.name + ".progress")).read_text())
+        note = read_sealed(progress := file.with_name(file.name + ".progress"))
         note["blocks"] = note["blocks"][:blocks]
         note["blocks"][0][2] = hashlib.sha256(np.ascontiguousarray(raw[:, :2]).tobytes()).hexdigest()
-        progress.write_text(json.dumps(note))
+        write_sealed(progress, note)
         (folder / "metrics.json").unlink()
 
     cut_short_after(2, first=7.0)

@@ -14,6 +14,7 @@ from scipy.stats import spearmanr
 import metagradient as mg
 from metagradient import attribution as at
 from metagradient.evaluation import subsets
+from metagradient.files import read_sealed, write_sealed
 from metagradient.studies.saved import load
 from metagradient.training.random import fold_in
 
@@ -119,10 +120,10 @@ def test_what_replays_gave_is_found_again(tmp_path: Path) -> None:
     folder = tmp_path / "here"
     cost = json.loads((folder / "metrics.json").read_text())["cost/training_runs"]
     note = folder / "artifacts" / "self_influence_exact.progress.progress"
-    kept = json.loads(note.read_text())
+    kept = read_sealed(note)
     assert [block[0] for block in kept["blocks"]] == [50, 100, 120]
     kept["blocks"] = kept["blocks"][:1]
-    note.write_text(json.dumps(kept))
+    write_sealed(note, kept)
     before = columns(folder / "artifacts" / "self_influence.csv")
     (folder / "metrics.json").unlink()
     status, _, err = run(tmp_path, *asked, "queries_per_replay=50", f"resume={folder}")

@@ -286,25 +286,23 @@ def truncate(path: Path) -> None:
     path.write_bytes(path.read_bytes()[:-9])
 
 
+def swap(path: Path) -> None:
+    """The checkpoint of another step."""
+    path.write_bytes((path.parent / "state-000000000.safetensors").read_bytes())
+
+
 @pytest.mark.parametrize(
     ("what", "message"),
     [
-        (flip, r"is damaged \(tensor \d fails its checksum\): run again"),
+        (flip, r"is damaged, or another one \(its checksum is wrong\): run again"),
         (truncate, "cannot be read"),
         (Path.unlink, "cannot be read"),
+        (swap, "is damaged, or another one"),
     ],
 )
 def test_a_damaged_checkpoint_is_noticed(tmp_path: Path, what: Callable[[Path], object], message: str) -> None:
     with pytest.raises(UserError, match=rf"^the checkpoint [^\n]*state-000000003\.safetensors {message}[^\n]*$"):
         mg.metagradient(learner(), batches(DATA), WEIGHTS, PHI, checkpoints="all", storage=Tampered(tmp_path, what))
-
-
-def test_a_checkpoint_of_another_step_is_noticed(tmp_path: Path) -> None:
-    def swap(path: Path) -> None:
-        path.write_bytes((path.parent / "state-000000000.safetensors").read_bytes())
-
-    with pytest.raises(mg.ReplayMismatch, match=r"^taping steps 3\.\.3 again gave params at step 4 "):
-        mg.metagradient(learner(), batches(DATA), WEIGHTS, PHI, checkpoints="all", storage=Tampered(tmp_path, swap))
 
 
 @pytest.mark.parametrize("make", [mg.MemoryStorage, mg.PinnedStorage, mg.DiskStorage])

@@ -18,7 +18,7 @@ from metagradient.training.run import NonFiniteLoss, Progress
 
 log = logging.getLogger(__name__)
 
-_DATA = ", data "  # stands between the settings and the digest of the examples in a state's identity
+_DATA = ", data "  # stands between the settings and the digest of examples and routine in a state's identity
 
 
 @dataclass(frozen=True)
@@ -100,7 +100,7 @@ class Loop:
         lucky seed does not hold the descent). Where there is none, NonFiniteLoss and NonFiniteCotangent get through.
 
         The state is saved after each metastep to `save_to`; going on from `resume_from` ends in the same bits, which needs
-        the same settings, seed and examples (`data`, their digest).
+        the same settings, seed, examples and routine (`data`, their digest).
         """
         state = DescentState(start, identity=f"{self!r}, seed {seed}, {list(start.shape)}{_DATA}{data}")
         if resume_from is not None:
@@ -132,8 +132,8 @@ class Loop:
         (settings, _, data), (ours, _, current) = (s.identity.partition(_DATA) for s in (state, fresh))
         if settings == ours and data != current:
             raise UserError(
-                f"{path} was saved by a descent on other training or steering examples: bring back the data that it began with, or "
-                "set resume=null"
+                f"{path} was saved by a descent on other training or steering examples, or of another model or optimizer: bring back "
+                "what it began with, or set resume=null"
             )
         if settings != ours:
             raise UserError(

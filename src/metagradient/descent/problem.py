@@ -12,12 +12,14 @@ from torch import Tensor
 
 from metagradient.descent.state import DescentState
 from metagradient.files import digest_of, named_tensors
+from metagradient.learners.fingerprint import constants, described
 from metagradient.learners.learner import Learner
 from metagradient.learners.routine import Routine
 from metagradient.replay.adjoint import Objective
 from metagradient.replay.metagradients import Metagradients
 from metagradient.training.batches import Batches, Fields
 from metagradient.training.metaparameters import Metaparameter
+from metagradient.training.run import initial_state
 from metagradient.training.sources import in_parts, take
 from metagradient.training.state import TrainState
 
@@ -67,10 +69,16 @@ class DescentProblem:
 
     @property
     def data(self) -> str:
-        """The digest of the training and the steering examples; "" where no state is saved or read, which alone need it."""
+        """The digest of the training and the steering examples and of the routine; "" where no state is saved or read, which
+        alone need it."""
         if self.save_to is None and self.resume_from is None:
             return ""
-        return digest_of(named_tensors(chain(in_parts(self.train), in_parts(self.steer))))
+        batches = self.routine.batches(self.train, 0)
+        learner = self.routine.learner(0, len(batches))
+        words, start = "\n".join(described(learner, batches)), initial_state(learner)
+        own = chain(constants(learner).items(), zip(start.names(), start.tensors(), strict=True))
+        tensors = chain(in_parts(self.train), in_parts(self.steer), own)
+        return digest_of(chain([words], named_tensors(tensors)))
 
     @property
     def n(self) -> int:

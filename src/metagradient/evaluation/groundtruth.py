@@ -21,7 +21,7 @@ from metagradient.errors import UserError
 from metagradient.evaluation.batched import can_batch, losses_of_runs, train_batched
 from metagradient.evaluation.pool import Tick, Unsendable, spread
 from metagradient.files import digest, digest_of, named_tensors, replacing
-from metagradient.learners.fingerprint import constants, named, settings
+from metagradient.learners.fingerprint import constants, described
 from metagradient.learners.learner import Learner
 from metagradient.training.batches import Batches, Fields
 from metagradient.training.metaparameters import DataWeights
@@ -211,17 +211,8 @@ def run_digest(learner: Learner, batches: Batches, queries: Fields, weights: Ten
 
     Of code only names are part of it: an edited `losses` wants another METAGRADIENT_CACHE, or an emptied one.
     """
-    learner.configure_for(batches)
+    words = [_FORMAT, *described(learner, batches)]
     start = initial_state(learner)
-    words = [
-        _FORMAT,
-        repr(learner),
-        learner.update.described(),
-        learner.normalize,
-        repr([float(learner.schedule(t)) for t in range(len(batches))]),
-        named((batches.seed, batches.augment)),
-        *settings(learner),
-    ]
     parts = {"plan": batches.plan, "weights": weights, "decay": learner.decay_mask}
     parts |= dict(zip(start.names(), start.tensors(), strict=True)) | constants(learner)
     tensors = chain(in_parts(batches.examples), in_parts(queries), parts.items())
@@ -235,7 +226,7 @@ def _load(file: Path | None) -> tuple[Tensor, dict[int, str]]:
         try:
             with safe_open(file, framework="pt") as kept:
                 losses, about = kept.get_tensor("losses"), kept.metadata() or {}
-            if about.get("sha256") != digest(about.get("owners", ""), losses):
+            if about.get("sha256") != digest(file.stem, about.get("owners", ""), losses):  # its name says of what
                 raise ValueError("its checksum is wrong")
             owners = json.loads(about["owners"])  # a list: of the first rows, before they came in any order
             return losses, dict(enumerate(owners)) if isinstance(owners, list) else {
@@ -252,6 +243,6 @@ def _save(losses: Tensor, owners: dict[int, str], file: Path) -> None:
     there, words = losses[rows].contiguous(), json.dumps({row: owners[row] for row in rows})
     try:
         with replacing(file) as draft:
-            save_file({"losses": there}, draft, metadata={"owners": words, "sha256": digest(words, there)})
+            save_file({"losses": there}, draft, metadata={"owners": words, "sha256": digest(file.stem, words, there)})
     except OSError as error:
         log.warning("retrainings are not kept: %s; METAGRADIENT_CACHE names another folder", error)

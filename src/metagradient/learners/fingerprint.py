@@ -11,9 +11,23 @@ import torch
 from torch import Tensor
 
 from metagradient.learners.learner import Learner
+from metagradient.training.batches import Batches
 
 _LEARNED_ON_THE_WAY = {"_outputs", "_reads"}
 """Attributes that a learner finds out when it is first used: no settings."""
+
+
+def described(learner: Learner, batches: Batches) -> list[str]:
+    """All that decides a run but its tensors: model, optimizer, schedule, augmentation."""
+    learner.configure_for(batches)
+    return [
+        repr(learner),
+        learner.update.described(),
+        learner.normalize,
+        repr([float(learner.schedule(t)) for t in range(len(batches))]),
+        named((batches.seed, batches.augment)),
+        *settings(learner),
+    ]
 
 
 def settings(learner: Learner) -> list[str]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import tempfile
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Protocol
 
@@ -89,11 +90,18 @@ class SharedStorage:
 
 
 class DiskStorage:
-    """One safetensors file a state, with a CRC-32 of every tensor, below `folder` (default: the system's temporary
-    one), in a folder of its own that goes with the object: two runs never meet. With `keep` they lie in `folder`
-    itself and stay."""
+    """One safetensors file a state below `folder` (default: the system's temporary one), in a folder of its own that
+    goes with the object: two runs never meet. With `keep` they lie in `folder` itself and stay.
 
-    def __init__(self, folder: str | Path | None = None, *, keep: bool = False) -> None:
+    Attributes:
+        sums: the CRC-32 of every tensor of each state, by step. They are not in the files: a file in the place of another
+            is found as well as one that is damaged. Whoever opens a kept folder again gives them.
+    """
+
+    def __init__(
+        self, folder: str | Path | None = None, *, keep: bool = False, sums: Mapping[int, list[int]] | None = None
+    ) -> None:
+        self.sums = dict(sums or {})
         try:
             if folder is not None and keep:
                 self.folder = Path(folder)
@@ -114,10 +122,10 @@ class DiskStorage:
     def save(self, t: int, state: TrainState) -> None:
         self._device = state.params.device
         tensors = {str(i): x.detach().cpu().contiguous() for i, x in enumerate(state.tensors())}
-        sums = {name: str(checksum(x)) for name, x in tensors.items()}
+        self.sums[t] = [checksum(x) for x in tensors.values()]
         try:
             with replacing(self._path(t)) as draft:
-                save_file(tensors, draft, metadata=sums)
+                save_file(tensors, draft)
         except (OSError, SafetensorError) as error:
             raise UserError(
                 f"cannot write the checkpoint of step {t} ({state.nbytes / 2**20:.0f} MiB) to {self.folder}: {error}; "
@@ -128,16 +136,15 @@ class DiskStorage:
         path = self._path(t)
         try:
             with safe_open(path, framework="pt") as file:
-                sums = file.metadata() or {}
-                tensors = [file.get_tensor(str(i)) for i in range(len(sums))]
+                tensors = [file.get_tensor(str(i)) for i in range(len(file.keys()))]
         except (OSError, SafetensorError) as error:
             raise UserError(f"the checkpoint {path} cannot be read ({error}): run again") from error
-        for i, x in enumerate(tensors):
-            if checksum(x) != int(sums[str(i)]):
-                raise UserError(f"the checkpoint {path} is damaged (tensor {i} fails its checksum): run again")
+        if [checksum(x) for x in tensors] != self.sums.get(t):
+            raise UserError(f"the checkpoint {path} is damaged, or another one (its checksum is wrong): run again")
         return TrainState.of([x.to(self._device) for x in tensors])
 
     def free(self, t: int) -> None:
+        self.sums.pop(t, None)
         self._path(t).unlink(missing_ok=True)
 
 

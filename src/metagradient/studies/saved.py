@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import logging
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -23,12 +22,11 @@ from metagradient.errors import UserError
 from metagradient.models.weights import load_weights, read_weights, save_weights
 from metagradient.reporting import Record
 from metagradient.reporting.runs.foreign import metrics_of, settings_of
+from metagradient.reporting.runs.sums import check_sums
 from metagradient.studies import routines, setup
 from metagradient.training.state import TrainState
 
 __all__ = ["Saved", "load"]
-
-log = logging.getLogger(__name__)
 
 MODEL = "model.safetensors"
 
@@ -117,6 +115,7 @@ def load(directory: str | Path, *, trust: bool = False) -> Saved:
     directory = Path(directory).expanduser()
     if not (directory / "config.yaml").is_file():
         raise UserError(f"{directory} is no run directory: it has no config.yaml")
+    check_sums(directory, ("config.yaml", "metrics.json"))
     config = OmegaConf.create(settings_of(directory / "config.yaml"))
     return Saved(directory, config, metrics_of(directory / "metrics.json"), trust)
 
@@ -157,16 +156,3 @@ def save_model(record: Record, learner: mg.Learner, state: TrainState) -> None:
     model = copy.deepcopy(learner).adopt(state).state_dict()
     tensors = {name: x.detach().cpu().clone(memory_format=torch.contiguous_format) for name, x in model.items()}
     save_weights(tensors, record.artifact_path(MODEL))  # clones: tied weights share memory, which the format refuses
-
-
-def has_model(record: Record) -> bool:
-    """Whether `save_model` has been here and left a file that is whole; one that is damaged is named in the log."""
-    path = record.artifact_path(MODEL)
-    try:
-        read_weights(path)
-    except FileNotFoundError:
-        return False
-    except ValueError as error:
-        log.warning("%s; it is made again", error)
-        return False
-    return True

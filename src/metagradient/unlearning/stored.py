@@ -23,7 +23,7 @@ from metagradient.training.state import TrainState
 from metagradient.unlearning.history import History
 from metagradient.unlearning.run import RecordedRun
 
-_FILE, _ENDS, _FORMAT = "run.json", "ends.safetensors", 2
+_FILE, _ENDS, _FORMAT = "run.json", "ends.safetensors", 3
 
 
 def save(run: RecordedRun, folder: str | Path, notes: Mapping[str, Any] | None = None, **tensors: Tensor) -> None:
@@ -35,7 +35,8 @@ def save(run: RecordedRun, folder: str | Path, notes: Mapping[str, Any] | None =
     folder = Path(folder)
     generation = 1 + max((int(p.name.rpartition("-")[2]) for p in folder.glob("generation-*")), default=0)
     place = folder / f"generation-{generation}"
-    history = run.history.copy_to(DiskStorage(place, keep=True))
+    windows = DiskStorage(place, keep=True)
+    history = run.history.copy_to(windows)
     ends = {f"initial.{i}": x for i, x in enumerate(run.initial.tensors())}
     ends |= {f"final.{i}": x for i, x in enumerate(run.final.tensors())}
     ends |= {"present": run.present, **{f"extra.{name}": x for name, x in tensors.items()}}
@@ -45,6 +46,7 @@ def save(run: RecordedRun, folder: str | Path, notes: Mapping[str, Any] | None =
         "format": _FORMAT,
         "generation": generation,
         "window": history.window,
+        "sums": [windows.sums[i] for i in range(history.windows)],
         "ends": digest(*named_tensors(sorted(ends.items()))),
         "dtype": str(history.dtype).removeprefix("torch."),
         "made_by": made_by(run.learner, run.batches, run.initial),
@@ -108,7 +110,8 @@ def load(
             "or another run_folder"
         )
     dtype, like = getattr(torch, page["dtype"]), start.params
-    history = History.stored(DiskStorage(place, keep=True), len(batches), page["window"], dtype, like)
+    windows = DiskStorage(place, keep=True, sums=dict(enumerate(page["sums"])))
+    history = History.stored(windows, len(batches), page["window"], dtype, like)
     history = history.copy_to(MemoryStorage() if storage is None else storage)
 
     def state(name: str) -> TrainState:

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from metagradient.errors import UserError
-from metagradient.files import replacing, reserve, write_text
+from metagradient.files import read_sealed, replacing, reserve, write_sealed
 from metagradient.replay.budget import format_bytes
 
 log = logging.getLogger(__name__)
@@ -138,7 +138,7 @@ class BlockFile:
         assert row == len(target), "the parts are the whole block"
         self._map.flush()
         self._blocks.append(_Block(end, cost, self._digest(start, end, axis)))
-        write_text(self._note, json.dumps({"axis": axis, "blocks": self._blocks}))
+        write_sealed(self._note, {"axis": axis, "blocks": self._blocks})
 
     def _part(self, start: int, end: int, axis: int) -> np.ndarray:
         return self._map[start:end] if axis == 0 else self._map[:, start:end]
@@ -152,14 +152,14 @@ class BlockFile:
 
     def _intact(self) -> tuple[int, list[_Block]]:
         """(axis, blocks) of an earlier run, up to the first whose checksum is wrong."""
-        if not self._note.exists():
-            return 0, []
         try:
-            note: dict[str, Any] = json.loads(self._note.read_text())
-            axis, blocks = int(note["axis"]), [_Block(*block) for block in note["blocks"]]
-        except (ValueError, KeyError, TypeError) as error:
-            log.warning("%s cannot be read (%s): the %s are computed again", self._note, error, self.tensor)
+            note: dict[str, Any] = read_sealed(self._note)
+        except FileNotFoundError:
             return 0, []
+        except ValueError as error:
+            log.warning("%s: the %s are computed again", error, self.tensor)
+            return 0, []
+        axis, blocks = int(note["axis"]), [_Block(*block) for block in note["blocks"]]
         start = 0
         for i, block in enumerate(blocks):
             if block.sha256 != self._digest(start, block.end, axis):

@@ -12,6 +12,7 @@ from typing import Any
 
 from metagradient.errors import UserError
 from metagradient.reporting.runs.foreign import LARGEST, MOST, metrics_of, opened, overrides_of, part, settings_of
+from metagradient.reporting.runs.sums import check_sums
 
 Config = dict[str, Any]
 """A configuration as one flat mapping from dotted keys to values."""
@@ -96,9 +97,10 @@ def read(directory: Path) -> Run:
     """The run in a directory that has a config.yaml, of whoever made it; nothing that it holds is executed.
 
     Raises:
-        UserError: one of its files is damaged, or not what a run leaves.
+        UserError: one of its files is damaged, or not what the run left.
     """
     file = directory / ".hydra" / "hydra.yaml"
+    check_sums(directory, ("config.yaml", "metrics.json"))
     kept = settings_of(file)
     hydra = part(file, kept, "hydra")
     metrics = metrics_of(directory / "metrics.json")

@@ -5,25 +5,27 @@ import logging
 import math
 import os
 import shutil
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from collections.abc import Iterable, Mapping, Sequence
+from contextlib import ExitStack
 from datetime import timedelta
 from pathlib import Path
 from time import monotonic
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self
 
-from filelock import FileLock, Timeout
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
 
 from metagradient.errors import UserError
-from metagradient.files import read_sealed, write_csv, write_sealed, write_text
+from metagradient.files import digest, read_sealed, write_csv, write_sealed, write_text
 from metagradient.memory import peak_mib, reset_peak
 from metagradient.reporting.runs.context import RunContext, identify
 from metagradient.reporting.runs.environment import device, environment
+from metagradient.reporting.runs.reading import INCIDENTAL
+from metagradient.reporting.runs.sums import SUMS, write_sums
 from metagradient.reporting.runs.tensorboard import Board
 from metagradient.reporting.runs.tracking import WANDB_ID, Tracker, track
+from metagradient.reporting.runs.writer import only_writer
 from metagradient.reporting.table import print_end, print_table
 from metagradient.reporting.terminal import FILE_ONLY, logging_to
 
@@ -44,6 +46,8 @@ class Record:
     `experiment`, `objective`, `status`, of a failed run `error`), environment.json (versions, commit, machine),
     curves.csv, figures/*.png, artifacts/. All of it is written on failure and Ctrl-C too, as far as it got.
 
+    `asked` is a digest of the settings that decide what is computed: two runs with the same do the same.
+
         with Record.open(cfg, experiment="selection") as record:
             record.curve(step, {"objective": loss})
             record.result({"test_accuracy": 0.91})
@@ -55,6 +59,8 @@ class Record:
         self.config = config
         self.experiment = experiment
         self.directory = context.directory
+        asked = {key: value for key, value in config.items() if key not in INCIDENTAL}
+        self.asked = digest(experiment, json.dumps(asked, sort_keys=True, default=str))
         self._context = context
         self._metrics: dict[str, Value] = {}
         self._curve: list[dict[str, Value]] = []
@@ -91,11 +97,12 @@ class Record:
         logger = dict(self.config.get("logger") or {})
         identity = self._context.identity(self.experiment, logger, self.config.get("seed"))
         with ExitStack() as stack:  # undone if what follows fails, else kept until __exit__
-            stack.enter_context(_only_writer(self.directory))
+            stack.enter_context(only_writer(self.directory, "hydra.run.dir"))
             resumed = self.config.get("resume") == str(self.directory)
             if resumed:  # a resumed loop does not log all earlier steps again
-                self._earlier = _read_curves(self.directory / _CURVES)
-            (self.directory / "metrics.json").unlink(missing_ok=True)  # left by an earlier run in this directory
+                self._earlier = _read_curves(self.directory / _CURVES, self.asked)
+            for name in ("metrics.json", SUMS):  # left by an earlier run in this directory
+                (self.directory / name).unlink(missing_ok=True)
             write_text(self.directory / "config.yaml", OmegaConf.to_yaml(OmegaConf.create(self.config)))
             self._environment = environment()
             self._save_environment()  # a run that is killed leaves it too
@@ -128,15 +135,19 @@ class Record:
                 **({} if error is None else {"error": one_line(error)}),
             }
             mode, place = self._tracker.mode, self._tracker.place
+            scratch = [path for pattern in self._scratch for path in self.directory.glob(pattern)]
+            text = json.dumps(self._metrics, indent=2) + "\n"
             try:
                 self._save_curves()
                 self._save_environment()
-                write_text(self.directory / "metrics.json", json.dumps(self._metrics, indent=2) + "\n")
+                if error is None:
+                    write_sums(self.directory, scratch, text)
+                write_text(self.directory / "metrics.json", text)
             finally:
                 self._board.finish(self._metrics)
                 self._tracker.finish(self._metrics, failed=error is not None)
         if error is None:
-            for path in (path for pattern in self._scratch for path in self.directory.glob(pattern)):
+            for path in scratch:
                 shutil.rmtree(path) if path.is_dir() else path.unlink()
             self._summarise(mode, place)
 
@@ -208,7 +219,7 @@ class Record:
             return
         columns = list(dict.fromkeys(key for row in self._curve for key in row))
         rows = [[plain(row.get(key)) for key in columns] for row in self._curve]
-        write_sealed(self.directory / _CURVES, self._curve)
+        write_sealed(self.directory / _CURVES, self._curve, self.asked)
         write_csv(self.directory / "curves.csv", columns, rows)
 
     def _summarise(self, mode: str, place: str) -> None:
@@ -226,22 +237,6 @@ class Record:
             folder = _short(Path(place))
             lines.append(f"W&B (offline): look with `wandb leet {folder}`, send with `wandb sync {folder}`")
         print_end(f"{self.experiment}: {self._context.title}", lines)
-
-
-@contextmanager
-def _only_writer(directory: Path) -> Iterator[None]:
-    """Nobody else writes here meanwhile; the operating system takes the lock back from a process that is killed."""
-    lock = FileLock(directory / ".lock")
-    try:
-        lock.acquire(blocking=False)
-    except Timeout:
-        raise UserError(
-            f"another process is writing {directory}: let it finish or stop it, or give another hydra.run.dir=..."
-        ) from None
-    try:
-        yield
-    finally:
-        lock.release()
 
 
 def plain(value: Any) -> Value:
@@ -275,14 +270,14 @@ def one_line(error: BaseException) -> str:
     return f"{type(error).__name__}: {message}" if message else type(error).__name__
 
 
-def _read_curves(path: Path) -> dict[int, dict[str, Value]]:
+def _read_curves(path: Path, asked: str) -> dict[int, dict[str, Value]]:
     """Step -> values of the curves that an interrupted run left.
 
     Raises:
         UserError: they are damaged; nobody computes them again.
     """
     try:
-        rows = read_sealed(path)
+        rows = read_sealed(path, asked)
     except FileNotFoundError:
         return {}
     except ValueError as error:

@@ -89,16 +89,16 @@ def judge(run: RecordedRun, answer: Answer, splits: Splits) -> dict[str, float]:
 class Judged:
     """The rows of the judges, kept in a file as they come: whoever goes on there (`resume`) repeats none of them.
 
-    A file that is damaged is named, and its rows are judged again.
+    A file that is damaged, or of another run (`of` says of which it must be), is named, and its rows are judged again.
     """
 
-    def __init__(self, file: Path, resume: bool = True) -> None:
-        self.file = file
+    def __init__(self, file: Path, of: str = "", resume: bool = True) -> None:
+        self.file, self.of = file, of
         self.rows: list[dict[str, float]] = []
         self.damaged = False
         if resume:
             try:
-                self.rows = read_sealed(file)
+                self.rows = read_sealed(file, of)
             except FileNotFoundError:
                 pass
             except ValueError as error:
@@ -107,4 +107,4 @@ class Judged:
 
     def add(self, row: dict[str, float]) -> None:
         self.rows.append(row)
-        write_sealed(self.file, self.rows)
+        write_sealed(self.file, self.rows, self.of)

@@ -56,7 +56,8 @@ def serve(
     if not cfg.run_folder and not cfg.resume:
         shutil.rmtree(folder, ignore_errors=True)
     noise = f"_{cfg.output_noise:g}" if cfg.output_noise else ""  # a stream served before may be judged with another
-    judged, learner = Judged(folder / f"judged{noise}.json"), start.learner
+    of = "" if cfg.run_folder else record.asked
+    judged, learner = Judged(folder / f"judged{noise}.json", of), start.learner
     if cfg.run_folder and judged.damaged:
         raise UserError(f"{judged.file} is damaged: remove it, and the stream is judged where it stands, not before")
     method(start, requests[0])  # warm-up
@@ -76,7 +77,7 @@ def serve(
     if damage and not cfg.run_folder:
         log.warning("%s; the stream is served again from its first request", damage)
         shutil.rmtree(folder)
-        judged, served = Judged(judged.file), begin()
+        judged, served = Judged(judged.file, of), begin()
         first = next(served)
     bar = progress.bar("requests", len(requests), patience=0, stage="requests")
     told = 0
