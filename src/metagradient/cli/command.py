@@ -19,6 +19,7 @@ from metagradient.cli.help import help_text
 from metagradient.cli.interrupts import interruptible, was_interrupted
 from metagradient.cli.jobs import Placed, place, resumed, tell_of_jobs
 from metagradient.cli.presets import with_own_model, with_preset
+from metagradient.cli.search import with_search
 from metagradient.cli.values import check_values
 from metagradient.errors import UserError
 from metagradient.escapes import visible
@@ -133,6 +134,12 @@ def launch(name: str, argv: Sequence[str] | None = None) -> None:
             return
         check_values(name, arguments)
         placed = place(name, arguments)
+        if placed.sweep is not None:
+            from metagradient.reporting.runs.writer import only_writer
+
+            placed.sweep.mkdir(parents=True, exist_ok=True)
+            held.enter_context(only_writer(placed.sweep, "hydra.sweep.dir"))
+            placed = Placed(with_search(name, placed.arguments, placed.sweep), placed.sweep)
         with _full_errors(), _command_line(program, placed.arguments):
             hydra.main(version_base="1.3", config_path="pkg://metagradient.conf", config_name=name)(task)()
         if placed.sweep is not None and not tell_of_jobs(placed.sweep):  # a search goes on after a failed trial

@@ -98,3 +98,13 @@ def _source_text(path: str, config_name: str) -> str:
         folder = Path(place) if scheme == "file" else None
     file = None if folder is None else folder / f"{config_name}.yaml"
     return file.read_text(encoding="utf-8") if file is not None and file.is_file() else ""
+
+
+def given_of(overrides: Sequence[str]) -> dict[str, str]:
+    """What overrides set: key -> value as it was typed."""
+    return {key_of(item): item.partition("=")[2] for item in overrides}
+
+
+def key_of(override: str) -> str:
+    """The key that an override sets."""
+    return override.lstrip("+~").partition("=")[0]

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from metagradient.cli.help import composer, parser
+from metagradient.cli.help import composer, given_of, key_of, parser
 from metagradient.errors import UserError
 from metagradient.escapes import visible
 
@@ -20,8 +20,6 @@ if TYPE_CHECKING:
 
     from metagradient.reporting.runs.reading import Run
 
-MINIMISED = ("schedule", "cost")
-"""Experiments whose objective is better when lower; a search maximises that of the others."""
 _NEW = (None, "", "null", "false", "False")
 
 
@@ -43,12 +41,12 @@ def place(name: str, arguments: Sequence[str]) -> Placed:
     from hydra.types import RunMode
 
     args, _ = parser().parse_known_args(list(arguments))
-    given = _given(args.overrides)
+    given = given_of(args.overrides)
     resume, sweep = given.get("resume"), is_sweep(arguments)
     if (resume in _NEW and not sweep) or args.cfg or args.info or args.hydra_help or args.shell_completion:
         return Placed(list(arguments), None)
-    plain = [item for item in arguments if _key(item) != "resume"]
-    overrides = [item for item in args.overrides if _key(item) != "resume"]
+    plain = [item for item in arguments if key_of(item) != "resume"]
+    overrides = [item for item in args.overrides if key_of(item) != "resume"]
     with composer(args.config_dir) as hydra:
         cfg = hydra.compose_config(args.config_name or name, overrides, RunMode.MULTIRUN if sweep else RunMode.RUN)
         own = Path(str(cfg.hydra.sweep.dir if sweep else cfg.hydra.run.dir))
@@ -58,13 +56,10 @@ def place(name: str, arguments: Sequence[str]) -> Placed:
         rest = [f"{key}={value}" for key, value in params.items() if key not in given]
         plain += [*rest, "hydra.sweeper.params=null"]
         overrides += rest
-    if "optuna" in given.get("hydra/sweeper", ""):  # whose own defaults minimise, and stop at the first failed trial
-        aim = {"direction": "minimize" if name in MINIMISED else "maximize", "max_failure_rate": "1.0"}
-        plain += [f"hydra.sweeper.{key}={value}" for key, value in aim.items() if f"hydra.sweeper.{key}" not in given]
     if resume in _NEW:
         folder = own
     elif resume in ("true", "True"):
-        folder = (_newest_sweep(own.parent, overrides) if sweep else _newest_run(own.parent, job or {})) or own
+        folder = (_newest_sweep(own.parent, overrides, cfg) if sweep else _newest_run(own.parent, job or {})) or own
         said = "going on in" if folder != own else "nothing unfinished with these settings, so a new run:"
         print(visible(f"resume: {said} {folder}"), file=sys.stderr)
     else:
@@ -84,7 +79,7 @@ def place(name: str, arguments: Sequence[str]) -> Placed:
 def is_sweep(arguments: Sequence[str]) -> bool:
     """Whether these arguments start several jobs: by `-m`, by a grid, or by Hydra's own setting."""
     args, _ = parser().parse_known_args(list(arguments))
-    given = _given(args.overrides)
+    given = given_of(args.overrides)
     a_grid = any(item.startswith("+grid=") for item in args.overrides)
     return bool(args.multirun) or a_grid or given.get("hydra.mode") == "MULTIRUN"
 
@@ -95,9 +90,11 @@ def resumed(cfg: "DictConfig", directory: Path) -> "Run | None":
     It becomes the directory where there is an unfinished run to go on from, and None where there is none.
 
     Raises:
-        UserError: the run there has other settings.
+        UserError: the run there has other settings, or is finished and a file is not what it left.
     """
     from omegaconf import open_dict
+
+    from metagradient.reporting.runs.sums import check_sums
 
     if not cfg.get("resume") or str(cfg.resume) not in ("true", "True"):
         return None
@@ -106,7 +103,13 @@ def resumed(cfg: "DictConfig", directory: Path) -> "Run | None":
     if cfg.resume is None:
         return None
     found = _same_settings(directory, _job_settings(cfg))
-    return found if found.status == "finished" else None
+    if found.status != "finished":
+        return None
+    try:
+        check_sums(directory)
+    except UserError as error:
+        raise UserError(f"{error}; remove {directory / 'metrics.json'}, and resuming computes it again") from error
+    return found
 
 
 def tell_of_jobs(sweep: Path) -> bool:
@@ -116,12 +119,16 @@ def tell_of_jobs(sweep: Path) -> bool:
 
     if not sweep.is_dir() or not any(sweep.glob("*/config.yaml")):
         return True
-    jobs = find([sweep])
+    jobs, planned = find([sweep]), _planned(sweep)
     common = set.intersection(*(set(job.overrides) for job in jobs)) if len(jobs) > 1 else set()
+
+    def varied(overrides: Sequence[str]) -> str:
+        return " ".join(item for item in overrides if item not in common and key_of(item) != "resume") or "default"
+
     rows = [
         [
             job.directory.name,
-            " ".join(item for item in job.overrides if item not in common and _key(item) != "resume") or "default",
+            varied(job.overrides),
             job.status,
             job.metrics.get("objective"),
             job.metrics.get("cost/seconds"),
@@ -129,11 +136,38 @@ def tell_of_jobs(sweep: Path) -> bool:
         ]
         for job in jobs
     ]
+    if all(job.directory.name.isdecimal() for job in jobs):
+        begun = {job.directory.name for job in jobs}
+        waiting = [(str(i), overrides) for i, overrides in enumerate(planned) if str(i) not in begun]
+        rows += [[i, varied(overrides), "never began", None, None, ""] for i, overrides in waiting]
     done = sum(job.status == "finished" for job in jobs)
     columns = ["job", "overrides", "status", "objective", "seconds", "why"]
-    width = len(columns) if done < len(jobs) else len(columns) - 1
-    print_table(f"{len(jobs)} jobs, {done} finished: {sweep}", columns[:width], [row[:width] for row in rows])
-    return done == len(jobs)
+    width = len(columns) if done < len(rows) else len(columns) - 1
+    print_table(f"{len(rows)} jobs, {done} finished: {sweep}", columns[:width], [row[:width] for row in rows])
+    return done == len(rows)
+
+
+def _planned(sweep: Path) -> list[Sequence[str]]:
+    """The overrides of each job that a sweep was to have, as far as they were known before it."""
+    from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
+    from hydra.core.override_parser.overrides_parser import OverridesParser
+    from hydra.errors import HydraException
+
+    from metagradient.reporting.runs.foreign import overrides_of, part, settings_of
+
+    file = sweep / "multirun.yaml"
+    try:
+        settings = settings_of(file)
+        sweeper = part(file, settings, "hydra", "sweeper")
+        if str(sweeper.get("_target_")).endswith("BasicSweeper"):
+            params = [f"{key}={value}" for key, value in part(file, sweeper, "params").items()]
+            parsed = OverridesParser.create().parse_overrides([*params, *overrides_of(file, settings)])
+            return list(BasicSweeper.split_arguments(parsed, None)[0])
+        trials = sweeper.get("n_trials")
+        return [()] * trials if isinstance(trials, int) else []
+    except (UserError, HydraException) as error:
+        print(visible(f"{file}: {error}"), file=sys.stderr)
+        return []
 
 
 def _newest_run(folder: Path, settings: Mapping[str, Any]) -> Path | None:
@@ -152,24 +186,25 @@ def _newest_run(folder: Path, settings: Mapping[str, Any]) -> Path | None:
     return None
 
 
-def _newest_sweep(folder: Path, overrides: Sequence[str]) -> Path | None:
-    """The newest sweep that was started with these overrides, in this order: it numbers the jobs."""
-    from metagradient.reporting.runs.foreign import overrides_of
+def _newest_sweep(folder: Path, overrides: Sequence[str], cfg: "DictConfig") -> Path | None:
+    """The newest sweep of the same sweeper that was started with these overrides, in this order: it numbers the jobs."""
+    from metagradient.reporting.runs.foreign import overrides_of, part, settings_of
 
     for path in sorted(folder.glob("*/multirun.yaml"), reverse=True):
         try:
-            kept = overrides_of(path)
+            settings = settings_of(path)
+            kept, by = overrides_of(path, settings), part(path, settings, "hydra", "sweeper").get("_target_")
         except UserError as error:
             print(visible(f"resume: passed over {path.parent}: {error}"), file=sys.stderr)
             continue
-        if _comparable(kept) == _comparable(overrides):
+        if by == cfg.hydra.sweeper._target_ and _comparable(kept) == _comparable(overrides):
             return path.parent
     return None
 
 
 def _comparable(overrides: Sequence[str]) -> list[str]:
     incidental = ("logger", "hydra", "resume")
-    return [str(item) for item in overrides if re.split(r"[./]", _key(str(item)))[0] not in incidental]
+    return [str(item) for item in overrides if re.split(r"[./]", key_of(str(item)))[0] not in incidental]
 
 
 def _same_settings(directory: Path, settings: Mapping[str, Any]) -> "Run":
@@ -196,14 +231,6 @@ def _job_settings(cfg: "DictConfig") -> dict[str, Any]:
 
     plain: Any = OmegaConf.to_container(cfg, resolve=True)
     return settings(yaml.safe_load(OmegaConf.to_yaml(OmegaConf.create(plain))))
-
-
-def _given(overrides: Sequence[str]) -> dict[str, str]:
-    return {_key(item): item.partition("=")[2] for item in overrides}
-
-
-def _key(override: str) -> str:
-    return override.lstrip("+~").partition("=")[0]
 
 
 def _quoted(path: Path) -> str:
