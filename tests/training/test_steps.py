@@ -1,5 +1,6 @@
 """The one step: what it reads, what it skips, what it refuses; and the seam of the learner."""
 
+import dataclasses
 from typing import Any
 
 import pytest
@@ -8,6 +9,7 @@ from torch import Tensor, nn
 
 import metagradient as mg
 from metagradient.errors import UserError
+from metagradient.evaluation import train_batched
 from metagradient.training.run import NonFiniteLoss
 
 N = 9
@@ -194,6 +196,33 @@ def test_the_row_whose_own_loss_is_not_finite_is_named() -> None:
     data["scale"][5] = 0
     with pytest.raises(NonFiniteLoss, match=r"is inf at step 1 \(batch rows 5; "):
         mg.train(Logarithms(linear()), mg.Batches(data, mg.given_plan([[0, 1], [2, 5, 3]])))
+
+
+def test_rows_are_named_whoever_trains() -> None:
+    """Stacked runs, one of which alone reads the row; DeltaGrad's own steps."""
+    data = dict(DATA, scale=torch.ones(len(DATA["x"]), dtype=torch.float64))
+    data["scale"][5] = 0
+    plans = [[[0, 1], [2, 3, 4]], [[1, 0], [2, 5, 3]]]
+    own = [mg.Batches(data, mg.given_plan(plan)) for plan in plans]
+    learner = Logarithms(linear())
+    start = mg.TrainState.stack([mg.initial_state(learner)] * 2)
+    with pytest.raises(NonFiniteLoss, match=r"is inf at step 1 \(batch rows 5; "):
+        train_batched(learner, own, None, start)
+    shared = mg.Batches(data, mg.given_plan([[0, 1], [2, 5, 3]]))
+    weights = torch.ones(2, len(data["x"]), dtype=torch.float64)
+    with pytest.raises(NonFiniteLoss, match=r"is inf at step 1 \(batch rows 5; "):
+        train_batched(learner, shared, weights, mg.initial_state(learner))
+
+
+def test_where_no_single_row_is_to_blame_none_is_named() -> None:
+    data = dict(DATA, scale=torch.zeros(len(DATA["x"]), dtype=torch.float64))
+    with pytest.raises(NonFiniteLoss, match=r"is inf at step 0 \(that of each of the batch's 2 rows is not finite; "):
+        mg.train(Logarithms(linear()), mg.Batches(data, mg.given_plan([[0, 1]])))
+    learner = mg.Classifier(linear(), mg.SGD(), 0.25)
+    begun = mg.initial_state(learner)
+    lost = dataclasses.replace(begun, params=begun.params * torch.nan)
+    with pytest.raises(NonFiniteLoss, match=r"is nan at step 0 \(the parameters were not finite any more; "):
+        mg.train(learner, mg.Batches(DATA, mg.given_plan([[0, 1]])), state=lost)
 
 
 @pytest.mark.parametrize(

@@ -64,7 +64,7 @@ class ScheduleFree:
             for t in range(len(batches)):
                 batch = cast(batches(t), like)
                 loss = learner.losses(batch).sum() / len(batch.index)
-                check_loss(loss.detach(), batch, t, learner)
+                check_loss(loss.detach(), batch, t, learner, initial_state(learner))
                 optimizer.zero_grad()
                 loss.backward()
                 optimizer.step()

@@ -133,8 +133,9 @@ def _train_stack(
     with run_mode(learner, first):
         for t, batch in enumerate(_batches(batches)):
             batch = cast(batch, state)
+            before = state
             state, loss, _ = step(learner, state, batch, t, z)
-            check_loss(loss, batch, t, learner)
+            check_loss(loss, batch, t, learner, before)
             if progress is not None:
                 progress("retraining", done[0] * len(first) + (t + 1) * runs, done[1] * len(first))
     return state

@@ -101,4 +101,6 @@ def _tied(learner: Learner, examples: Fields) -> bool:
 
 def example_losses(examples: Fields) -> Callable[[Learner], Tensor]:
     """The loss of each example, [Q]: one objective each, all pulled back in one replay."""
+    if len(next(iter(examples.values()))) == 0:
+        raise UserError("there are no examples to ask about: give some (queries=10)")
     return lambda learner: learner.losses(_batch(learner, examples))

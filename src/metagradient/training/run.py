@@ -93,36 +93,51 @@ def run_mode(learner: Model, batches: Batches) -> Iterator[None]:
         yield
 
 
-def check_loss(loss: Tensor, batch: Batch, t: int, learner: Model, before: TrainState | None = None) -> None:
+def check_loss(loss: Tensor, batch: Batch, t: int, learner: Model, before: TrainState) -> None:
     """Stop at the first loss that is not finite. On a GPU only every 50th step is looked at: each look is a sync.
 
-    Rows are named whose inputs are not finite, or whose own loss at the state `before` the step is not; else the batch's.
+    Rows are named whose inputs are not finite, or whose own loss at the state `before` the step is not. Of runs that are
+    stacked, [R], the first whose loss is not finite is looked at.
     """
     if loss.is_cuda and t % 50:
         return
     value = loss.item() if loss.dim() == 0 else loss.sum().item()
     if math.isfinite(value):
         return
-    what, found = _culprits(batch, t, learner, before)
-    rows = ", ".join(str(i) for i in found[:8])
+    if loss.dim():
+        value, batch, before = _one_run(loss, batch, before)
     raise NonFiniteLoss(
-        f"the training loss is {value} at step {t} ({what} {rows}{', ...' if len(found) > 8 else ''}; "
+        f"the training loss is {value} at step {t} ({_culprits(batch, t, learner, before)}; "
         f"learning rate {float(learner.update.hyper(t)['learning_rate']):.3g}): lower learner.learning_rate or look at these rows",
         t,
     )
 
 
-def _culprits(batch: Batch, t: int, learner: Model, before: TrainState | None) -> tuple[str, list[int]]:
-    """In words what is wrong with which rows of the training set."""
-    whole = batch.index.flatten().tolist()
-    if batch.index.dim() == 1:
-        for name, field in batch.fields.items():
-            bad = ~field.isfinite().flatten(1).all(1) if field.is_floating_point() and field.dim() > 1 else None
-            if bad is not None and bool(bad.any()):
-                return f"{name} is not finite in rows", batch.index[bad.to(batch.index.device)].tolist()
-        if before is not None and before.params.dim() == 1 and bool(before.params.isfinite().all()):
-            with torch.no_grad(), learner.running(before.params, before.buffers, batch.seed, t):
-                bad = ~learner.losses(batch).isfinite()
-            if 0 < int(bad.sum()) < len(batch):
-                return "batch rows", batch.index[bad.to(batch.index.device)].tolist()
-    return "batch rows", whole
+def _one_run(losses: Tensor, batch: Batch, before: TrainState) -> tuple[float, Batch, TrainState]:
+    """The first of R runs whose loss is not finite: its loss, batch and state."""
+    run = int((~losses.isfinite()).nonzero()[0]) if not bool(losses.isfinite().all()) else 0
+    if batch.index.dim() == 2:
+        fields = {name: field[run] for name, field in batch.fields.items()}
+        batch = Batch(batch.t, batch.index[run], fields, batch.seed)
+    return losses[run].item(), batch, TrainState.of([x[run] for x in before.tensors()])
+
+
+def _culprits(batch: Batch, t: int, learner: Model, before: TrainState) -> str:
+    """What is wrong with which rows of the training set, in words."""
+    for name, field in batch.fields.items():
+        if field.is_floating_point() and field.dim() > 1 and not bool(field.isfinite().all()):
+            return f"{name} is not finite in rows {_named(batch, ~field.isfinite().flatten(1).all(1))}"
+    if not bool(before.params.isfinite().all()):
+        return "the parameters were not finite any more"
+    with torch.no_grad(), learner.running(before.params, before.buffers, batch.seed, t):
+        bad = ~learner.losses(batch).isfinite()
+    if bool(bad.all()):
+        return f"that of each of the batch's {len(batch)} rows is not finite"
+    return (
+        f"batch rows {_named(batch, bad)}" if bool(bad.any()) else "though that of each of the batch's rows is finite"
+    )
+
+
+def _named(batch: Batch, bad: Tensor) -> str:
+    rows = batch.index[bad.to(batch.index.device)].tolist()
+    return ", ".join(map(str, rows[:8])) + ", ..." * (len(rows) > 8)

@@ -109,7 +109,7 @@ class Walk:
         learner, state, size = self.run.learner, self.state, self.change.sizes(t)
         batch = cast(self.change.kept(t), state)
         self.state, loss, gradient = step(learner, state, batch, t)
-        check_loss(loss, batch, t, learner)
+        check_loss(loss, batch, t, learner, state)
         self.count += Counter(exact_steps=1, gradients=size.after)
         if size.before:
             old = gradient

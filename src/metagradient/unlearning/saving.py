@@ -41,8 +41,9 @@ def predicted_saving(method: DeltaGrad, run: RecordedRun, request: Request, step
     def plain(t: int) -> None:
         nonlocal state
         batch = cast(change.kept(t), state)
+        before = state
         state, loss, _ = step(learner, state, batch, t)
-        check_loss(loss, batch, t, learner)
+        check_loss(loss, batch, t, learner, before)
 
     total = run.history.steps
     with run_mode(learner, run.batches), keep_large_blocks():
