@@ -20,10 +20,9 @@ from typing import Any
 
 from safetensors import safe_open
 
+EXPERIMENTS = ("selection", "poisoning", "schedule", "attribution", "unlearning", "smoothness", "cost")
 CONTEXT = multiprocessing.get_context("forkserver")
-CONTEXT.set_forkserver_preload(
-    [f"metagradient.experiments.{name}" for name in ("selection", "poisoning", "schedule", "attribution", "unlearning")]
-)
+CONTEXT.set_forkserver_preload([f"metagradient.experiments.{name}" for name in EXPERIMENTS])
 WALL_CLOCK = re.compile(
     r"seconds|second$|speedup|memory|of_time|share_of_a_loop|compress|predicted_saving|retrain_instead"
 )
@@ -31,8 +30,13 @@ WALL_CLOCK = re.compile(
 
 @dataclass(frozen=True)
 class Kill:
-    """cpu: after so many seconds of processor time. save: at the rename of the n-th save (from 0), before or behind it.
-    by: the signal."""
+    """What happens to a run, and when.
+
+    Attributes:
+        cpu: it is killed after so many seconds of processor time.
+        save: it is killed at the rename of the n-th save (from 0), before it or `behind` it.
+        by: the signal.
+    """
 
     cpu: float | None = None
     save: int | None = None
@@ -93,6 +97,8 @@ def left_by(directory: Path) -> dict[str, Any]:
     """metrics.json, curves.csv and the artifacts, without what a clock says."""
     metrics = json.loads((directory / "metrics.json").read_text())
     left: dict[str, Any] = {k: v for k, v in metrics.items() if not WALL_CLOCK.search(k) and k != "answer"}
+    if metrics["experiment"] == "cost":  # a clock says all of it
+        return dict.fromkeys(left | {path.name: None for path in (directory / "artifacts").iterdir()})
     for path in sorted([*(directory / "artifacts").rglob("*"), directory / "curves.csv"]):
         if path.is_file():
             left[str(path.relative_to(directory))] = _content(path)
@@ -161,6 +167,5 @@ def _run(place: Path, experiment: str, overrides: list[str], when: Kill) -> None
         main([experiment, *overrides])
     finally:
         sys.stdout.flush()
-        Path("used.json").write_text(
-            json.dumps({"begun": there[0], "cpu": time.process_time() - begun, "saves": saves[0]})
-        )
+        used = {"begun": there[0], "cpu": time.process_time() - begun, "saves": saves[0]}
+        Path("used.json").write_text(json.dumps(used))

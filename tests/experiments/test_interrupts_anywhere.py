@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 from killing import Kill, start, whole
-from test_kills import RUNS
+from runs import RUNS
 
 TRIES = 8
 

@@ -12,31 +12,11 @@ import numpy as np
 import pytest
 from killing import Kill, Whole, killed, moments, resumed, whole
 from PIL import Image
+from runs import RUNS
 from safetensors import safe_open
 
 from metagradient.descent.state import DescentState
 from metagradient.files import read_sealed
-
-COMMON = ["trainer.threads=1", "logger.mode=disabled"]
-DIGITS = ["data.train=300", "data.validation=80", "data.test=100", "learner.epochs=null", "learner.steps=40", *COMMON]
-RUNS = {
-    "selection": [
-        *DIGITS, "method.metasteps=12", "refit=true", "retrainings=1", "filter_fractions=[0.4]", "smoothness=null",
-    ],
-    "poisoning": [
-        *DIGITS, "method.metasteps=8", "shares=[0.05,0.1]", "victims=1", "peers=null", "defences=false", "~transfer",
-        "+transfer={}", "smoothness=null",
-    ],
-    "schedule": [
-        *DIGITS, "method.metasteps=12", "grid.peaks=2", "grid.warmups=[0.1]", "finalists=1", "finalist_seeds=1",
-        "retrainings=1", "stretch=1", "smoothness=null",
-    ],
-    "attribution": [
-        *DIGITS, "methods=[exact,exact:alpha,dropout:64]", "queries=8", "held_out=5", "queries_per_replay=2",
-        "drop=[0.1,0.5]", "retrainings=15", "at_once=5", "dampings=[1.0,10.0]", "leave_one_out=null",
-    ],
-    "unlearning": [*DIGITS, "sets=8", "delete.fraction=0.02", "klom.models=0"],
-}  # fmt: skip
 
 
 @pytest.fixture(scope="module")
@@ -49,7 +29,7 @@ def judged(directory: Path) -> list[dict[str, float]]:
     """The requests of an unlearning run that were answered and timed: saved, or in the table of a finished run."""
     saved, table = directory / "judged.json", directory / "artifacts" / "requests.csv"
     if saved.exists():
-        return read_sealed(saved)
+        return json.loads(json.loads(saved.read_text())["value"])
     if not table.exists():
         return []
     with table.open(newline="") as file:
@@ -63,7 +43,7 @@ def taken_over(experiment: str, directory: Path) -> list[str]:
     if experiment == "attribution":
         said = []
         for note in directory.glob("artifacts/*.progress"):
-            blocks = json.loads(note.read_text())["blocks"]
+            blocks = read_sealed(note)["blocks"]
             complete = blocks[-1][0] == (8 if "exact" in note.name or note.name.startswith("scores.") else 300)
             said += [] if complete else [f"going on after {blocks[-1][0]} of "]
         for file in directory.parents[2].glob("cache/retrainings/*.safetensors"):
