@@ -1,9 +1,13 @@
 """Completion in the shells themselves, where they are installed."""
 
 import os
+import pty
+import select
 import shutil
+import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -49,6 +53,36 @@ def test_fish_completes_experiments_and_groups() -> None:
 
 def test_zsh_reads_the_script() -> None:
     assert shell("zsh", f"{script(NAMES, 'zsh')}\necho $_comps[metagradient]") == ["_metagradient"]
+
+
+def test_zsh_completes_a_line_that_is_typed(tmp_path: Path) -> None:
+    if shutil.which("zsh") is None:
+        pytest.skip("no zsh on this machine")
+    (tmp_path / "script").write_text(script(NAMES, "zsh"))
+    path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
+    process, terminal = pty.fork()
+    if process == 0:  # a terminal of its own, as the line editor wants one
+        os.execvpe("zsh", ["zsh", "-f", "-i"], {**os.environ, "PATH": path, "TERM": "dumb", "HOME": str(tmp_path)})
+    try:
+        os.write(terminal, f"source {tmp_path / 'script'}; echo read''y\n".encode())
+        shown = typed(terminal, "ready")
+        for line, whole in (("sel\t", "selection"), (" data=mni\t", "data=mnist")):
+            os.write(terminal, f"{'' if line[0] == ' ' else 'metagradient '}{line}".encode())
+            shown += typed(terminal, whole)
+    finally:
+        os.kill(process, signal.SIGKILL)
+        os.waitpid(process, 0)
+        os.close(terminal)
+
+
+def typed(terminal: int, wanted: str) -> str:
+    """What a terminal shows until it shows `wanted`."""
+    shown, end = "", time.monotonic() + 40
+    while wanted not in shown:
+        assert time.monotonic() < end, shown
+        if select.select([terminal], [], [], 0.2)[0]:
+            shown += os.read(terminal, 4096).decode(errors="replace")
+    return shown
 
 
 def test_other_shells_are_told_which_there_are() -> None:

@@ -89,8 +89,13 @@ def moments(experiment: str, run: Whole) -> list[Kill]:
     """Two random moments of the run, early and late, and two within random saves."""
     rng = random.Random(experiment)
     times = [run.begun + rng.uniform(low, high) * (run.cpu - run.begun) for low, high in ((0.1, 0.5), (0.5, 0.9))]
-    saves = [(rng.randrange(1, run.saves), behind) for behind in (False, True)]
+    saves = [(rng.randrange(1, run.saves), behind) for behind in (False, True)] if run.saves > 1 else []
     return [*(Kill(cpu=cpu) for cpu in times), *(Kill(save=save, behind=behind) for save, behind in saves)]
+
+
+def used_by(place: Path) -> float:
+    """The processor time of the run at `place` that came to its end."""
+    return float(json.loads((place / "used.json").read_text())["cpu"])
 
 
 def left_by(directory: Path) -> dict[str, Any]:

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 from console import run_in
 from killing import Kill, directory_of, killed, left_by, whole
-from runs import BRIEF
+from runs import BRIEF, some
 
 from metagradient.files import digest
 
@@ -50,26 +50,22 @@ def outcomes(
     kept = [path.relative_to(pristine) for path in sorted((pristine / "cache").rglob("*")) if path.is_file()]
     swapped = {path: next((other / "cache").rglob("*.safetensors"), other) for path in kept}
     swapped |= {run.relative_to(pristine) / name: another / name for name in files}
-    for path, replacement in swapped.items():
-        for harm in HARMS:
-            shutil.rmtree(place)
-            shutil.copytree(pristine, place)
-            if not harmed(place / path, harm, replacement):
-                continue
-            done = run_in(place, experiment, *arguments)
-            last = done.err.strip().rpartition("\n")[2]
-            newest = max(
-                (folder for folder in (place / "outputs" / experiment).iterdir() if not folder.name.endswith("_sweep")),
-                key=lambda folder: folder.name,
-            )
-            if done.status == 0:
-                same = left_by(newest) == expected
-                outcome = ("the same" if newest.name == run.name else "the same, anew") if same else "DIFFERENT"
-            elif done.status == 2 and path.name in last and "Traceback" not in done.err:
-                outcome = "refused by name"
-            else:
-                outcome = f"status {done.status}: {last}"
-            yield str(path), harm, outcome
+    for path, harm in some([(path, harm) for path in swapped for harm in HARMS]):
+        shutil.rmtree(place)
+        shutil.copytree(pristine, place)
+        if not harmed(place / path, harm, swapped[path]):
+            continue
+        done = run_in(place, experiment, *arguments)
+        last = done.err.strip().rpartition("\n")[2]
+        newest = max((place / "outputs" / experiment).iterdir(), key=lambda folder: folder.name)
+        if done.status == 0:
+            same = left_by(newest) == expected
+            outcome = ("the same" if newest.name == run.name else "the same, anew") if same else "DIFFERENT"
+        elif done.status == 2 and path.name in last and "Traceback" not in done.err:
+            outcome = "refused by name"
+        else:
+            outcome = f"status {done.status}: {last}"
+        yield str(path), harm, outcome
 
 
 def judged(told: Iterator[tuple[str, str, str]], title: str) -> None:

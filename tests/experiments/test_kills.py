@@ -38,7 +38,7 @@ def judged(directory: Path) -> list[dict[str, float]]:
 
 def taken_over(experiment: str, directory: Path) -> list[str]:
     """What the log of a run that goes on in `directory` must say."""
-    if experiment == "unlearning":
+    if experiment in ("unlearning", "smoothness", "cost"):
         return []
     if experiment == "attribution":
         said = []
@@ -63,10 +63,12 @@ def test_a_killed_run_ends_in_the_same_bits(
 ) -> None:
     if experiment not in uninterrupted:
         uninterrupted[experiment] = whole(tmp_path / "whole", experiment, RUNS[experiment])
-    place = tmp_path / "killed"
-    directory = killed(place, experiment, RUNS[experiment], moments(experiment, uninterrupted[experiment])[moment])
+    place, known = tmp_path / "killed", moments(experiment, uninterrupted[experiment])
+    if moment >= len(known):
+        pytest.skip(f"{experiment} saves nothing on its way")
+    directory = killed(place, experiment, RUNS[experiment], known[moment])
     said, timed = taken_over(experiment, directory), judged(directory)
-    assert said or timed or moment == 0  # an early kill may come before the first save
+    assert said or timed or moment == 0 or len(known) == 2  # an early kill may come before the first save
     left, log = resumed(place, experiment, RUNS[experiment])
     for line in said:
         assert line in log
