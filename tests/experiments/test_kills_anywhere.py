@@ -50,7 +50,7 @@ KINDS = {name: Kind(*run) for name, run in BRIEF.items() if name != "cost"}
 KINDS["replay"] = Kind(
     "selection",
     [*RUNS["selection"], *FEW, "method.metasteps=1", "learner.steps=60", "refit=false", "replay.storage=disk",
-     "replay.checkpoints=binomial(3)", "replay.folder=states"],
+     "replay.checkpoints='binomial(3)'", "replay.folder=states"],
 )  # fmt: skip
 KINDS["worker"] = Kind(
     "attribution", [*BRIEF["attribution"][1], "methods=[dropout:64]", "at_once=1", "workers=2", "retrainings=40"], workers
