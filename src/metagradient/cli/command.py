@@ -161,6 +161,9 @@ def launch(name: str, argv: Sequence[str] | None = None) -> None:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     except Exception as error:
         message = None if raw else composition_error(error, name, arguments)
+        if placed.sweep is not None and not raw and type(error).__name__ == "TerminatedWorkerError":  # joblib's
+            tell_of_jobs(placed.sweep)
+            _stop(FAILED, program, "a process of the sweep was killed (too little memory?); go on with resume=true")
         if message is None:
             raise
         _stop(BAD_INPUT, program, message)
