@@ -172,9 +172,8 @@ def _run(place: Path, experiment: str, overrides: list[str], when: Kill) -> None
         main([experiment, *overrides])
     finally:
         sys.stdout.flush()
-        if "joblib" in sys.modules:  # whose processes wait for more work, and a forked process for them
-            from joblib.externals.loky import get_reusable_executor
-
-            get_reusable_executor().shutdown(kill_workers=True)
+        pool = getattr(sys.modules.get("joblib.externals.loky.reusable_executor"), "_executor", None)
+        if pool is not None:  # whose processes wait for more work, and a forked process for them
+            pool.shutdown(kill_workers=True)
         used = {"begun": there[0], "cpu": time.process_time() - begun, "saves": saves[0]}
         Path("used.json").write_text(json.dumps(used))

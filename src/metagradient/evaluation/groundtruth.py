@@ -151,7 +151,7 @@ class GroundTruth:
         if workers > 1 and next(self.learner.parameters()).is_cuda:
             log.info("processes would share the one GPU: workers=%d is left aside", workers)
             workers = 1
-        if workers > 1:
+        if workers > 1 and runs:
             log.info("%d runs of %s are spread over %d processes of one thread each", runs, name, min(workers, runs))
         elif runs:
             log.info("%d runs of %s are trained one after the other", runs, name)
