@@ -56,7 +56,9 @@ def test_adapters_alone_are_trained_and_change_nothing_at_first() -> None:
 def _norms_in_double(model: nn.Module) -> None:
     """Transformers' own are computed in float32, whose rounding depends on the order of the sums."""
     for norm in [m for m in model.modules() if "RMSNorm" in type(m).__name__]:
-        norm.forward = lambda x, norm=norm: norm.weight * x * (x.square().mean(-1, True) + norm.variance_epsilon).rsqrt()
+        norm.forward = lambda x, norm=norm: (
+            norm.weight * x * (x.square().mean(-1, True) + norm.variance_epsilon).rsqrt()
+        )
 
 
 @pytest.mark.parametrize(("share", "again"), [(1.0, [0, 1, 2, 3]), (0.5, [1, 3]), (0.25, [3])])
