@@ -67,6 +67,7 @@ def test_a_sweep_that_is_interrupted_says_which_job_was(tmp_path: Path) -> None:
     )
     assert done.returncode == 130
     assert "interrupted; partial results lie in" in done.stderr
-    assert "2 jobs, 1 finished" in done.stdout
+    assert "3 jobs, 1 finished" in done.stdout
+    assert "never began" in done.stdout
     assert "interrupted" in done.stdout
     assert "killed" not in done.stdout

@@ -57,6 +57,7 @@ def test_a_run_leaves_what_it_promises(finished: Path) -> None:
         "environment.json",
         "figures",
         "metrics.json",
+        "SHA256SUMS",
         "run.log",
     }  # no save of the descent
 

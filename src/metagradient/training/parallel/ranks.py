@@ -20,7 +20,7 @@ from metagradient.training.microbatches import a_little_beside, refuse_tied
 from metagradient.training.model import Differentiate, Embedding, LossGradient, Model
 from metagradient.training.random import Part, part_of_batch
 
-_WAY_OUT = "train on one, trainer.devices=1"
+_WAY_OUT = "run it in one process"
 _checked: WeakSet[Model] = WeakSet()
 
 
