@@ -157,6 +157,21 @@ def test_what_a_reentrant_block_cannot_tell_is_refused_by_name() -> None:
     with pytest.raises(UserError, match=r"tracks statistics: call it with use_reentrant=False"):
         metagradients(Net("batch norm", recompute=True, reentrant=True), OPTIMIZERS[0], "tape")
 
+    class Counting(Net):
+        def __init__(self) -> None:
+            super().__init__("plain", recompute=True)
+            self.register_buffer("seen", torch.zeros((), dtype=torch.float64))
+
+        def forward(self, x: Tensor) -> Tensor:
+            def counted(x: Tensor) -> Tensor:
+                self.seen.add_(1)
+                return self.block(x)
+
+            return self.head(checkpoint(counted, x, use_reentrant=True))
+
+    with pytest.raises(UserError, match="tracks statistics"):
+        metagradients(Counting(), OPTIMIZERS[0], "tape")
+
     class Closed(Net):
         def forward(self, x: Tensor) -> Tensor:
             shift = self.block(x)
