@@ -99,7 +99,8 @@ def loss_gradient(
 ) -> LossGradient:
     """The gradient of sum_i c_i l_i in `params`, the buffers that the forward pass left, and that loss.
 
-    The coefficients c are [B] or, of stacked runs, [R, B]; None: 1 / B each, the mean. With `tape` all of them stay connected to the tensors given. (`compiled.Graphs` computes the same.)
+    The coefficients c are [B] or, of stacked runs, [R, B]; None: 1 / B each, the mean. With `tape` all of them stay connected to
+    the tensors given. (`compiled.Graphs` computes the same.)
     """
     with torch.enable_grad():
         losses, buffers = losses_and_buffers(learner, params, buffers, batch, t)
