@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from functools import partial
 from typing import Any
 
@@ -20,6 +20,7 @@ from metagradient.training.losses import (
     rows_of,
 )
 from metagradient.training.model import Embedding, LossGradient, Model
+from metagradient.training.modules.pulling import pulled
 from metagradient.training.random import Part, part_of_batch, part_within
 from metagradient.training.saved_tensors import watching_saved_tensors
 
@@ -153,7 +154,7 @@ def _contrasted(
 
     def pull(create_graph: bool, params: Tensor, buffers: Tensor, rows: Batch, *cotangents: Tensor) -> tuple[Tensor]:
         features = embed(True, params, buffers, rows)
-        return (_pulled(features, [params], cotangents, create_graph)[0],)
+        return (pulled(features, [params], cotangents, create_graph)[0],)
 
     parts = [
         _apply(compute, tape, params, buffers, *fields) for compute, fields, _ in _parts(learner, batch, t, size, embed)
@@ -167,7 +168,7 @@ def _contrasted(
         own = params.view_as(params)
         losses, _ = computed_with(learner, own, buffers, batch, t, contrast(learner), *features)
         loss = (coefficients * losses).sum(dim=-1)
-        gradient, *cotangents = _pulled([loss.sum()], [own, *features], [torch.ones_like(loss.sum())], tape)
+        gradient, *cotangents = pulled([loss.sum()], [own, *features], [torch.ones_like(loss.sum())], tape)
     for compute, fields, rows in _parts(learner, batch, t, size, pull):
         own_rows = [x.narrow(dim, rows.start, rows.stop - rows.start) for x in cotangents]
         (found,) = _apply(compute, tape, params, buffers, *own_rows, *fields)
@@ -180,22 +181,6 @@ def _apply(compute: Compute, tape: bool, params: Tensor, *inputs: Tensor) -> tup
     if tape and params.dim() == 1:
         return _Recomputed.apply(compute, params, *inputs)  # type: ignore[no-untyped-call, no-any-return]
     return compute(tape, params, *inputs)
-
-
-def _pulled(
-    outputs: Sequence[Tensor], inputs: Sequence[Tensor], cotangents: Sequence[Tensor], create_graph: bool = False
-) -> list[Tensor]:
-    """Cotangents of the inputs, zeros where an input does not matter."""
-    live = [(x, on) for x, on in zip(outputs, cotangents, strict=True) if x.requires_grad]
-    wanted = [x for x in inputs if x.requires_grad]
-    found = iter(
-        torch.autograd.grad(
-            [x for x, _ in live], wanted, [on for _, on in live], create_graph=create_graph, materialize_grads=True
-        )
-        if live
-        else [torch.zeros_like(x) for x in wanted]
-    )
-    return [next(found) if x.requires_grad else torch.zeros_like(x) for x in inputs]
 
 
 class _Recomputed(torch.autograd.Function):
@@ -216,8 +201,8 @@ class _Recomputed(torch.autograd.Function):
         leaves[0].requires_grad_()
         with torch.enable_grad():
             outputs = ctx.compute(True, *leaves)
-        pulled = _pulled(outputs, leaves, cotangents)
-        return None, *(x if need else None for x, need in zip(pulled, wanted, strict=True))
+        found = pulled(outputs, leaves, cotangents)
+        return None, *(x if need else None for x, need in zip(found, wanted, strict=True))
 
 
 def _refuse_statistics(learner: Model, before: Tensor, after: Tensor) -> None:

@@ -13,7 +13,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
-from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
 
@@ -24,6 +23,7 @@ from torch.autograd.function import once_differentiable
 from torch.utils import _pytree as pytree
 
 from metagradient.errors import UserError
+from metagradient.training.modules.pulling import pulled
 from metagradient.training.modules.replayable import in_modes, modes_of
 from metagradient.training.random import repeated_randomness
 from metagradient.training.saved_tensors import watching_saved_tensors
@@ -71,7 +71,12 @@ def recomputing_within(
                 return function(*args)
             if not taped or torch._C._functorch.maybe_current_level() is not None:
                 return checkpointing.checkpoint(function, *args, use_reentrant=False)
-            return _recomputed(_Block(function, args, module, surroundings), params, buffers)
+            kwargs: dict[str, Any] = {}
+            while isinstance(function, partial):  # what it binds are arguments like others
+                args, kwargs, function = (*function.args, *args), {**function.keywords, **kwargs}, function.func
+            leaves, inputs = pytree.tree_flatten((args, kwargs))
+            block = _Block(function, leaves, inputs, module, surroundings)
+            return _recomputed(block, [x for x in leaves if isinstance(x, Tensor)], params, buffers)
 
     setattr(checkpointing, _GENERATOR, generator)
     setattr(checkpointing, _REENTRANT, Reentrant)
@@ -82,31 +87,28 @@ def recomputing_within(
         setattr(checkpointing, _REENTRANT, reentrant)
 
 
-@dataclass(eq=False)
 class _Block:
-    """A function of parameters, buffers and its tensor arguments ("state" together), which runs again as it ran the first time."""
+    """A function of parameters, buffers and its tensor arguments ("state" together), which runs again as it ran the first time.
 
-    function: Callable[..., Any]
-    args: tuple[Any, ...]
-    module: nn.Module
-    surroundings: Surroundings
-    rest: list[Any] = field(default_factory=list)
-    outputs: Any = None
+    It holds no tensor argument: the graph does, or nobody.
+    """
 
-    def __post_init__(self) -> None:
-        self.randomness, self.modes = repeated_randomness(), modes_of(self.module.modules())
-        bound: tuple[Any, ...] = ((), {})
-        while isinstance(self.function, partial):  # what it binds are arguments like others
-            bound = ((*self.function.args, *bound[0]), {**self.function.keywords, **bound[1]})
-            self.function = self.function.func
-        leaves, self.inputs = pytree.tree_flatten(((*bound[0], *self.args), bound[1]))
-        self.tensors = [x for x in leaves if isinstance(x, Tensor)]
-        self.rest = [None if isinstance(x, Tensor) else x for x in leaves]
+    def __init__(
+        self,
+        function: Callable[..., Any],
+        leaves: Sequence[Any],
+        inputs: Any,
+        module: nn.Module,
+        surroundings: Surroundings,
+    ) -> None:
         self.places = [i for i, x in enumerate(leaves) if isinstance(x, Tensor)]
-        self.args = ()  # held by the graph, or by nobody
+        self.others = [None if isinstance(x, Tensor) else x for x in leaves]
+        self.outputs: Any = None
+        self.function, self.inputs, self.module, self.surroundings = function, inputs, module, surroundings
+        self.randomness, self.modes = repeated_randomness(), modes_of(module.modules())
 
     def _call(self, tensors: Sequence[Tensor]) -> list[Any]:
-        leaves = list(self.rest)
+        leaves = list(self.others)
         for place, x in zip(self.places, tensors, strict=True):
             leaves[place] = x
         args, kwargs = pytree.tree_unflatten(leaves, self.inputs)
@@ -146,9 +148,8 @@ def _has_gradient(x: Any) -> bool:
     return isinstance(x, Tensor) and x.is_floating_point()
 
 
-def _recomputed(block: _Block, params: Tensor, buffers: Tensor) -> Any:
+def _recomputed(block: _Block, tensors: Sequence[Tensor], params: Tensor, buffers: Tensor) -> Any:
     others: list[Any] = []
-    tensors, block.tensors = block.tensors, []
     with_gradient = iter(_Forward.apply(block, others, params, buffers, *tensors))  # type: ignore[no-untyped-call]
     leaves = [next(with_gradient) if place is _Forward else place for place in others]
     return pytree.tree_unflatten(leaves, block.outputs)
@@ -156,17 +157,6 @@ def _recomputed(block: _Block, params: Tensor, buffers: Tensor) -> Any:
 
 def _leaves(tensors: Sequence[Tensor], wanted: Sequence[bool]) -> list[Tensor]:
     return [x.detach().requires_grad_(need) for x, need in zip(tensors, wanted, strict=True)]
-
-
-def _pull(outputs: Sequence[Tensor], inputs: Sequence[Tensor], on: Sequence[Tensor], create_graph: bool) -> list[Any]:
-    """The cotangents of those inputs that want one, None for the others."""
-    live = [(y, g) for y, g in zip(outputs, on, strict=True) if y.requires_grad]
-    wanted = [x for x in inputs if x.requires_grad]
-    if not live or not wanted:
-        return [torch.zeros_like(x) if x.requires_grad else None for x in inputs]
-    ys, gs = zip(*live, strict=True)
-    found = iter(torch.autograd.grad(ys, wanted, gs, create_graph=create_graph, materialize_grads=True))
-    return [next(found) if x.requires_grad else None for x in inputs]
 
 
 class _Forward(torch.autograd.Function):
@@ -183,8 +173,7 @@ class _Forward(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, *cotangents: Tensor) -> Any:
-        pulled = _Pull.apply(ctx.block, ctx.needs_input_grad[2:], *ctx.saved_tensors, *cotangents)  # type: ignore[no-untyped-call]
-        found = iter(pulled)
+        found = iter(_Pull.apply(ctx.block, ctx.needs_input_grad[2:], *ctx.saved_tensors, *cotangents))  # type: ignore[no-untyped-call]
         return None, None, *(next(found) if need else None for need in ctx.needs_input_grad[2:])
 
 
@@ -198,8 +187,8 @@ class _Pull(torch.autograd.Function):
         inputs = _leaves(given[: len(wanted)], wanted)
         with watching_saved_tensors(lambda x: None):
             outputs = block.again(*inputs)
-            pulled = _pull(outputs, inputs, given[len(wanted) :], create_graph=False)
-        return tuple(x for x in pulled if x is not None)
+            found = pulled(outputs, inputs, given[len(wanted) :])
+        return tuple(x for x, need in zip(found, wanted, strict=True) if need)
 
     @staticmethod
     @once_differentiable  # type: ignore[untyped-decorator]
@@ -207,7 +196,7 @@ class _Pull(torch.autograd.Function):
         given, n, needed = ctx.saved_tensors, len(ctx.wanted), ctx.needs_input_grad[2:]
         leaves = _leaves(given, [*map(bool.__or__, ctx.wanted, needed[:n]), *needed[n:]])
         with torch.enable_grad():
-            pulled = _pull(ctx.block.again(*leaves[:n]), leaves[:n], leaves[n:], create_graph=True)
-            first = [x for x, need in zip(pulled, ctx.wanted, strict=True) if need]
-        found = _pull(first, leaves, cotangents, create_graph=False)
+            first = pulled(ctx.block.again(*leaves[:n]), leaves[:n], leaves[n:], create_graph=True)
+            first = [x for x, need in zip(first, ctx.wanted, strict=True) if need]
+        found = pulled(first, leaves, cotangents)
         return None, None, *(x if need else None for x, need in zip(found, needed, strict=True))
