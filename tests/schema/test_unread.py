@@ -3,6 +3,7 @@
 import logging
 import re
 import shlex
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ from metagradient.cli.help import SCHEMA, composer, parser
 from metagradient.cli.presets import with_own_model, with_preset
 from metagradient.errors import UserError
 from metagradient.schema import EXPERIMENTS, check_settings, register
+from metagradient.schema.groups import PARTS
 from metagradient.schema.unread import _ANY, _RULES
 
 ROOT = Path(__file__).parents[2]
@@ -83,6 +85,8 @@ UNREAD = [
         "checkpoints=2 is not read: no method looks along the run",
     ),
     ("attribution", ["methods=[dropout:64:path]", "checkpoints=2"], ""),
+    ("selection", ["+foo=3"], "foo=3 is read by nothing but a ${foo} elsewhere: selection has no setting of this name"),
+    ("cost", ["+data.path=x"], "data.path=x is read by nothing but a ${data.path} elsewhere"),
     ("cost", ["plans=[auto]", "tight_memory=1MiB"], "tight_memory=1MiB is not read: no plan is tight"),
 ]
 
@@ -104,6 +108,22 @@ def test_who_gives_a_setting_that_is_not_read_is_told_by_the_same_line(
         checked(experiment, given, sweep=said.startswith(REFUSED))  # other jobs may read it
     assert said in caplog.text
     assert said or "is not read" not in caplog.text
+
+
+@pytest.mark.parametrize("sweep", [False, True])
+@pytest.mark.parametrize("key", ["learner.foo", "replay.foo", "logger.foo"])
+def test_a_group_takes_only_its_own_settings(key: str, sweep: bool) -> None:
+    with pytest.raises(UserError, match=f"^no setting {key}; there are: "):
+        checked("selection", [f"+{key}=1"], sweep=sweep)
+
+
+@pytest.mark.parametrize("experiment", EXPERIMENTS)
+def test_the_groups_that_are_read_are_those_of_the_configuration(experiment: str) -> None:
+    register()
+    with composer(None) as hydra:
+        cfg = hydra.get_sanitized_cfg(hydra.compose_config(experiment, [], RunMode.RUN), "job")
+    settings = {setting.name for setting in fields(EXPERIMENTS[experiment])}
+    assert {str(key) for key in cfg} == settings | PARTS[experiment]
 
 
 def test_rules_are_about_settings_that_exist() -> None:

@@ -96,6 +96,15 @@ GROUPS: dict[str, type] = {
     "logger": LoggerConfig,
 }
 
+_PARTS = {"data", "model", "method", *GROUPS}
+PARTS: dict[str, set[str]] = dict.fromkeys(("selection", "poisoning", "schedule"), _PARTS) | {
+    "attribution": _PARTS - {"method"},
+    "smoothness": _PARTS - {"method"},
+    "unlearning": _PARTS - {"replay"},
+    "cost": {"trainer", "logger"},
+}
+"""The groups that each experiment reads."""
+
 
 def register() -> None:
     """Make the types known to Hydra as `<group>/schema`."""

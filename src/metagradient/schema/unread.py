@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import Any
 
+from metagradient.schema.experiments import EXPERIMENTS
+from metagradient.schema.groups import PARTS
 from metagradient.schema.ranges import shown
 
 
@@ -105,7 +107,12 @@ def unread(plain: Mapping[str, Any], experiment: str, given: Sequence[str]) -> I
             node = node.get(part) if isinstance(node, Mapping) else None
         return node
 
+    known = {setting.name for setting in fields(EXPERIMENTS[experiment])} | PARTS[experiment]
     for key in dict.fromkeys(given):
+        top = key.partition(".")[0]
+        if at(key) is not None and top not in known:
+            line = f"{key}={shown(at(key))} is read by nothing but a ${{{key}}} elsewhere: "
+            yield f"{line}{experiment} has no setting of this name", False
         if not at(key):  # null, 0, [] and false ask for nothing
             continue
         for rule in (*_ANY, *_RULES.get(experiment, ())):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import logging
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import fields
 from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
@@ -56,7 +57,11 @@ def check_settings(
 
 def _check_groups(plain: Mapping[str, Any]) -> None:
     for name, schema in GROUPS.items():
-        check(plain.get(name) or {}, schema, f"{name}.")
+        node = plain.get(name) or {}
+        known = [setting.name for setting in fields(schema)]
+        for unknown in (key for key in node if key not in known and name != "trainer"):  # which Lightning knows
+            raise UserError(f"no setting {name}.{unknown}; there are: {', '.join(known)}")
+        check(node, schema, f"{name}.")
     for key, node in _built({name: node for name, node in plain.items() if name not in ("variants", "transfer")}):
         for setting, allowed in TARGETS.get(str(node["_target_"]), {}).items():
             *parents, leaf = setting.split(".")
