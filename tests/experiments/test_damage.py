@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 from console import run_in
-from killing import Kill, directory_of, killed, left_by, whole
+from killing import Kill, Whole, directory_of, killed, left_by, whole
 from runs import BRIEF, some
 
 from metagradient.files import digest
@@ -79,15 +79,21 @@ def judged(told: Iterator[tuple[str, str, str]], title: str) -> None:
     assert [row for row in rows if row[2] not in allowed] == []
 
 
+def late(folder: Path, name: str, experiment: str, overrides: list[str]) -> Whole:
+    """Leave a run at `folder / name` that was killed at its end; how it would have ended."""
+    uninterrupted = whole(folder / f"whole {name}", experiment, overrides)
+    when = Kill(save=uninterrupted.saves - 1, behind=True) if uninterrupted.saves else Kill(cpu=0.9 * uninterrupted.cpu)
+    killed(folder / name, experiment, overrides, when)
+    return uninterrupted
+
+
 @pytest.mark.slow
 @pytest.mark.timeout(3600)
 @pytest.mark.parametrize("kind", [kind for kind in BRIEF if kind != "cost"])
 def test_a_damaged_file_of_an_interrupted_run(kind: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     experiment, overrides = BRIEF[kind]
-    uninterrupted = whole(tmp_path / "whole", experiment, overrides)
-    when = Kill(save=uninterrupted.saves - 1, behind=True) if uninterrupted.saves else Kill(cpu=0.9 * uninterrupted.cpu)
-    killed(tmp_path / "run", experiment, overrides, when)
-    killed(tmp_path / "other", experiment, [*overrides, "seed=1"], when)
+    uninterrupted = late(tmp_path, "run", experiment, overrides)
+    late(tmp_path, "other", experiment, [*overrides, "seed=1"])
     monkeypatch.setenv("METAGRADIENT_CACHE", str(tmp_path / "run" / "cache"))
     arguments = [*overrides, "resume=true"]
     told = outcomes(tmp_path / "run", tmp_path / "other", experiment, arguments, uninterrupted.left)

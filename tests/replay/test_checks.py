@@ -150,7 +150,14 @@ def test_a_cotangent_of_a_metaparameter_is_named_too() -> None:
     ("objective", "message"),
     [
         (lambda model: PHI(model) * float("nan"), r"the objective is not finite: \[nan\]"),
-        (lambda model: torch.stack([PHI(model), PHI(model) / 0]), r"the objective is not finite: \[[\d.]+, inf\]"),
+        (
+            lambda model: torch.stack([PHI(model), PHI(model) / 0]),
+            r"the objective is not finite: \[[\d.]+, inf\], that is objectives 1",
+        ),
+        (
+            mg.mean_loss({**HELD_OUT, "x": HELD_OUT["x"].index_fill(0, torch.tensor([1, 4]), float("inf"))}, chunk=2),
+            r"the objective is not finite: \[nan\]: examples 1, 4 of those it is the mean of",
+        ),
         (
             lambda model: (model.model[0].weight * 0).square().sum().sqrt(),
             "the objective is finite, but its gradient in params at the end of training is not",

@@ -13,9 +13,10 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor, nn
 
-from metagradient.errors import UserError
+from metagradient.errors import UserError, few
 from metagradient.learners.learner import Learner
 from metagradient.replay import plans
+from metagradient.replay.objectives import MeanLoss
 from metagradient.replay.recording import Recording, ReplayMismatch
 from metagradient.training.metaparameters import Metaparameter
 from metagradient.training.run import Progress, initial_state, run_mode
@@ -111,7 +112,9 @@ def objective_cotangents(
             f"{'constant' if not value.requires_grad else 'tensor'} of shape {list(value.shape)}: no torch.no_grad() or .item() inside"
         )
     if not bool(torch.isfinite(value).all()):
-        raise NonFiniteCotangent(f"the objective is not finite: {value.detach().flatten()[:5].tolist()}")
+        with learner.evaluating(state):
+            culprits = _culprits(learner, objective, value.detach())
+        raise NonFiniteCotangent(f"the objective is not finite: {value.detach().flatten()[:5].tolist()}{culprits}")
     queries = None if value.dim() == 0 else len(value)
     seed = torch.ones_like(value) if queries is None else torch.eye(queries, dtype=value.dtype, device=value.device)
     cotangents = Puller(learner, queries)([value], leaf.tensors(), [seed])
@@ -122,6 +125,14 @@ def objective_cotangents(
             )
     # A puller of its own for the steps: what batches in evaluation mode may not in a taped step.
     return value.detach(), cotangents, Puller(learner, queries)
+
+
+def _culprits(learner: Learner, objective: Objective, value: Tensor) -> str:
+    """Which of Q objectives, or which examples of a mean, are not finite, in words."""
+    if value.dim():
+        return f", that is objectives {few((~value.isfinite()).nonzero().flatten().tolist())}"
+    rows = objective.not_finite(learner) if isinstance(objective, MeanLoss) else []
+    return f": examples {few(rows)} of those it is the mean of" if rows else ""
 
 
 def replay(

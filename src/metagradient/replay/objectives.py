@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -12,7 +13,7 @@ from torch import Tensor
 from metagradient.distributed import summed
 from metagradient.errors import UserError
 from metagradient.learners.learner import Learner
-from metagradient.learners.supervised import with_labels
+from metagradient.learners.supervised import labelled, with_labels
 from metagradient.training.batches import Batch, Fields
 from metagradient.training.losses import see_each_other
 from metagradient.training.model import Embedding
@@ -26,7 +27,7 @@ def _batch(learner: Learner, examples: Fields, rows: slice = slice(None)) -> Bat
     return Batch(0, torch.arange(n), fields).to(like.device, like.dtype)
 
 
-def mean_loss(examples: Fields, chunk: int | None = None) -> Callable[[Learner], Tensor]:
+def mean_loss(examples: Fields, chunk: int | None = None) -> MeanLoss:
     """The mean loss of the examples (for instance a validation set), a scalar; rows without a label (`ignore_index`) are left out.
 
     More than `chunk` examples (by default `learner.rows_at_once`) are run `chunk` at a time, forwards and in the derivative, so
@@ -37,12 +38,22 @@ def mean_loss(examples: Fields, chunk: int | None = None) -> Callable[[Learner],
     examples see each other, which each of them computes.
     """
 
-    def objective(learner: Learner) -> Tensor:
-        rows = with_labels(learner, examples)
+    return MeanLoss(examples, chunk)
+
+
+@dataclass(frozen=True, eq=False)
+class MeanLoss:
+    """See `mean_loss`."""
+
+    examples: Fields
+    chunk: int | None = None
+
+    def __call__(self, learner: Learner) -> Tensor:
+        rows = with_labels(learner, self.examples)
         n = len(next(iter(rows.values())))
         if n == 0:
             raise UserError("the objective is a mean over no examples: give it some (data.validation=100)")
-        size = learner.rows_at_once(rows) if chunk is None else chunk
+        size = learner.rows_at_once(rows) if self.chunk is None else self.chunk
         if not learner.group.alone and not isinstance(learner, Embedding) and not _tied(learner, rows):
             return _total(learner, rows, size) / n
         if n <= size:
@@ -54,7 +65,14 @@ def mean_loss(examples: Fields, chunk: int | None = None) -> Callable[[Learner],
             return learner.losses(_batch(learner, rows)).mean()
         return torch.cat(_in_chunks(learner.losses, learner, rows, size)).mean()
 
-    return objective
+    def not_finite(self, learner: Learner) -> list[int]:
+        """The examples whose own loss is not finite."""
+        there = labelled(learner, self.examples)
+        with torch.no_grad():
+            size = learner.rows_at_once(self.examples) if self.chunk is None else self.chunk
+            losses = torch.cat(_in_chunks(learner.losses, learner, self.examples, size))
+        bad = ~losses.isfinite().cpu()
+        return (bad if there is None else bad & there.cpu()).nonzero().flatten().tolist()
 
 
 def _total(learner: Learner, examples: Fields, size: int) -> Tensor:

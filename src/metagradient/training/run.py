@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from metagradient.distributed import leaving_word
-from metagradient.errors import UserError
+from metagradient.errors import UserError, few
 from metagradient.training.batches import Batch, Batches
 from metagradient.training.metaparameters import Metaparameter
 from metagradient.training.model import Model
@@ -139,5 +139,4 @@ def _culprits(batch: Batch, t: int, learner: Model, before: TrainState) -> str:
 
 
 def _named(batch: Batch, bad: Tensor) -> str:
-    rows = batch.index[bad.to(batch.index.device)].tolist()
-    return ", ".join(map(str, rows[:8])) + ", ..." * (len(rows) > 8)
+    return few(batch.index[bad.to(batch.index.device)].tolist())
