@@ -3,7 +3,9 @@
 import torch
 
 import metagradient as mg
-from metagradient.evaluation.texts import choice_accuracy, right_share
+from metagradient.evaluation import example_losses_of
+from metagradient.evaluation.texts import _of_letters, choice_accuracy, right_share
+from metagradient.models import GPT
 from metagradient.training import initial_state
 
 
@@ -37,3 +39,28 @@ def test_options_of_different_length_are_compared_by_all_their_tokens():
     # .3 * .95 = .285 < .5, although the mean loss of the first, -log(.285) / 2, is less than -log(.5).
     assert choice_accuracy(learner, state, options) == 0.0
     assert choice_accuracy(mg.LanguageModel(Bigram(p.log()), reduction="sum"), state, options) == 0.0
+
+
+def test_letters_are_read_from_one_look_at_their_question():
+    """As from a row for each letter; a question in which they do not stand behind the same words is looked at row by row."""
+    torch.manual_seed(0)
+    model = GPT(vocab=11, width=16, layers=1, heads=2, block=7).double()
+    calls = []
+    model.register_forward_hook(lambda module, given, said: calls.append(len(given[0])))
+    learner = mg.LanguageModel(model)
+    state = initial_state(learner)
+    lengths, letters = torch.tensor([4, 6, 3, 5, 6]), torch.tensor([8, 9, 10])
+    tokens = torch.randint(1, 8, (5, 7)).repeat_interleave(3, 0)
+    ends = lengths.repeat_interleave(3)
+    places = torch.arange(7)
+    tokens = torch.where(places == ends[:, None], letters.repeat(5)[:, None], tokens)
+    mask = places <= ends[:, None]
+    options = {"tokens": tokens, "mask": mask, "labels": torch.where(places == ends[:, None], tokens, -100)}
+    options |= {"question": torch.arange(5).repeat_interleave(3), "right": torch.arange(15) % 3 == 1}
+    expected = example_losses_of(learner, state, {name: options[name] for name in ("tokens", "mask", "labels")})
+    calls.clear()
+    torch.testing.assert_close(_of_letters(learner, state, options), expected, rtol=1e-12, atol=1e-12)
+    assert sum(calls) == 5
+    assert choice_accuracy(learner, state, options) == right_share(expected, options["question"], options["right"])
+    options["tokens"][4, 0] = 0
+    assert _of_letters(learner, state, options) is None

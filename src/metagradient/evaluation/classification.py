@@ -79,6 +79,16 @@ def token_losses_of(learner: LanguageModel, state: TrainState, examples: Fields,
     return torch.cat(parts)
 
 
+def next_logits_of(learner: LanguageModel, state: TrainState, examples: Fields) -> Tensor:
+    """Logits [n, V] of the token that follows each row, on the CPU."""
+    with torch.no_grad(), learner.evaluating(state):
+        parts = [
+            learner.next_logits(b.to(state.params.device, state.params.dtype)).cpu()
+            for b in _chunks(examples, learner.rows_at_once(examples))
+        ]
+    return torch.cat(parts)
+
+
 def mean_cross_entropy(learner: Learner, state: TrainState, examples: Fields) -> float:
     """Mean loss in nats; rows without a label (`ignore_index`) are left out."""
     losses = []

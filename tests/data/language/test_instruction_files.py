@@ -10,6 +10,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
+from torch.nn import functional as F
 
 from metagradient.data import AnswerNoise, TextSplits, TokenizerSettings, instructions
 from metagradient.data.language.byte_pair import train_byte_pair
@@ -118,11 +119,12 @@ def test_multiple_choice_rows_have_all_their_options(write: Write) -> None:
     origin = splits.origins["test"]
     asked = [rows[place] for place in origin.places]
     assert table["question"].tolist() == [q for q, row in enumerate(asked) for _ in row["choices"]]
-    said = [splits.tokenizer.decode(labels[labels >= 0].tolist()).removesuffix("<|end|>") for labels in table["labels"]]
+    said = [splits.tokenizer.decode(labels[labels >= 0].tolist()) for labels in table["labels"]]
     assert said == [choice for row in asked for choice in row["choices"]]
     assert table["right"].tolist() == [i == row["answer"] for row in asked for i in range(len(row["choices"]))]
-    for field in ("tokens", "mask", "labels"):
-        assert torch.equal(table[field][table["right"]], splits.test[field])
+    own = F.pad(splits.test["mask"][:, 1:], (0, 1))  # without the token that ends each of them
+    assert torch.equal(table["mask"][table["right"]], own)
+    assert torch.equal(table["tokens"][table["right"]], splits.test["tokens"] * own)
     assert not instructions(write("a.jsonl", _rows(20))).choices
 
 

@@ -70,6 +70,13 @@ class Encoded:
         return [t if on and j else IGNORED for j, (t, on) in enumerate(zip(self.tokens, self.targets, strict=True))]
 
 
+def without_end(options: Sequence[Encoded]) -> Sequence[Encoded]:
+    """Options without the token that ends each of them, where there is one and something remains to be predicted."""
+    if len({each.tokens[-1] for each in options}) > 1 or min(sum(each.targets) for each in options) < 2:
+        return options
+    return [Encoded(each.tokens[:-1], each.targets[:-1]) for each in options]
+
+
 class ChatTokenizer(Tokenizer, Protocol):
     """A tokenizer that knows how turns become one row."""
 

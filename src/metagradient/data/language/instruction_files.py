@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from metagradient.data.language.byte_pair import train_byte_pair
-from metagradient.data.language.conversations import ChatTokenizer, table
+from metagradient.data.language.conversations import ChatTokenizer, table, without_end
 from metagradient.data.language.drawing import distinct, divided, drawn_apart, take_all, take_in_turn
 from metagradient.data.language.fitting import Candidate, Fitted, Fitting
 from metagradient.data.language.noise import AnswerNoise
@@ -160,9 +160,14 @@ def _tell_copies(found: Mapping[str, Sequence[Fitted]]) -> None:
 
 
 def _choices(rows: Sequence[Fitted], width: int) -> dict[str, Tensor]:
-    """Every option of every question as a row, the question's place in the split, and whether it is the right one."""
+    """Every option of every question as a row, the question's place in the split, and whether it is the right one.
+
+    The token that ends them all is no part of an option.
+    """
     options = [
-        (q, row.candidate.conversation.right == o, e) for q, row in enumerate(rows) for o, e in enumerate(row.encodings)
+        (q, row.candidate.conversation.right == o, e)
+        for q, row in enumerate(rows)
+        for o, e in enumerate(without_end(row.encodings))
     ]
     numbers = {"question": torch.tensor([q for q, _, _ in options]), "right": torch.tensor([r for _, r, _ in options])}
     return table([each for _, _, each in options], width) | numbers

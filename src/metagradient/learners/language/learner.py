@@ -61,6 +61,16 @@ class LanguageModel(ModelLearner):
         """[B, L - 1, V]: of the tokens from the second on."""
         return logits_of(self.model(batch.tokens[:, :-1]))
 
+    def next_logits(self, batch: Batch) -> Tensor:
+        """[B, V]: of the token that follows the last of each row."""
+        batch = _without_padding(batch)
+        parts, tokens = self._parts, batch.tokens
+        rows = torch.arange(len(tokens), device=tokens.device)
+        last = batch["mask"].sum(1) - 1 if "mask" in batch.fields else rows * 0 + tokens.shape[1] - 1
+        if parts is None or parts.watched:
+            return logits_of(self.model(tokens))[rows, last]
+        return F.linear(parts.states(tokens)[rows, last], parts.head.weight)
+
     def has_label(self, examples: Fields | Batch) -> Tensor | None:
         """[n] bool, the examples with a target; None: all of them."""
         fields = examples.fields if isinstance(examples, Batch) else examples
