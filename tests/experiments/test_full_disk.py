@@ -129,6 +129,8 @@ def test_a_place_that_cannot_be_written_is_one_line(tmp_path: Path) -> None:
         ("here/metrics.json/x", ["selection", "hydra.run.dir=here"]),
         ("here/artifacts/selection.csv/x", ["selection", "hydra.run.dir=here"]),
         ("here/artifacts/scores.safetensors/x", ["attribution", "hydra.run.dir=here"]),
+        ("here/artifacts/poisons.safetensors/x", ["poisoning", "hydra.run.dir=here", "defences=false"]),
+        ("here/figures/weights.png/x", ["selection", "hydra.run.dir=here"]),
         ("here/descent.safetensors/x", ["selection", "hydra.run.dir=here"]),
     ],
 )

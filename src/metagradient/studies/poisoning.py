@@ -25,6 +25,7 @@ from metagradient.evaluation import (
     neighbour_distances,
     take,
 )
+from metagradient.files import replacing
 from metagradient.reporting import Progress, Record, figures
 from metagradient.streams import Poisoning
 from metagradient.studies import setup
@@ -54,7 +55,8 @@ def save(record: Record, splits: Splits, poisons: Poisons, share: float, first: 
     """poisons.safetensors and poison_index.csv; with the share in their names for all but the first."""
     name = "" if first else f"_{share:g}"
     tensors = {"images": poisons.images.contiguous(), "index": poisons.index}
-    save_file(tensors, record.artifact_path(f"poisons{name}.safetensors"))
+    with replacing(record.artifact_path(f"poisons{name}.safetensors")) as draft:
+        save_file(tensors, draft)
     labels = hard_labels(splits.train["y"][poisons.index]).tolist()
     record.csv(f"poison_index{name}", ["index", "label"], zip(poisons.index.tolist(), labels, strict=True))
 

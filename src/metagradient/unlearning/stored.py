@@ -13,7 +13,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from metagradient.errors import UserError
-from metagradient.files import checksum, digest, digest_of, named_tensors, read_sealed, write_sealed
+from metagradient.files import checksum, digest, digest_of, named_tensors, read_sealed, replacing, write_sealed
 from metagradient.learners.learner import Learner
 from metagradient.replay.storage import DiskStorage, MemoryStorage, Storage
 from metagradient.training.batches import Batches, Fields
@@ -41,7 +41,8 @@ def save(run: RecordedRun, folder: str | Path, notes: Mapping[str, Any] | None =
     ends |= {f"final.{i}": x for i, x in enumerate(run.final.tensors())}
     ends |= {"present": run.present, **{f"extra.{name}": x for name, x in tensors.items()}}
     ends = {name: x.detach().cpu().contiguous().clone() for name, x in ends.items()}
-    save_file(ends, place / _ENDS)
+    with replacing(place / _ENDS) as draft:
+        save_file(ends, draft)
     page = {
         "format": _FORMAT,
         "generation": generation,

@@ -17,7 +17,7 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
 
 from metagradient.errors import UserError
-from metagradient.files import digest, read_sealed, write_csv, write_sealed, write_text
+from metagradient.files import digest, read_sealed, replacing, write_csv, write_sealed, write_text
 from metagradient.memory import peak_mib, reset_peak
 from metagradient.reporting.runs.context import RunContext, identify
 from metagradient.reporting.runs.environment import device, environment
@@ -201,11 +201,15 @@ class Record:
         path.parent.mkdir(parents=True, exist_ok=True)
         return path
 
+    def page(self, html: str) -> None:
+        """Write artifacts/report.html."""
+        write_text(self.artifact_path("report.html"), html)
+
     def figure(self, name: str, figure: "Figure", folder: str = "figures") -> Path:
         """Save figures/<name>.png (or in another folder) and log it to W&B; its path."""
         path = self.directory / folder / f"{name}.png"
-        path.parent.mkdir(parents=True, exist_ok=True)
-        figure.savefig(path)
+        with replacing(path) as draft:
+            figure.savefig(draft, format="png")
         self._board.image(f"figures/{name}", path)
         self._tracker.image(f"figures/{name}", path)
         return path

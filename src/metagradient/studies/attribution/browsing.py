@@ -106,7 +106,7 @@ def leave(
         f"help, negative ones harm. {words}",
         tabs,
     )
-    record.artifact_path("report.html").write_text(page, encoding="utf-8")
+    record.page(page)
 
 
 def _suspects(outcomes: Sequence[Outcome], scores: Tensor) -> dict[str, tuple[str, Tensor]]:

@@ -115,7 +115,7 @@ def _browse(record: Record, splits: Splits | TextSplits, chosen: Selection) -> N
         "A label that is known to be wrong is red, with the right one behind it.",
         tabs,
     )
-    record.artifact_path("report.html").write_text(page, encoding="utf-8")
+    record.page(page)
 
 
 def gain(learned: float, kept: float, everything: float) -> str:

@@ -64,7 +64,7 @@ def draw_pairs(
         captions = [f"{shorten(splits.captions['train'][i], 14)} ({chosen.weights[i]:.3g})" for i in rows.tolist()]
         sheet = figures.image_grid(splits.train["x"][rows], captions, columns=8, title=name.replace("_", " "))
         record.figure(name, sheet)
-    record.artifact_path("report.html").write_text(_page(splits, chosen, order), encoding="utf-8")
+    record.page(_page(splits, chosen, order))
 
 
 def _page(splits: PairSplits, chosen: Selection, order: torch.Tensor) -> str:
