@@ -147,6 +147,7 @@ def test_a_sweep_without_failures_succeeds(tmp_path: Path) -> None:
     assert tiny(tmp_path, "--multirun", "seed=0,1").returncode == 0
 
 
+@pytest.mark.slow
 def test_optuna_raises_what_an_experiment_returns(tmp_path: Path) -> None:
     pytest.importorskip("hydra_plugins.hydra_optuna_sweeper")
     sampled = ["hydra.sweeper.n_trials=4", "hydra.sweeper.n_jobs=1", "learner.learning_rate=interval(0.01,0.3)"]
@@ -157,6 +158,7 @@ def test_optuna_raises_what_an_experiment_returns(tmp_path: Path) -> None:
     assert f"Best value: {max(reached)}" in done.stdout
 
 
+@pytest.mark.slow
 def test_optuna_outlives_a_failure(tmp_path: Path) -> None:
     pytest.importorskip("hydra_plugins.hydra_optuna_sweeper")
     trials = ["hydra.sweeper.n_trials=6", "hydra.sweeper.n_jobs=1", "hydra.sweeper.sampler.seed=0"]

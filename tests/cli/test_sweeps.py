@@ -25,6 +25,7 @@ def search(place: Path, trials: int, *more: str, **environment: str) -> subproce
     return tiny(place, *SEARCH, f"hydra.sweeper.n_trials={trials}", *more, **environment)
 
 
+@pytest.mark.slow
 def test_a_search_goes_on_with_its_trials(tmp_path: Path) -> None:
     pytest.importorskip("hydra_plugins.hydra_optuna_sweeper")
     killed = search(tmp_path, 4, DIE_IN="2")

@@ -22,6 +22,7 @@ def _own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("METAGRADIENT_CACHE", str(tmp_path))
 
 
+@pytest.mark.slow
 def test_mnist_hypercleaning_protocol() -> None:
     noise = LabelNoise("redraw", 0.5)
     splits = hub(folder("mnist"), train=5000, validation=5000, test=10000, noise=noise)

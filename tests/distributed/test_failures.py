@@ -74,6 +74,7 @@ def test_a_process_that_dies_ends_the_others(tmp_path: Path, call: int) -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.timeout(1800)
 def test_a_process_that_dies_at_any_call_ends_the_others(tmp_path: Path) -> None:
     found = ends(2, partial(dying, call=-1), tmp_path / "whole")

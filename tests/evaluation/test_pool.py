@@ -57,6 +57,7 @@ def by_hand() -> Tensor:
     return losses
 
 
+@pytest.mark.slow
 def test_two_processes_do_what_one_does(by_hand: Tensor, tmp_path: Path) -> None:
     pooled, told = truth(2, tmp_path), list[tuple[int, int]]()
     pooled.progress = lambda _, done, total: told.append((done, total))

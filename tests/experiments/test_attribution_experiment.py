@@ -48,6 +48,7 @@ ALL = (
 RACE = "race={methods:[dropout:32,sjlt:32,pca:32],examples:40,repeats:1}"
 
 
+@pytest.mark.slow
 def test_every_method_on_a_run_with_wrong_labels(tmp_path: Path) -> None:
     few = ["dampings=[1.0,30.0,300.0]", "drop=[0.1,0.5]", "labels=1", "data.noise.fraction=0.1", "brittleness=[5,30]"]
     status, out, err = run(tmp_path, *SMALL, *few, ALL, "trak_k=64", "none_primal=100", RACE, "leave_one_out=30")
@@ -117,6 +118,7 @@ def lds_by_hand(folder: Path, scores: torch.Tensor) -> float:
     return float(np.mean([spearmanr(predicted[:, q], true[:, q]).statistic for q in range(6)]))
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("scratch_stays")
 def test_a_run_that_was_cut_short_goes_on(tmp_path: Path) -> None:
     assert run(tmp_path, *SMALL, "methods=[exact]", "queries_per_replay=2")[0] == 0
@@ -208,6 +210,7 @@ def test_packages_get_the_trained_model_and_the_learner_keeps_the_runs_start() -
         packages._model(soft)  # type: ignore[arg-type]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("package", "module"), [("dattri_trak", "dattri"), ("traker", "trak"), ("kronfluence_ekfac", "kronfluence")]
 )

@@ -132,6 +132,7 @@ def test_what_replays_gave_is_found_again(tmp_path: Path) -> None:
     assert json.loads((folder / "metrics.json").read_text())["cost/training_runs"] == cost
 
 
+@pytest.mark.slow
 def test_a_second_run_reads_the_store(tmp_path: Path, seen: list[int]) -> None:
     asked = ["methods=[dropout:64,gradient_dot]", "drop=[]"]
     first = run(tmp_path, *asked, "store=kept")

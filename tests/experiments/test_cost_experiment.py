@@ -12,7 +12,7 @@ from metagradient.studies.cost import contenders
 from metagradient.training.compiled import can_compile
 
 
-@pytest.mark.parametrize("name", ["mlp", "resnet9", "gpt"])
+@pytest.mark.parametrize("name", ["mlp", *(pytest.param(name, marks=pytest.mark.slow) for name in ("resnet9", "gpt"))])
 def test_contenders_compute_the_same_metagradient(name: str) -> None:
     case = contenders.make_case(name, 3)
     ours = contenders.ours(case, "sqrt")
@@ -46,6 +46,7 @@ def test_what_is_missing_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
     assert contenders.missing("auto") is None
 
 
+@pytest.mark.slow
 def test_a_run_leaves_its_table(tmp_path: Path) -> None:
     command = [sys.executable, "-m", "metagradient", "cost", "steps=[4]", "repeats=1", "plans=[auto]"]
     done = subprocess.run(

@@ -88,6 +88,7 @@ def late(folder: Path, name: str, experiment: str, overrides: list[str]) -> Whol
 
 
 @pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.timeout(3600)
 @pytest.mark.parametrize("kind", [kind for kind in BRIEF if kind != "cost"])
 def test_a_damaged_file_of_an_interrupted_run(kind: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -101,6 +102,7 @@ def test_a_damaged_file_of_an_interrupted_run(kind: str, tmp_path: Path, monkeyp
 
 
 @pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.timeout(3600)
 @pytest.mark.parametrize("kind", [kind for kind in BRIEF if kind != "cost"])
 def test_a_damaged_file_of_a_finished_run(kind: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -114,7 +116,13 @@ def test_a_damaged_file_of_a_finished_run(kind: str, tmp_path: Path, monkeypatch
     judged(told, f"{kind}, finished")
 
 
-@pytest.mark.parametrize("name", ["metrics.json", "artifacts/selection.csv", "figures/weights.png"])
+@pytest.mark.parametrize(
+    "name",
+    [
+        "metrics.json",
+        *(pytest.param(name, marks=pytest.mark.slow) for name in ("artifacts/selection.csv", "figures/weights.png")),
+    ],
+)
 def test_a_finished_run_whose_file_was_changed_is_refused_by_name(tmp_path: Path, name: str) -> None:
     command = ["debug=fast", "logger.mode=disabled"]
     assert run_in(tmp_path, "selection", *command, "hydra.run.dir=here").status == 0

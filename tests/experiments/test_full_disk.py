@@ -75,6 +75,7 @@ def fatal(writes: list[str]) -> list[int]:
 
 
 @pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.timeout(3600)
 @pytest.mark.parametrize("kind", BRIEF)
 def test_a_disk_that_is_full_from_any_write_on(

@@ -101,6 +101,7 @@ def test_what_is_typed_beside_a_grid_beats_it() -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.parametrize(("experiment", "path"), GRIDS, ids=[f"{name} {path.stem}" for name, path in GRIDS])
 def test_every_grid_runs_to_its_end(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, experiment: str, path: Path

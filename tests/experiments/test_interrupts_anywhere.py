@@ -13,6 +13,7 @@ TRIES = 8
 
 
 @pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.timeout(1200)
 @pytest.mark.parametrize("experiment", RUNS)
 def test_ctrl_c_ends_a_run_wherever_it_comes(experiment: str, tmp_path: Path) -> None:

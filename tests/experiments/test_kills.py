@@ -56,6 +56,7 @@ def taken_over(experiment: str, directory: Path) -> list[str]:
 
 
 @pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.parametrize("moment", range(4), ids=["early", "late", "before a save's rename", "behind a save's rename"])
 @pytest.mark.parametrize("experiment", RUNS)
 def test_a_killed_run_ends_in_the_same_bits(
@@ -77,6 +78,7 @@ def test_a_killed_run_ends_in_the_same_bits(
     assert left == uninterrupted[experiment].left
 
 
+@pytest.mark.slow
 def test_a_selection_killed_between_the_two_renames_of_a_save(tmp_path: Path) -> None:
     """The cheapest of them all: the newest state is away, and the one before it takes over."""
     small = [*RUNS["selection"], "method.metasteps=3", "refit=false", "learner.steps=10"]
@@ -90,6 +92,7 @@ def test_a_selection_killed_between_the_two_renames_of_a_save(tmp_path: Path) ->
 
 
 @pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.parametrize("moment", [1, 3], ids=["late", "behind a save's rename"])
 @pytest.mark.parametrize("experiment", ["selection", "attribution"])
 def test_a_killed_run_over_images_that_a_process_reads_ahead(tmp_path: Path, experiment: str, moment: int) -> None:

@@ -87,6 +87,7 @@ def kill_one(process: BaseProcess, victims: Callable[[BaseProcess], list[psutil.
 
 
 @pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.timeout(6 * 3600)
 @pytest.mark.parametrize("name", KINDS)
 def test_killed_anywhere_and_resumed(name: str, tmp_path: Path) -> None:

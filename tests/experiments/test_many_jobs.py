@@ -23,6 +23,7 @@ def command(place: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
 
 
 @pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.timeout(3600)
 def test_the_memory_of_a_sweeps_process_stays(tmp_path: Path) -> None:
     """Each job notes its own peak; a job that left 1 MiB behind would raise the last ten by 25 MiB over the first ones."""
@@ -36,6 +37,7 @@ def test_the_memory_of_a_sweeps_process_stays(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.timeout(600)
 def test_five_hundred_runs_are_compared_in_ten_seconds(tmp_path: Path) -> None:
     assert command(tmp_path, "selection", "debug=fast", "logger.mode=disabled", "hydra.run.dir=runs/0").returncode == 0

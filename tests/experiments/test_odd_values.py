@@ -77,6 +77,7 @@ def limit(seconds: int) -> Iterator[None]:
 
 
 @pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.timeout(3600)
 @pytest.mark.parametrize("experiment", EXPERIMENTS)
 def test_no_value_ends_in_somebody_elses_words(experiment: str, tmp_path: Path) -> None:

@@ -63,7 +63,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-@pytest.mark.parametrize("experiment", CASES)
+@pytest.mark.parametrize("experiment", [pytest.param(c, marks=[pytest.mark.slow] * (c != "selection")) for c in CASES])
 def test_an_experiment_runs_on_a_file_of_ones_own(
     experiment: str, folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -119,6 +119,7 @@ def test_what_is_missing_is_asked_for(folder: Path) -> None:
 CODES = ("data.id=name", "data=table", "data.path=people.csv", "data.target=income", "data.encode=codes")
 
 
+@pytest.mark.slow
 def test_categories_are_embedded(folder: Path, tmp_path: Path) -> None:
     """Through influence functions and exact scores, which know the embeddings; and refused where codes would be numbers."""
     for experiment in ("attribution", "unlearning"):
@@ -146,6 +147,7 @@ def test_a_saved_data_set_with_splits_of_its_own(folder: Path, tmp_path: Path) -
     assert "the source has no validation rows: 40 of its training rows are" in log
 
 
+@pytest.mark.slow
 def test_higgs_with_the_papers_preset(tmp_path: Path) -> None:
     rng = np.random.default_rng(0)
     y = rng.integers(0, 2, 700)
@@ -167,8 +169,11 @@ def test_higgs_with_the_papers_preset(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     "experiment",
     [
-        "attribution",
-        *(pytest.param(name, marks=pytest.mark.slow) for name in ("selection", "unlearning", "schedule", "smoothness")),
+        "selection",
+        *(
+            pytest.param(name, marks=pytest.mark.slow)
+            for name in ("attribution", "unlearning", "schedule", "smoothness")
+        ),
     ],
 )
 def test_images_read_when_asked_for_give_what_those_in_memory_give(
@@ -203,6 +208,7 @@ def test_images_read_when_asked_for_cannot_be_poisoned(folder: Path) -> None:
 PEOPLE = ("data=table", "data.path=people.csv", "data.target=income")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("by", ["id", "row"])
 def test_rows_are_forgotten_by_the_name_that_their_file_gives_them(folder: Path, by: str) -> None:
     """By id or by number of the file, not by place in the shuffled training set; rows of other splits are refused."""

@@ -118,6 +118,7 @@ def test_a_schedule_is_found_for_a_lightning_module(folder: Path) -> None:
     assert len(set(rates)) > 1
 
 
+@pytest.mark.slow
 def test_a_model_that_exists_is_asked_about_without_training(folder: Path) -> None:
     import theirs  # type: ignore[import-not-found]
 
@@ -178,6 +179,7 @@ def test_settings_that_a_lightning_module_does_not_read_are_refused(folder: Path
         assert "leave it out" in run.err
 
 
+@pytest.mark.slow
 def test_another_optimizer_takes_the_place_of_the_one_that_is_there(folder: Path) -> None:
     group = "{_target_: metagradient.training.Group, names: '*', optimizer: {_target_: metagradient.training.Lion}, rate: 0.1}"
     done(

@@ -40,6 +40,7 @@ def run(directory: Path, *overrides: str) -> Done:
     return run_in(directory, "poisoning", *overrides)
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("scratch_stays")
 def test_a_run_leaves_what_it_promises_and_goes_on(tmp_path: Path) -> None:
     done = run(tmp_path, *SMALL, "hydra.run.dir=first")

@@ -309,6 +309,7 @@ def kept_of(directory: Path) -> tuple[dict[str, float], dict[str, torch.Tensor],
     return metrics, load_file(folder / "artifacts" / "model.safetensors"), steps
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("served", ["sets", "stream"])
 def test_resume_goes_on_after_what_was_judged(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, served: str) -> None:
 
@@ -353,6 +354,7 @@ def test_a_stored_run_of_another_recipe_is_refused(tmp_path: Path) -> None:
     assert run(tmp_path, *SMALL, "run_folder=kept", "method=newton").status == 0
 
 
+@pytest.mark.slow
 def test_a_sweep_ends_in_a_comparison(tmp_path: Path) -> None:
     done = run(tmp_path, "-m", *SMALL, "method=deltagrad,gradient_ascent", "seed=0,1", "hydra.sweep.dir=sweep")
     assert done.status == 0, done.err
@@ -362,6 +364,7 @@ def test_a_sweep_ends_in_a_comparison(tmp_path: Path) -> None:
     assert (tmp_path / "sweep" / "comparison.png").exists()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("served", "file", "says"),
     [

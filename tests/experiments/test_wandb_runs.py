@@ -54,6 +54,7 @@ def outputs(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return place / "outputs"
 
 
+@pytest.mark.slow
 def test_every_run_of_every_grid_is_there_as_it_was(outputs: Path) -> None:
     read = {}
     for run in (outputs / "wandb").glob("offline-run-*"):

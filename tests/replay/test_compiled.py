@@ -44,7 +44,11 @@ def classifier(compile_: bool = True, optimizer: str = "momentum", module: nn.Mo
 @pytest.mark.parametrize("plan", ["tape", "sqrt"])
 @pytest.mark.parametrize(
     ("kind", "optimizer"),
-    [("weights", "momentum"), ("inputs", "momentum"), ("log knots", "adamw masked"), ("decay", "adam decay")],
+    [
+        ("weights", "momentum"),
+        *(pytest.param(*case, marks=pytest.mark.slow) for case in (("inputs", "momentum"), ("decay", "adam decay"))),
+        ("log knots", "adamw masked"),
+    ],
 )
 def test_a_compiled_replay_is_the_plain_replay(kind: str, optimizer: str, plan: str) -> None:
     """Short batches and an empty one among them; the plain replay is the naive unroll's (see `test_truth`)."""
@@ -98,7 +102,7 @@ def test_language_model_with_frozen_weights() -> None:
     assert len(GRAPHS["lm"]._graphs) == 1  # the whole run was taped
 
 
-@pytest.mark.parametrize("net", ["mlp", "conv"])
+@pytest.mark.parametrize("net", ["mlp", pytest.param("conv", marks=pytest.mark.slow)])
 def test_objectives_at_once(net: str) -> None:
     """Pulled one after the other through one tape, which every pull must leave as it was."""
     examples_, held_out = (VECTORS, HELD_OUT) if net == "mlp" else (IMAGES, HELD_OUT_IMAGES)

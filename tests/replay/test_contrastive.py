@@ -218,6 +218,7 @@ def test_a_row_that_is_taken_out_was_never_there_and_one_of_weight_zero_is_still
     assert float((negative_of_all[keep] - smaller).detach().abs().min()) > 1e-3
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("dropout", [0.0, 0.4])
 @pytest.mark.parametrize("kind", LOSSES)
 def test_micro_batches_are_the_whole_batch(kind: str, dropout: float) -> None:

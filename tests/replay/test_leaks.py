@@ -43,6 +43,7 @@ def test_replays_leave_no_tensor_behind(checkpoints: str) -> None:
     assert live_tensors() == before
 
 
+@pytest.mark.slow
 def test_resident_memory_is_flat() -> None:
     """Tensors that only C++ holds are no Python objects: 100 replays, of which each tapes 3 x 4 MiB, stay below 40 MiB."""
     learner, batches, objective = toy(models.mlp((1, 1, 64), 3, hidden=(512, 512)), 64)

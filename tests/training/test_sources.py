@@ -291,6 +291,7 @@ def test_rows_that_are_held_and_rows_that_are_read_have_one_digest() -> None:
     assert first == second != third
 
 
+@pytest.mark.slow
 def test_retrainings_of_rows_that_are_read_are_those_of_tensors(tmp_path: Path) -> None:
     """In this process and in a pool's, whose processes may have none of their own; kept under a digest of the rows."""
     from metagradient.evaluation import GroundTruth

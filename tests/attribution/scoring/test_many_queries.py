@@ -62,6 +62,7 @@ def growth(folder: Path, memory: int) -> int:
     return int(subprocess.run(words, capture_output=True, text=True, check=True).stdout)
 
 
+@pytest.mark.slow
 def test_a_thousand_queries_take_the_memory_of_a_hundred(tmp_path: Path) -> None:
     grown = growth(tmp_path, 8 * 2**20)
     assert grown < FULL / 4, f"{grown / 2**20:.1f} MiB"

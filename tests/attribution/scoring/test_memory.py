@@ -38,6 +38,7 @@ def peak_and_bound(compressor: str) -> tuple[int, int]:
     return used, bound
 
 
+@pytest.mark.slow
 def test_scoring_with_dropout_stays_below_one_dense_batch_of_gradients() -> None:
     used, bound = peak_and_bound("dropout")
     assert used < bound, f"{used / 2**20:.0f} MiB, one [B, P] is {bound / 2**20:.0f} MiB"

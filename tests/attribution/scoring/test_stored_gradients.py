@@ -189,6 +189,7 @@ print(seen)
 """
 
 
+@pytest.mark.slow
 def test_another_process_reads_it_with_a_model_from_a_checkpoint(tmp_path: Path) -> None:
     run = TrainedRun(learner=LEARNER, batches=BATCHES, state=STATES[-1])
     stored = method("dropout:20", store=str(tmp_path / "store"))

@@ -89,7 +89,7 @@ def test_what_does_not_fit_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
         )
     with pytest.raises(ValueError, match=r"set data\.length=2"):
         hf_clip((3, 8, 8), VOCAB, LENGTH, config={**CONFIG, "text_config": {**SIZES, "max_position_embeddings": 3}})
-    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)  # read when it was imported
     with pytest.raises(ValueError, match=r"model\.name=nowhere/at-all cannot be made into a CLIP"):
         hf_clip((3, 8, 8), VOCAB, LENGTH, name="nowhere/at-all")
 
