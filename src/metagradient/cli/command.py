@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
 from metagradient.cli.errors import bad_input, check_flags, composition_error, flags_first, last_line, no_room
+from metagradient.cli.follower import follow, following, run_experiment
 from metagradient.cli.help import help_text
 from metagradient.cli.interrupts import interruptible, was_interrupted
 from metagradient.cli.jobs import Placed, place, resumed, tell_of_jobs
@@ -89,6 +90,9 @@ def launch(name: str, argv: Sequence[str] | None = None) -> None:
     program = f"metagradient {name}"
     raw = os.environ.get("HYDRA_FULL_ERROR") == "1"
     directories: list[Path] = []
+
+    if following(arguments):
+        raise SystemExit(follow())
 
     def task(cfg: "DictConfig") -> Any:
         directory, sweep = _where()
@@ -186,10 +190,12 @@ def _compare(arguments: list[str]) -> None:
 def _run(name: str, cfg: "DictConfig") -> Any:
     """One run: everything from here on, imports included, is written down in the record."""
     from metagradient.reporting import Record
+    from metagradient.studies import processes
 
-    with Record.open(cfg, experiment=name) as record:
+    with processes.leading(cfg, name, _where()[0]) as team, Record.open(cfg, experiment=name) as record:
         try:
-            value = importlib.import_module(f"metagradient.experiments.{name}").run(cfg, record)
+            with team.together():
+                value = run_experiment(name, cfg, record)
             record.objective(value)
             return value
         except BaseException as error:
@@ -208,6 +214,10 @@ def _note_failure(name: str, cfg: "DictConfig", directory: Path, error: BaseExce
 
 def _verdict(error: Exception, directory: Path) -> tuple[int, str]:
     """Exit status and the line to print for an error raised within a run; no line if there is no log to refer to."""
+    from metagradient.studies.processes import ProcessLost
+
+    if isinstance(error, ProcessLost):
+        return FAILED, f"{error}; partial results lie in {directory}; go on with resume=true"
     message = bad_input(error)
     if message is not None:
         return BAD_INPUT, message

@@ -8,13 +8,15 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from datetime import timedelta
 from itertools import pairwise
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
 
 from metagradient.errors import UserError
+
+T = TypeVar("T")
 
 
 class ProcessLost(UserError):
@@ -96,6 +98,12 @@ class Group:
         self._ask(lambda: dist.all_gather_object(found, value, group=self.process_group))
         return found
 
+    def divided(self, count: int, one: Callable[[int], T]) -> list[T]:
+        """[one(0), ..., one(count - 1)], in all processes alike; each computes a share of them by itself, the first one one(0)."""
+        own = {i: one(i) for i in range(self.rank, count, self.size)}
+        found = {i: value for part in self.told(own) for i, value in part.items()}
+        return [found[i] for i in range(count)]
+
     def wait(self) -> None:
         """Go on when all processes have come here."""
         self.told(None)
@@ -116,33 +124,45 @@ _runs = [0]
 """How many runs this process has begun: as many as the others of its group."""
 
 
-def world(minutes: float = 30) -> Group:
+def current() -> Group:
+    """The group that this process has joined (`world`); a group of one where it has joined none."""
+    there = dist.is_available() and dist.is_initialized()
+    return Group(dist.get_rank(), dist.get_world_size()) if there else SOLO
+
+
+def world(minutes: float = 30, store: Any = None) -> Group:
     """The group of all processes that torchrun, Slurm or Lightning started; a group of one where nobody did.
 
     Args:
         minutes: how long a process waits for the others before it gives up.
+        store: torch's, where the processes meet; None: at MASTER_ADDR and MASTER_PORT.
     """
     if not dist.is_available():
         return SOLO
     if not dist.is_initialized():
-        if int(os.environ.get("WORLD_SIZE", "1")) == 1:
+        size = int(os.environ.get("WORLD_SIZE", "1"))
+        if size == 1:
             return SOLO
         backend = "gloo"
         if torch.cuda.is_available():
             torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", "0")) % torch.cuda.device_count())
             backend = "cpu:gloo,cuda:nccl"
-        dist.init_process_group(backend, timeout=timedelta(minutes=minutes))
-    return Group(dist.get_rank(), dist.get_world_size())
+        waiting = timedelta(minutes=minutes)
+        dist.init_process_group(backend, rank=int(os.environ["RANK"]), world_size=size, store=store, timeout=waiting)
+    return current()
 
 
 @contextmanager
 def leaving_word(group: Group) -> Iterator[None]:
     """Where this process fails inside, the others learn why when they miss it."""
+    if group.alone:
+        yield
+        return
     _runs[0] += 1
     try:
         yield
     except BaseException as error:
-        if not group.alone and not isinstance(error, ProcessLost):
+        if not isinstance(error, ProcessLost):
             _leave(f"process {group.rank} ended: {(str(error) or type(error).__name__).strip().splitlines()[0]}")
         raise
 

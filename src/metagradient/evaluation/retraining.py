@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 
 from torch import Tensor
 
+from metagradient.distributed import SOLO, current
 from metagradient.errors import UserError
 from metagradient.evaluation.measures import MEASURES
 from metagradient.learners.learner import Learner
@@ -40,10 +41,12 @@ class Retraining:
             raise UserError("retraining needs at least one seed: set retrainings=1 or more")
 
     def train(self, examples: Fields, seed: int, weights: Tensor | None = None) -> tuple[Learner, TrainState]:
-        """One counted training from scratch."""
-        learner, state = self.routine.train(examples, seed, weights, self.progress)
+        """One counted training from scratch, which several processes share."""
+        self._count(examples, seed)
+        return self.routine.train(examples, seed, weights, self.progress)
+
+    def _count(self, examples: Fields, seed: int) -> None:
         self.runs += len(self.routine.batches(examples, seed)) / self.unit
-        return learner, state
 
     def accuracies(
         self,
@@ -70,12 +73,18 @@ class Retraining:
         judge: Callable[[Learner, TrainState], dict[str, float]],
         keep: Callable[[Learner, TrainState], None] | None = None,
     ) -> dict[str, list[float]]:
-        """What `judge` says of the model of each seed, by name; otherwise as `accuracies`."""
-        results: dict[str, list[float]] = {}
-        for seed in self.seeds:
-            learner, state = self.train(examples, seed, weights)
-            if keep is not None and seed == self.seeds[0]:
+        """What `judge` says of the model of each seed, by name; otherwise as `accuracies`.
+
+        Of several processes each trains and judges the models of some seeds by itself; the first one has the first seed's.
+        """
+
+        def judged(i: int) -> dict[str, float]:
+            learner, state = self.routine.train(examples, self.seeds[i], weights, self.progress, SOLO)
+            if keep is not None and i == 0:
                 keep(learner, state)
-            for name, value in judge(learner, state).items():
-                results.setdefault(name, []).append(value)
-        return results
+            return judge(learner, state)
+
+        found = current().divided(len(self.seeds), judged)
+        for seed in self.seeds:
+            self._count(examples, seed)
+        return {name: [values[name] for values in found] for name in found[0]}

@@ -6,6 +6,7 @@ import statistics
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from metagradient.distributed import SOLO, current
 from metagradient.errors import UserError
 from metagradient.evaluation.classification import accuracy
 from metagradient.intervals import deviation
@@ -54,14 +55,17 @@ def train_victims(
 ) -> Victims:
     """One training from scratch for each seed of initialisation and order.
 
-    The test accuracy is read after every epoch, or at 20 points of the run where epochs are many.
+    The test accuracy is read after every epoch, or at 20 points of the run where epochs are many. Of several processes each
+    trains some of the victims by itself.
     """
     if not seeds:
         raise UserError("victims need at least one seed: set victims=5")
-    final, peak = [], []
-    for done, seed in enumerate(seeds):
-        batches = routine.batches(examples, seed)
-        learner = routine.learner(seed, len(batches))
+
+    def one(i: int) -> tuple[float, float]:
+        """The accuracy of a model at its end, and the highest."""
+        batches = routine.batches(examples, seeds[i])
+        learner = routine.learner(seeds[i], len(batches))
+        learner.group = SOLO
         per_epoch = max(1, -(-batches.n_examples // batches.plan.shape[1]))
         every = max(per_epoch, -(-len(batches) // 20))
         state: TrainState | None = None
@@ -69,8 +73,9 @@ def train_victims(
         for start in range(0, len(batches), every):
             state = train(learner, batches, state=state, start=start, stop=min(start + every, len(batches)))
             readings.append(accuracy(learner, state, test))
-        final.append(readings[-1])
-        peak.append(max(readings))
         if progress is not None:
-            progress("victims", done + 1, len(seeds))
-    return Victims(tuple(final), tuple(peak))
+            progress("victims", i + 1, len(seeds))
+        return readings[-1], max(readings)
+
+    final, peak = zip(*current().divided(len(seeds), one), strict=True)
+    return Victims(final, peak)

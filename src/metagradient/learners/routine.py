@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
+from metagradient.distributed import Group
 from metagradient.errors import UserError
 from metagradient.learners.learner import Learner
 from metagradient.streams import Library
@@ -78,10 +79,19 @@ class Routine:
         return self.steps
 
     def train(
-        self, examples: Fields, seed: int, weights: Tensor | None = None, progress: Progress | None = None
+        self,
+        examples: Fields,
+        seed: int,
+        weights: Tensor | None = None,
+        progress: Progress | None = None,
+        group: Group | None = None,
     ) -> tuple[Learner, TrainState]:
-        """One training from scratch without a Trainer; `weights` [n] multiply the losses."""
+        """One training from scratch without a Trainer; `weights` [n] multiply the losses.
+
+        `group`: the processes that share it, SOLO for this one alone; None: the learner's own.
+        """
         batches = self.batches(examples, seed)
         learner = self.learner(seed, len(batches))
+        learner.group = learner.group if group is None else group
         z: Sequence[Metaparameter] = () if weights is None else (DataWeights(weights),)
         return learner, train(learner, batches, z, progress=progress)

@@ -75,6 +75,8 @@ class TrainerConfig:
     """conf/trainer: what is checked of Lightning's Trainer and of torch, whatever else is given."""
 
     threads: int | None = number(None, **_COUNT, most=1024, nullable=True, example=1)
+    devices: int = number(1, **_COUNT, most=1024, example=2)
+    num_nodes: int = number(1, **_COUNT, most=1024, example=2)
 
 
 @dataclass

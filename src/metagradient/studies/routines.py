@@ -17,6 +17,7 @@ from torch import nn
 
 import metagradient as mg
 from metagradient.data import PairSplits, Splits, TextSplits
+from metagradient.distributed import current
 from metagradient.errors import UserError
 from metagradient.models import load_weights
 from metagradient.schema import Decay
@@ -116,6 +117,7 @@ def _routine(cfg: DictConfig, kind: type[mg.Learner], own: Mapping[str, Any], **
             learner = _own(target, cfg, sizes, given)
         if cfg.get("checkpoint") is not None:
             _load(learner, cfg.checkpoint)
+        learner.group = current()
         return learner.to(device=where, dtype=torch.float64 if cfg.trainer.precision == "64-true" else torch.float32)
 
     return mg.Routine(

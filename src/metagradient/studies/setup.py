@@ -6,7 +6,7 @@ import gc
 import logging
 import os
 import warnings
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -20,6 +20,7 @@ from omegaconf import DictConfig, OmegaConf
 from torch import Tensor
 
 from metagradient.data import PairSplits, Splits, TextSplits
+from metagradient.distributed import current
 from metagradient.errors import UserError
 from metagradient.schema import check_settings
 from metagradient.studies import trainer
@@ -41,6 +42,8 @@ def prepare(cfg: DictConfig, experiment: str) -> None:
     gc.freeze()
     cores = os.cpu_count() or 1
     threads = cfg.trainer.threads or threads_of_a_job(_launcher(), cores)
+    if threads is None and trainer.asked_for(cfg) > 1:
+        threads = max(1, cores // cfg.trainer.get("devices", 1))
     if threads is not None and threads > _THREADS_OF_A_CORE * cores:
         raise UserError(f"trainer.threads={threads} on {cores} cores would hardly move: set trainer.threads={cores}")
     if threads is not None:
@@ -84,7 +87,7 @@ def build(node: Any, *args: Any, **kwargs: Any) -> Any:
 
 def data(cfg: DictConfig) -> Any:
     """The data set of `cfg.data`; inputs that are not held become columns, which are read when they are asked for."""
-    splits = build(cfg.data)
+    splits = _first(lambda: build(cfg.data))
     if not isinstance(splits, Splits | PairSplits) or isinstance(splits.train["x"], Tensor):
         return splits
     tables = {
@@ -93,6 +96,17 @@ def data(cfg: DictConfig) -> Any:
         if len((table := getattr(splits, name))["x"])
     }
     return replace(splits, **tables)
+
+
+def _first(make: Callable[[], Any]) -> Any:
+    """What `make` makes; of several processes the first one makes it before the others, which find its downloads."""
+    group = current()
+    if group.rank > 0:
+        group.wait()
+    made = make()
+    if group.rank == 0:
+        group.wait()
+    return made
 
 
 def classification(

@@ -8,6 +8,7 @@ from typing import Any
 import lightning
 import torch
 from hydra.utils import instantiate
+from lightning.pytorch.plugins.environments import LightningEnvironment
 from omegaconf import DictConfig
 
 import metagradient as mg
@@ -29,9 +30,7 @@ def device(cfg: DictConfig) -> torch.device:
 _DECIDED = {
     "max_epochs": "the plan holds the epochs: set learner.epochs or learner.steps",
     "max_steps": "the plan holds the steps: set learner.steps",
-    "devices": "a command runs on one device (in Python several share a run: mg.SharedBatches)",
-    "num_nodes": "a command runs on one device (in Python several share a run: mg.SharedBatches)",
-    "strategy": "a command runs on one device (in Python several share a run: mg.SharedBatches)",
+    "strategy": "several devices share the batches of a run: set trainer.devices",
     "callbacks": "the experiment has its own",
     "logger": "choose by the group logger: logger=wandb, tensorboard, csv or none",
     "enable_checkpointing": "runs are saved by the experiment: see resume",
@@ -51,9 +50,48 @@ def make_trainer(cfg: DictConfig, *callbacks: lightning.Callback) -> lightning.T
     settings = {str(name): value for name, value in cfg.trainer.items() if name != "threads"}
     settings["accelerator"] = "gpu" if device(cfg).type == "cuda" else "cpu"
     quiet = ("logger", "enable_checkpointing", "enable_progress_bar", "enable_model_summary")
-    fixed: dict[str, Any] = dict.fromkeys(quiet, False) | {"max_epochs": 1, "devices": 1}
+    fixed: dict[str, Any] = dict.fromkeys(quiet, False) | {"max_epochs": 1}
+    if asked_for(cfg) > 1:  # they are there already, which this says to Lightning
+        fixed |= {"strategy": mg.SharedBatches(), "plugins": [LightningEnvironment()]}
     trainer: lightning.Trainer = instantiate(settings, callbacks=list(callbacks), **fixed)
     return trainer
+
+
+SHARED = ("selection",)
+"""Experiments that run in several processes."""
+
+
+def asked_for(cfg: DictConfig) -> int:
+    """The number of processes of `trainer.devices` and `trainer.num_nodes`.
+
+    Raises:
+        UserError: it is no number.
+    """
+    total = 1
+    for name in ("devices", "num_nodes"):
+        count = cfg.trainer.get(name, 1)
+        if not isinstance(count, int) or isinstance(count, bool) or count < 1:
+            raise UserError(f"trainer.{name} must be a whole number from 1, not '{count}': set trainer.{name}=1")
+        total *= count
+    return total
+
+
+def processes(cfg: DictConfig, experiment: str) -> int:
+    """`asked_for`, of an experiment that runs in so many.
+
+    Raises:
+        UserError: it does not; or there are fewer GPUs.
+    """
+    count = asked_for(cfg)
+    if count > 1 and experiment not in SHARED:
+        raise UserError(
+            f"{experiment} runs on one device so far: set trainer.devices=1 (on several: {', '.join(SHARED)}; and each job of a "
+            "sweep is a run of its own)"
+        )
+    there, local = torch.cuda.device_count(), cfg.trainer.get("devices", 1)
+    if count > 1 and device(cfg).type == "cuda" and local > there:
+        raise UserError(f"trainer.devices={local}, but torch sees {there} GPUs: set trainer.devices={there}")
+    return count
 
 
 def check(cfg: DictConfig) -> None:

@@ -17,7 +17,7 @@ from metagradient.reporting.runs.sums import check_sums
 Config = dict[str, Any]
 """A configuration as one flat mapping from dotted keys to values."""
 
-INCIDENTAL = ("logger", "resume", "hydra")
+INCIDENTAL = ("logger", "resume", "hydra", "trainer.devices", "trainer.num_nodes")
 """Settings that say where a run is told of and how it was started, not what it computes."""
 
 _LONGEST = 1000  # characters of an error
@@ -122,7 +122,8 @@ def read(directory: Path) -> Run:
 
 def settings(config: Mapping[str, Any]) -> Config:
     """The settings of a nested configuration that decide what a run computes, flat."""
-    return dict(_flat({key: value for key, value in config.items() if key not in INCIDENTAL}))
+    kept = {key: value for key, value in config.items() if key not in INCIDENTAL}
+    return {key: value for key, value in _flat(kept) if key not in INCIDENTAL}
 
 
 def differences(kept: Config, given: Config) -> list[str]:

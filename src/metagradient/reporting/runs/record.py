@@ -21,7 +21,7 @@ from metagradient.files import digest, read_sealed, replacing, write_csv, write_
 from metagradient.memory import peak_mib, reset_peak
 from metagradient.reporting.runs.context import RunContext, identify
 from metagradient.reporting.runs.environment import device, environment
-from metagradient.reporting.runs.reading import INCIDENTAL
+from metagradient.reporting.runs.reading import settings
 from metagradient.reporting.runs.sums import SUMS, write_sums
 from metagradient.reporting.runs.tensorboard import Board
 from metagradient.reporting.runs.tracking import WANDB_ID, Tracker, track
@@ -59,7 +59,7 @@ class Record:
         self.config = config
         self.experiment = experiment
         self.directory = context.directory
-        asked = {key: value for key, value in config.items() if key not in INCIDENTAL}
+        asked = settings(config)
         self.asked = digest(experiment, json.dumps(asked, sort_keys=True, default=str))
         self._context = context
         self._metrics: dict[str, Value] = {}
