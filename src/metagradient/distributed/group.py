@@ -112,7 +112,7 @@ class Group:
         try:
             collective()
         except RuntimeError as error:  # of torch.distributed: a connection that closed, or a time limit
-            if _is_no_answer(error):
+            if is_no_answer(error):
                 raise ProcessLost(_said(self, error)) from error
             raise
 
@@ -197,6 +197,7 @@ def _store() -> Any:
     return dist.distributed_c10d._get_default_store() if dist.is_initialized() else None
 
 
-def _is_no_answer(error: RuntimeError) -> bool:
+def is_no_answer(error: RuntimeError) -> bool:
+    """Whether a call to the others of a group failed because one did not answer."""
     words = ("connection", "timed out", "timeout", "peer", "socket", "nccl")
     return isinstance(error, dist.DistError) or any(word in str(error).lower() for word in words)

@@ -13,7 +13,7 @@ from typing import Any
 
 import torch.distributed as dist
 
-from metagradient.distributed.group import Group, ProcessLost
+from metagradient.distributed.group import Group, ProcessLost, is_no_answer
 
 _EVERY = 0.5  # seconds between two looks
 _SOON = 3.0  # seconds in which whoever ends says why
@@ -41,13 +41,10 @@ def watched(group: Group, ended: Callable[[], str | None] = lambda: None) -> Ite
     try:
         yield
     except BaseException as error:
-        own = not isinstance(error, ProcessLost) and not watch.interrupted
-        if isinstance(error, KeyboardInterrupt | SystemExit) and watch.word():
-            own = False  # a launcher that ends the others interrupts them
-        if own:
+        lost = watch.why(error)
+        if not lost:
             watch.leave(f"process {group.rank} ended: {(str(error) or type(error).__name__).strip().splitlines()[0]}")
             raise
-        lost = watch.word(_SOON) or str(error)
     finally:
         watch.stop()
     if lost:  # out here it is no longer an interrupt, nor caused by one
@@ -88,6 +85,14 @@ class _Watch(threading.Thread):
             if said or monotonic() >= until:
                 return said
             sleep(0.1)
+
+    def why(self, error: BaseException) -> str:
+        """Who has ended and why, where that is what this error comes from; else ""."""
+        unanswered = isinstance(error, RuntimeError) and is_no_answer(error)  # of Lightning's own calls
+        if isinstance(error, ProcessLost) or unanswered or self.interrupted:
+            return self.word(_SOON) or str(error).strip().partition("\n")[0] or "another process has ended"
+        stopped = isinstance(error, KeyboardInterrupt | SystemExit)  # a launcher ends those that are left
+        return self.word() if stopped else ""
 
     def leave(self, line: str) -> None:
         """Say who has ended and why, where nobody has before."""

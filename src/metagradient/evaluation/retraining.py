@@ -8,7 +8,6 @@ from dataclasses import dataclass, field
 
 from torch import Tensor
 
-from metagradient.distributed import SOLO, current
 from metagradient.errors import UserError
 from metagradient.evaluation.measures import MEASURES
 from metagradient.learners.learner import Learner
@@ -79,12 +78,12 @@ class Retraining:
         """
 
         def judged(i: int) -> dict[str, float]:
-            learner, state = self.routine.train(examples, self.seeds[i], weights, self.progress, SOLO)
+            learner, state = self.routine.train(examples, self.seeds[i], weights, self.progress, alone=True)
             if keep is not None and i == 0:
                 keep(learner, state)
             return judge(learner, state)
 
-        found = current().divided(len(self.seeds), judged)
+        found = self.routine.group.divided(len(self.seeds), judged)
         for seed in self.seeds:
             self._count(examples, seed)
         return {name: [values[name] for values in found] for name in found[0]}

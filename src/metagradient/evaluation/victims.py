@@ -6,7 +6,7 @@ import statistics
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from metagradient.distributed import SOLO, current
+from metagradient.distributed import SOLO
 from metagradient.errors import UserError
 from metagradient.evaluation.classification import accuracy
 from metagradient.intervals import deviation
@@ -77,5 +77,5 @@ def train_victims(
             progress("victims", i + 1, len(seeds))
         return readings[-1], max(readings)
 
-    final, peak = zip(*current().divided(len(seeds), one), strict=True)
+    final, peak = zip(*routine.group.divided(len(seeds), one), strict=True)
     return Victims(final, peak)

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-from metagradient.distributed import Group
+from metagradient.distributed import SOLO, Group
 from metagradient.errors import UserError
 from metagradient.learners.learner import Learner
 from metagradient.streams import Library
@@ -31,6 +31,7 @@ class Routine:
         schedule: number of steps T -> learning-rate schedule of the run.
         batch_size: None for the full batch.
         epochs: passes over the data; or `steps`, their number directly (epochs are then repeated as needed).
+        group: the processes that share its runs.
     """
 
     make_learner: Callable[[Schedule], Learner]
@@ -39,6 +40,7 @@ class Routine:
     epochs: int | None = None
     steps: int | None = None
     augment: Augment | None = None
+    group: Group = SOLO
     _graphs: Graphs = field(default_factory=Graphs, init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
@@ -52,6 +54,8 @@ class Routine:
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(fold_in(seed, Library.INITIALISATION))
             learner = self.make_learner(self.schedule(steps))
+        if not self.group.alone:
+            learner.group = self.group
         if learner.graphs is not None:
             learner.graphs = self._graphs  # they are built alike: compiled once for all of them
         return learner
@@ -84,14 +88,12 @@ class Routine:
         seed: int,
         weights: Tensor | None = None,
         progress: Progress | None = None,
-        group: Group | None = None,
+        *,
+        alone: bool = False,
     ) -> tuple[Learner, TrainState]:
-        """One training from scratch without a Trainer; `weights` [n] multiply the losses.
-
-        `group`: the processes that share it, SOLO for this one alone; None: the learner's own.
-        """
+        """One training from scratch without a Trainer; `weights` [n] multiply the losses. `alone`: by this process only."""
         batches = self.batches(examples, seed)
         learner = self.learner(seed, len(batches))
-        learner.group = learner.group if group is None else group
+        learner.group = SOLO if alone else learner.group
         z: Sequence[Metaparameter] = () if weights is None else (DataWeights(weights),)
         return learner, train(learner, batches, z, progress=progress)

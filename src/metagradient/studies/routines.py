@@ -17,11 +17,10 @@ from torch import nn
 
 import metagradient as mg
 from metagradient.data import PairSplits, Splits, TextSplits
-from metagradient.distributed import current
 from metagradient.errors import UserError
 from metagradient.models import load_weights
 from metagradient.schema import Decay
-from metagradient.studies import trainer
+from metagradient.studies import setup, trainer
 from metagradient.studies.setup import build
 
 log = logging.getLogger(__name__)
@@ -117,7 +116,6 @@ def _routine(cfg: DictConfig, kind: type[mg.Learner], own: Mapping[str, Any], **
             learner = _own(target, cfg, sizes, given)
         if cfg.get("checkpoint") is not None:
             _load(learner, cfg.checkpoint)
-        learner.group = current()
         return learner.to(device=where, dtype=torch.float64 if cfg.trainer.precision == "64-true" else torch.float32)
 
     return mg.Routine(
@@ -126,6 +124,7 @@ def _routine(cfg: DictConfig, kind: type[mg.Learner], own: Mapping[str, Any], **
         batch_size=settings.batch_size,
         epochs=settings.epochs,
         steps=settings.steps,
+        group=setup.group(),
     )
 
 

@@ -20,7 +20,7 @@ from omegaconf import DictConfig, OmegaConf
 from torch import Tensor
 
 from metagradient.data import PairSplits, Splits, TextSplits
-from metagradient.distributed import current
+from metagradient.distributed import SOLO, Group, current
 from metagradient.errors import UserError
 from metagradient.schema import check_settings
 from metagradient.studies import trainer
@@ -98,14 +98,19 @@ def data(cfg: DictConfig) -> Any:
     return replace(splits, **tables)
 
 
+def group() -> Group:
+    """The processes of this command; a program of one's own that reads a run back says itself what it shares."""
+    return current() if HydraConfig.initialized() else SOLO
+
+
 def _first(make: Callable[[], Any]) -> Any:
     """What `make` makes; of several processes the first one makes it before the others, which find its downloads."""
-    group = current()
-    if group.rank > 0:
-        group.wait()
+    together = group()
+    if together.rank > 0:
+        together.wait()
     made = make()
-    if group.rank == 0:
-        group.wait()
+    if together.rank == 0:
+        together.wait()
     return made
 
 

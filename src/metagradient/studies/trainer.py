@@ -57,7 +57,7 @@ def make_trainer(cfg: DictConfig, *callbacks: lightning.Callback) -> lightning.T
     return trainer
 
 
-SHARED = ("selection",)
+SHARED = ("selection", "poisoning", "schedule", "smoothness")
 """Experiments that run in several processes."""
 
 
