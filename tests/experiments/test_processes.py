@@ -68,7 +68,7 @@ def test_two_processes_find_what_one_finds(tmp_path: Path, name: str) -> None:
 
 @pytest.mark.slow
 def test_a_process_that_is_killed_ends_the_command_and_another_number_goes_on(tmp_path: Path) -> None:
-    overrides = [*RUNS["selection"], DOUBLE]
+    overrides = [*BRIEF["selection"][1], "method.metasteps=8", DOUBLE]
     whole = run(tmp_path / "whole", "selection", overrides)
     place = tmp_path / "killed"
     process = start(place, "selection", [*overrides, TWO])

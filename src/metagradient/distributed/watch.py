@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import _thread
 import os
 import signal
 import threading
@@ -67,7 +66,8 @@ class _Watch(threading.Thread):
             if not self._over.wait(_PATIENCE):
                 self.interrupted = True
                 handled = [s for s in (signal.SIGINT, signal.SIGTERM) if callable(signal.getsignal(s))]
-                _thread.interrupt_main(*handled[:1])
+                for s in handled[:1]:
+                    signal.pthread_kill(threading.main_thread().ident or 0, s)  # wakes one that sleeps, too
             if not self._over.wait(2 * _PATIENCE):
                 os._exit(1)  # within a call that nothing interrupts
             return
