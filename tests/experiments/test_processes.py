@@ -82,7 +82,7 @@ def test_a_process_that_is_killed_ends_the_command_and_another_number_goes_on(tm
     metrics = json.loads((directory_of(place, "selection") / "metrics.json").read_text())
     assert (metrics["status"], metrics["error"]) == ("failed", f"ProcessLost: {line}")
     left, said = resumed(place, "selection", overrides)
-    assert "going on in 1 processes with what 2 began: the same run up to rounding" in said
+    assert "number of processes: 2 before, 1 from here on; the same run up to rounding" in said
     assert "going on after metastep" in said
     alike(whole, left, 1e-10)
 

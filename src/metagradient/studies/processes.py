@@ -105,8 +105,9 @@ def leading(cfg: DictConfig, experiment: str, directory: Path) -> Iterator[Team]
         UserError: the experiment runs in one process; torchrun or srun started another number than were asked for.
     """
     size, there = trainer.processes(cfg, experiment), started()
+    note = _note(cfg, size)
     if size == 1 and there == 1:
-        yield Team()
+        yield Team(note=note)
         return
     if there not in (1, size):
         raise UserError(
@@ -121,7 +122,6 @@ def leading(cfg: DictConfig, experiment: str, directory: Path) -> Iterator[Team]
         raise UserError(
             f"trainer.num_nodes={cfg.trainer.num_nodes}: start the command on each machine by torchrun or srun"
         )
-    note = _note(cfg, size)
     with ExitStack() as stack:
         followers = None if there > 1 else stack.enter_context(_Followers.started(size))
         group = joined() if followers is None else stack.enter_context(followers.met())
@@ -271,7 +271,7 @@ def _note(cfg: DictConfig, size: int) -> str:
     if cfg.get("resume") is None:
         return ""
     kept = OmegaConf.create(settings_of(Path(cfg.resume) / "config.yaml"))
-    before = trainer.asked_for(kept)
+    before = trainer.asked_for(kept) if "trainer" in kept else size
     if before == size:
         return ""
-    return f"going on in {size} processes with what {before} began: the same run up to rounding"
+    return f"number of processes: {before} before, {size} from here on; the same run up to rounding"
