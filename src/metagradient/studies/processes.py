@@ -25,8 +25,9 @@ import torch.distributed as dist
 from hydra.core.hydra_config import HydraConfig
 from hydra.core.utils import setup_globals
 from hydra.types import RunMode
-from lightning.pytorch.plugins.environments import SLURMEnvironment
+from lightning.fabric.plugins.environments.slurm import SLURMEnvironment
 from omegaconf import DictConfig, OmegaConf, open_dict
+from torch.distributed import TCPStore  # type: ignore[attr-defined]
 
 from metagradient.distributed import SOLO, Group, ProcessLost, current, watched, world
 from metagradient.errors import UserError
@@ -49,7 +50,7 @@ class _Job:
 
     experiment: str
     cfg: DictConfig
-    hydra: DictConfig
+    hydra: Any
     directory: str
 
 
@@ -163,7 +164,7 @@ def follow(run: Callable[[str, DictConfig, Record], object]) -> int:
 
 def meet() -> Group:
     """Join the process that started this one."""
-    store = dist.TCPStore(os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"]), is_master=False)
+    store = TCPStore(os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"]), is_master=False)
     store.set(f"{_HERE}/{os.environ['RANK']}", "")
     return world(_DAYS, store)
 
@@ -180,7 +181,7 @@ class _Followers:
     @contextmanager
     def started(cls, size: int) -> Iterator[_Followers]:
         """They run inside, and none is left behind."""
-        store = dist.TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False, timeout=timedelta(minutes=_DAYS))
+        store = TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False, timeout=timedelta(minutes=_DAYS))
         followers = cls(store)
         meeting = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": store.port, "WORLD_SIZE": size, "NODE_RANK": 0}
         with tempfile.TemporaryDirectory(prefix="metagradient-") as scratch, ExitStack() as files:
