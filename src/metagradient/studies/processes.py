@@ -105,7 +105,7 @@ def leading(cfg: DictConfig, experiment: str, directory: Path) -> Iterator[Team]
     Raises:
         UserError: the experiment runs in one process; torchrun or srun started another number than were asked for.
     """
-    size, there = trainer.processes(cfg, experiment), started()
+    size, there = trainer.processes(cfg, experiment) if "trainer" in cfg else 1, started()
     note = _note(cfg, size)
     if size == 1 and there == 1:
         yield Team(note=note)
