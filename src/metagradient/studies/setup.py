@@ -39,7 +39,8 @@ def prepare(cfg: DictConfig, experiment: str) -> None:
     else:
         check_settings(cfg, experiment)
     trainer.check(cfg)
-    gc.freeze()
+    if not gc.get_freeze_count():  # once: a job of a sweep would freeze the garbage of those before it
+        gc.freeze()
     cores = os.cpu_count() or 1
     threads = cfg.trainer.threads or threads_of_a_job(_launcher(), cores)
     if threads is None and trainer.asked_for(cfg) > 1:
