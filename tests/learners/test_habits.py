@@ -349,6 +349,20 @@ def test_the_average_of_a_run_that_begins_with_a_skipped_step_is_differentiated(
     assert float(found["initial_parameters"] @ direction) == pytest.approx(slope, rel=1e-7)
 
 
+def test_the_average_of_a_run_is_kept_on_disk_as_well() -> None:
+    """It begins as the parameters themselves, in their memory."""
+
+    def replay(storage: str) -> Tensor:
+        torch.manual_seed(0)
+        run = mg.Classifier(nn.Linear(4, 2).double(), mg.SGD(0.9), 0.5, average=0.8)
+        weights = mg.DataWeights(torch.ones(len(data()["y"])))
+        return mg.metagradient(
+            run, batches(), weights, mg.mean_loss(data()), checkpoints="binomial(2)", storage=storage
+        )["weights"]
+
+    assert torch.equal(replay("disk"), replay("memory"))
+
+
 def test_saving_a_model_leaves_the_learner_alone_and_takes_tied_weights(tmp_path: Path) -> None:
     class Record:
         def artifact_path(self, name: str) -> Path:
