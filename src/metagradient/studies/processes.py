@@ -105,7 +105,10 @@ def leading(cfg: DictConfig, experiment: str, directory: Path) -> Iterator[Team]
     Raises:
         UserError: the experiment runs in one process; torchrun or srun started another number than were asked for.
     """
-    size, there = trainer.processes(cfg, experiment) if "trainer" in cfg else 1, started()
+    size = trainer.processes(cfg, experiment) if "trainer" in cfg else 1
+    there = (
+        started() if size > 1 or "TORCHELASTIC_RUN_ID" in os.environ else 1
+    )  # srun's tasks may be commands of their own
     note = _note(cfg, size)
     if size == 1 and there == 1:
         yield Team(note=note)
@@ -220,7 +223,8 @@ class _Followers:
         try:
             yield world(_DAYS, self.store)
         finally:
-            dist.destroy_process_group()
+            if dist.is_initialized():
+                dist.destroy_process_group()
 
     def ended(self) -> str | None:
         """A line about one that has ended before its time."""
