@@ -105,10 +105,9 @@ def leading(cfg: DictConfig, experiment: str, directory: Path) -> Iterator[Team]
     Raises:
         UserError: the experiment runs in one process; torchrun or srun started another number than were asked for.
     """
-    size = trainer.processes(cfg, experiment) if "trainer" in cfg else 1
-    there = (
-        started() if size > 1 or "TORCHELASTIC_RUN_ID" in os.environ else 1
-    )  # srun's tasks may be commands of their own
+    size = trainer.processes(cfg, experiment)
+    # Tasks of srun may be commands of their own.
+    there = started() if size > 1 or "TORCHELASTIC_RUN_ID" in os.environ else 1
     note = _note(cfg, size)
     if size == 1 and there == 1:
         yield Team(note=note)

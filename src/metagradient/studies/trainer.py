@@ -69,7 +69,7 @@ def asked_for(cfg: DictConfig) -> int:
     """
     total = 1
     for name in ("devices", "num_nodes"):
-        count = cfg.trainer.get(name, 1)
+        count = (cfg.get("trainer") or {}).get(name, 1)
         if not isinstance(count, int) or isinstance(count, bool) or count < 1:
             raise UserError(f"trainer.{name} must be a whole number from 1, not '{count}': set trainer.{name}=1")
         total *= count
@@ -88,8 +88,10 @@ def processes(cfg: DictConfig, experiment: str) -> int:
             f"{experiment} runs on one device so far: set trainer.devices=1 (on several: {', '.join(SHARED)}; and each job of a "
             "sweep is a run of its own)"
         )
+    if count == 1:
+        return 1
     there, local = torch.cuda.device_count(), cfg.trainer.get("devices", 1)
-    if count > 1 and device(cfg).type == "cuda" and local > there:
+    if device(cfg).type == "cuda" and local > there:
         raise UserError(f"trainer.devices={local}, but torch sees {there} GPUs: set trainer.devices={there}")
     return count
 

@@ -10,6 +10,7 @@ from hydra.experimental.callback import Callback
 from matplotlib.figure import Figure
 from omegaconf import DictConfig
 
+from metagradient.files import replacing
 from metagradient.reporting.figures.style import COLOURS, MARKERS, styled
 from metagradient.reporting.runs.reading import read
 from metagradient.reporting.table import print_lines
@@ -56,7 +57,8 @@ class SweepFrontier(Callback):
             for rule, curve in _curves(file).items():
                 panel.setdefault(NAMES[rule], []).append(curve)
         if panels:
-            frontier(panels).savefig(folder / "frontier.png")
+            with replacing(folder / "frontier.png") as draft:
+                frontier(panels).savefig(draft, format="png")
             print_lines([f"frontier: {folder / 'frontier.png'}"])
 
 

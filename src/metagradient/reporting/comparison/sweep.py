@@ -11,7 +11,7 @@ from hydra.experimental.callback import Callback
 from omegaconf import DictConfig
 
 from metagradient.errors import UserError
-from metagradient.files import write_csv
+from metagradient.files import replacing, write_csv
 from metagradient.intervals import half_width
 from metagradient.reporting.runs.foreign import metrics_of, overrides_of
 from metagradient.reporting.table import print_lines, print_table
@@ -62,7 +62,8 @@ class SweepComparison(Callback):
         if points:
             from metagradient.reporting.figures.distances import error_against_speed
 
-            error_against_speed(points).savefig(folder / "comparison.png")
+            with replacing(folder / "comparison.png") as draft:
+                error_against_speed(points).savefig(draft, format="png")
         print_lines([f"comparison: {folder / 'comparison.csv'}, {folder / 'comparison.png'}"])
 
 
