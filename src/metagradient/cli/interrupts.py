@@ -17,17 +17,21 @@ def interruptible() -> Iterator[None]:
     """SIGTERM is Ctrl-C, and neither is lost.
 
     Python only notes an exception within a finaliser (a `__del__`, run by the garbage collector at any time) and goes
-    on; a KeyboardInterrupt that ended there is raised again soon after.
+    on; a KeyboardInterrupt that ended there is raised again soon after, and never after this block.
     """
     terminated, unraisable = signal.getsignal(signal.SIGTERM), sys.unraisablehook
     if terminated == signal.SIG_DFL:
         signal.signal(signal.SIGTERM, signal.default_int_handler)  # Lightning alone would note it and go on
+    coming: list[threading.Timer] = []
     handled = [s for s in (signal.SIGINT, signal.SIGTERM) if signal.getsignal(s) is signal.default_int_handler]
 
     def again(lost: Any) -> None:
         if handled and issubclass(lost.exc_type, KeyboardInterrupt):
             later = threading.Timer(_SOON, _thread.interrupt_main, handled[:1])  # in here it would be lost as well
             later.daemon = True
+            for earlier in coming:
+                earlier.cancel()
+            coming[:] = [later]
             later.start()
         else:
             unraisable(lost)
@@ -35,10 +39,15 @@ def interruptible() -> Iterator[None]:
     sys.unraisablehook = again
     try:
         yield
+        for later in coming:
+            later.join()
     finally:
         sys.unraisablehook = unraisable
         if terminated == signal.SIG_DFL:
             signal.signal(signal.SIGTERM, terminated)
+        for later in coming:
+            later.cancel()
+            later.join()
 
 
 def was_interrupted(error: BaseException) -> bool:
