@@ -3,6 +3,7 @@
 import csv
 import hashlib
 import json
+import os
 import zlib
 from pathlib import Path
 
@@ -38,6 +39,16 @@ def test_a_failed_write_leaves_the_old_file_and_no_draft(tmp_path: Path) -> None
     assert list(path.parent.iterdir()) == [path]
     write_text(path, "new")
     assert path.read_text() == "new"
+
+
+def test_what_is_no_file_is_written_as_it_is(tmp_path: Path) -> None:
+    pipe = tmp_path / "pipe"
+    os.mkfifo(pipe)
+    reader = os.open(pipe, os.O_RDONLY | os.O_NONBLOCK)
+    write_text(pipe, "a line\n")
+    assert os.read(reader, 100) == b"a line\n"
+    os.close(reader)
+    assert list(tmp_path.iterdir()) == [pipe]
 
 
 def test_a_csv_file_reads_back(tmp_path: Path) -> None:

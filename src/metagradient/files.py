@@ -27,12 +27,16 @@ _NUMBER = re.compile(r"[+-]?(\d+\.?\d*|\.\d+)(e[+-]?\d+)?", re.ASCII | re.IGNORE
 def replacing(path: Path, *, durable: bool = False) -> Iterator[Path]:
     """A draft beside `path` to write to, which takes its place when the block ends and goes when it fails.
 
-    A reader, or a kill at any moment, finds the old file or the new one.
+    A reader, or a kill at any moment, finds the old file or the new one. What is no file, such as /dev/stdout, is written
+    as it is.
 
     Args:
         path: the file to write; its folder is made where it is missing.
         durable: also wait until the content is on the disk, so that a power cut cannot leave the name without it.
     """
+    if path.exists() and not path.is_dir() and (path.is_relative_to("/dev") or not path.is_file()):
+        yield path
+        return
     path.parent.mkdir(parents=True, exist_ok=True)
     draft = path.with_name(f".{path.name}.{os.getpid()}")
     try:

@@ -40,6 +40,10 @@ WRONG = [
     ("unlearning", ["delete.rows=worst"], "not 'worst'", "highest_loss"),
     ("unlearning", ["method=delta_grad"], "no option 'delta_grad'", "method=deltagrad"),
     ("unlearning", ["resume=yesterday"], "resume=yesterday is no folder", "resume=true"),
+    ("selection", ["~model"], "selection reads it", "model=..."),
+    ("schedule", ["~learner.batch_size"], "schedule reads it", "learner.batch_size=..."),
+    ("poisoning", ["method=null"], "no option of that name", "see --help"),
+    ("attribution", ["model=3"], "is a name, not a number", "see --help"),
     ("unlearning", ["+seed=3"], "'seed' exists already", "without the +: seed="),
 ]
 

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from metagradient.errors import UserError
 from metagradient.escapes import visible
+from metagradient.files import replacing
 
 if TYPE_CHECKING:
     from metagradient.reporting.comparison.tables import Comparison
@@ -47,9 +48,9 @@ def compare(arguments: Sequence[str]) -> bool:
             _write_csv(args.csv, made)
         if args.html:
             title = args.title or "Comparison: " + ", ".join(each.experiment for each in made)
-            args.html.parent.mkdir(parents=True, exist_ok=True)
             text = compare_page.page(made, title, damaged)
-            args.html.write_bytes(text.encode("utf-8", errors="backslashreplace"))
+            with replacing(args.html) as draft:
+                draft.write_bytes(text.encode("utf-8", errors="backslashreplace"))
             print(visible(f"page: {args.html} ({args.html.stat().st_size / 2**20:.1f} MiB, loads nothing)"))
     except OSError as error:
         raise UserError(f"cannot write {error.filename}: {error.strerror}") from error

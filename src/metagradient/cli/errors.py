@@ -111,7 +111,7 @@ def composition_error(error: BaseException, config_name: str, arguments: Sequenc
         if isinstance(cause, ValidationError):
             return _wrong_value(message.removeprefix("Error merging override "), cause)
         if "Config group override must be" in message:
-            return _null_group(arguments)
+            return _no_option(config_name, arguments)
         found = re.match(r"Could not append to config. An item is already at '([^']+)'", message)
         if found:
             return f"the setting {found.group(1)!r} exists already; change it without the +: {found.group(1)}=..."
@@ -153,9 +153,15 @@ def _unknown_key(key: str, config_name: str, arguments: Sequence[str]) -> str:
     return f"no setting {key!r}; {where} there are: {', '.join(siblings)}"
 
 
-def _null_group(arguments: Sequence[str]) -> str:
-    given = next((item for item in arguments if item.endswith(("=null", "=None", "="))), "a group")
-    return f"{given}: a group has no option of that name; to leave the group out: ~{given.partition('=')[0]}"
+def _no_option(config_name: str, arguments: Sequence[str]) -> str:
+    from metagradient.schema import read_by
+
+    given = next((item for item in arguments if item.endswith(("=null", "=None", "="))), None)
+    if given is None:
+        return "an option of a group is a name, not a number or settings in braces: see --help for the names"
+    group = given.partition("=")[0]
+    hint = "see --help for the names" if group in read_by(config_name) else f"to leave the group out: ~{group}"
+    return f"{given}: a group has no option of that name; {hint}"
 
 
 def _wrong_value(override: str, cause: Exception) -> str:

@@ -18,10 +18,11 @@ def check_values(name: str, arguments: Sequence[str]) -> None:
     """Compare the plain overrides `key=value`, those of sweeps as well, with the settings of experiment `name`.
 
     A list stays a list, a group of settings such a group, a number a number, true or false one of the two; null goes
-    everywhere, and a setting that is null takes anything. What does not compose is left to Hydra to refuse.
+    everywhere, and a setting that is null takes anything. What an experiment reads is not left out by `~key`. What does not
+    compose is left to Hydra to refuse.
 
     Raises:
-        UserError: names the value, the kind that was expected, and an example.
+        UserError: names the value, the kind that was expected, and an example; or what was left out.
     """
     from hydra.core.override_parser.overrides_parser import OverridesParser
     from hydra.errors import HydraException
@@ -29,10 +30,11 @@ def check_values(name: str, arguments: Sequence[str]) -> None:
     from omegaconf import OmegaConf
 
     args, _ = parser().parse_known_args(list(arguments))
-    pairs: list[tuple[str, Any, Any]] = []  # key, the setting as it is, what was given
+    left_out, pairs = "", list[tuple[str, Any, Any]]()  # key, the setting as it is, what was given
     with suppress(HydraException, ValueError), composer(args.config_dir) as hydra:
         name, loader = args.config_name or name, hydra.config_loader
         given = OverridesParser.create().parse_overrides(args.overrides)
+        left_out = _left_out(name, given)
         plain = [o for o in given if not (o.is_add() or o.is_force_add() or o.is_delete() or "hydra" in o.key_or_group)]
         plain = [o for o in plain if not loader.get_group_options(o.key_or_group, config_name=name)]
         if plain:
@@ -40,11 +42,24 @@ def check_values(name: str, arguments: Sequence[str]) -> None:
             base = hydra.compose_config(name, others, RunMode.RUN)
             before = {o.key_or_group: OmegaConf.select(base, o.key_or_group, throw_on_missing=False) for o in plain}
             pairs = [(o.key_or_group, before[o.key_or_group], value) for o in plain for value in _values(o)]
+    if left_out:
+        raise UserError(
+            f"~{left_out}: {name} reads it; give another value, {left_out}=..., or null where that may stand"
+        )
     for key, setting, value in pairs:
         expected = _clash(setting, value)
         if expected:
             hint = f"for example {key}={_example(setting, value)}"
             raise UserError(f"{key}={_shown(value)}: expected {expected}, got {_shown(value)!r}; {hint}")
+
+
+def _left_out(name: str, given: Sequence["Override"]) -> str:
+    """The first setting that is deleted and not given again although experiment `name` reads it."""
+    from metagradient.schema import read_by
+
+    again = {o.key_or_group for o in given if o.is_add() or o.is_force_add()}
+    deleted = (str(o.key_or_group) for o in given if o.is_delete() and o.key_or_group not in again)
+    return next((key for key in deleted if key.partition(".")[0] in read_by(name)), "")
 
 
 def _values(override: "Override") -> Iterator[Any]:

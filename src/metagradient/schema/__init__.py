@@ -5,6 +5,6 @@ Light on purpose: the command line imports it before anything else.
 
 from metagradient.schema.experiments import EXPERIMENTS
 from metagradient.schema.groups import Decay, LearnerConfig, Normalize, register
-from metagradient.schema.whole import check_settings
+from metagradient.schema.whole import check_settings, read_by
 
-__all__ = ["EXPERIMENTS", "Decay", "LearnerConfig", "Normalize", "check_settings", "register"]
+__all__ = ["EXPERIMENTS", "Decay", "LearnerConfig", "Normalize", "check_settings", "read_by", "register"]

@@ -12,8 +12,8 @@ from omegaconf import DictConfig, OmegaConf
 
 from metagradient.errors import UserError
 from metagradient.schema.experiments import EXPERIMENTS
-from metagradient.schema.groups import GROUPS
-from metagradient.schema.ranges import check
+from metagradient.schema.groups import GROUPS, PARTS
+from metagradient.schema.ranges import Braces, check
 from metagradient.schema.targets import TARGETS
 from metagradient.schema.unread import unread
 
@@ -55,9 +55,22 @@ def check_settings(
     _tell(plain)
 
 
+def read_by(experiment: str) -> set[str]:
+    """The names at the top of an experiment's configuration without which it does not run."""
+    if experiment not in EXPERIMENTS:
+        return set()
+    checks = {setting.name: setting.metadata.get("check") for setting in fields(EXPERIMENTS[experiment])}
+    free = {
+        name for name, made in checks.items() if isinstance(made, Braces) and not made.target
+    }  # of names of one's own
+    return (checks.keys() | PARTS[experiment]) - free - {"logger"}
+
+
 def _check_groups(plain: Mapping[str, Any]) -> None:
     for name, schema in GROUPS.items():
         node = plain.get(name) or {}
+        if not isinstance(node, Mapping):
+            raise UserError(f"{name}={node} is no group of settings: leave it out, or see --help for its choices")
         known = [setting.name for setting in fields(schema)]
         for unknown in (key for key in node if key not in known and name != "trainer"):  # which Lightning knows
             raise UserError(f"no setting {name}.{unknown}; there are: {', '.join(known)}")

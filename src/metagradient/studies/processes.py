@@ -149,7 +149,9 @@ def follow(run: Callable[[str, DictConfig, Record], object]) -> int:
             job.cfg.logger = {"mode": "disabled"}
             if job.cfg.get("resume") is not None:
                 passed_over = shutil.ignore_patterns(".lock", "*.log", "figures", "tensorboard")
-                shutil.copytree(job.directory, scratch, dirs_exist_ok=True, ignore=passed_over)
+                shutil.copytree(
+                    job.directory, scratch, dirs_exist_ok=True, ignore=passed_over, ignore_dangling_symlinks=True
+                )  # what is wrong in there is told by the one that leads
                 job.cfg.resume = scratch
         try:
             group.wait()
