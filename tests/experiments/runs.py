@@ -31,6 +31,8 @@ RUNS = {
 }  # fmt: skip
 """Long enough to be killed in the middle."""
 
+TWO = "trainer.devices=2"
+
 FEW = ["data.train=100", "data.validation=40", "data.test=40", "learner.steps=8"]
 BRIEF = {
     "selection": ("selection", [*RUNS["selection"], *FEW, "method.metasteps=2"]),
@@ -40,9 +42,25 @@ BRIEF = {
     "unlearning": ("unlearning", [*RUNS["unlearning"], *FEW, "sets=3"]),
     "stream": ("unlearning", [*RUNS["unlearning"], *FEW, "stream.requests=3", "stream.judge_every=1"]),
     "smoothness": ("smoothness", [*RUNS["smoothness"], *FEW]),
+    "processes": ("selection", [*RUNS["selection"], *FEW, "method.metasteps=2", TWO]),
     "cost": ("cost", RUNS["cost"]),
 }
 """Shorter ones, by name: (experiment, overrides)."""
+
+ON_DISK = {
+    "replay on disk": (
+        "selection",
+        [
+            *BRIEF["selection"][1],
+            "refit=false",
+            "replay.storage=disk",
+            "replay.checkpoints='binomial(3)'",
+            "replay.folder=states",
+        ],
+    ),
+    "history on disk": ("unlearning", [*BRIEF["stream"][1], "history.storage=disk", "history.folder=states"]),
+}
+"""Shorter ones that also write what they compute with."""
 
 
 def some(cases: Sequence[T]) -> list[T]:

@@ -144,7 +144,8 @@ def test_a_second_run_reads_the_store(tmp_path: Path, seen: list[int]) -> None:
     seen.clear()
     assert run(tmp_path, "methods=[dropout:64]", "drop=[]", "queries=9", "store=kept")[0] == 0
     assert seen == [2, 9]
-    assert torch.equal(load_file(newest(tmp_path) / "artifacts" / "scores.safetensors")["scores"], expected)
+    stored = load_file(newest(tmp_path) / "artifacts" / "scores.safetensors")["scores"]
+    assert (stored - expected).abs().max() <= 1e-6 * expected.abs().max()  # products of other shapes round otherwise
     assert json.loads((newest(tmp_path) / "metrics.json").read_text())["cost/training_runs"] == 1
     for changed, says in (("learner.epochs=3", "another model"), ("mask_seed=1", "another compressor")):
         status, _, err = run(tmp_path, "methods=[dropout:64]", "drop=[]", "store=kept", changed)

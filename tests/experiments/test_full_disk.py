@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 from console import Done, run_in
 from killing import directory_of, left_by
-from runs import BRIEF, some
+from runs import BRIEF, ON_DISK, some
 
 LIMITED = """
 import resource, sys
@@ -77,11 +77,11 @@ def fatal(writes: list[str]) -> list[int]:
 @pytest.mark.slow
 @pytest.mark.long
 @pytest.mark.timeout(3600)
-@pytest.mark.parametrize("kind", BRIEF)
+@pytest.mark.parametrize("kind", [*BRIEF, *ON_DISK])
 def test_a_disk_that_is_full_from_any_write_on(
     kind: str, disk: Disk, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    experiment, overrides = BRIEF[kind]
+    experiment, overrides = (BRIEF | ON_DISK)[kind]
     monkeypatch.setenv("METAGRADIENT_CACHE", "cache")
     assert disk.run(tmp_path / "whole", None, experiment, *overrides).status == 0
     whole, writes = left_by(directory_of(tmp_path / "whole", experiment)), disk.writes

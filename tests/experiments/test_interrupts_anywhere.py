@@ -7,21 +7,24 @@ from pathlib import Path
 
 import pytest
 from killing import Kill, start, whole
-from runs import RUNS
+from runs import RUNS, TWO
 
 TRIES = 8
+KINDS = {name: (name, overrides) for name, overrides in RUNS.items()}
+KINDS["processes"] = ("selection", [*RUNS["selection"], TWO])
 
 
 @pytest.mark.slow
 @pytest.mark.long
 @pytest.mark.timeout(1200)
-@pytest.mark.parametrize("experiment", RUNS)
-def test_ctrl_c_ends_a_run_wherever_it_comes(experiment: str, tmp_path: Path) -> None:
-    uninterrupted = whole(tmp_path / "whole", experiment, RUNS[experiment])
-    rng, wrong, hits = random.Random(experiment), [], 0
+@pytest.mark.parametrize("name", KINDS)
+def test_ctrl_c_ends_a_run_wherever_it_comes(name: str, tmp_path: Path) -> None:
+    experiment, overrides = KINDS[name]
+    uninterrupted = whole(tmp_path / "whole", experiment, overrides)
+    rng, wrong, hits = random.Random(name), [], 0
     for i in range(TRIES):
         place, moment = tmp_path / str(i), rng.uniform(0.0, 0.9) * uninterrupted.cpu
-        process = start(place, experiment, RUNS[experiment], Kill(cpu=moment, by=signal.SIGINT))
+        process = start(place, experiment, overrides, Kill(cpu=moment, by=signal.SIGINT))
         process.join()
         if not (place / "hit").exists():  # it had ended before
             continue

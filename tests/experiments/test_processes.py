@@ -14,10 +14,9 @@ import psutil
 import pytest
 from console import run_in
 from killing import directory_of, left_by, resumed, start
-from runs import BRIEF, RUNS
+from runs import BRIEF, RUNS, TWO
 
 DOUBLE = "trainer.precision=64-true"
-TWO = "trainer.devices=2"
 
 
 def run(place: Path, experiment: str, overrides: list[str]) -> dict[str, Any]:
@@ -93,6 +92,19 @@ def test_those_that_follow_end_with_the_one_that_leads(tmp_path: Path) -> None:
     until(lambda: saved(tmp_path, "selection"), process)
     (follower,) = followers(process)
     process.kill()
+    follower.wait(60)
+
+
+@pytest.mark.slow
+def test_sigterm_ends_the_one_that_leads_and_those_that_follow(tmp_path: Path) -> None:
+    process = start(tmp_path, "selection", [*RUNS["selection"], TWO])
+    until(lambda: saved(tmp_path, "selection"), process)
+    (follower,) = followers(process)
+    time.sleep(0.2)  # a moment within a training
+    process.terminate()
+    process.join(60)
+    assert process.exitcode == 130
+    assert "interrupted; partial results lie in" in (tmp_path / "terminal").read_text()
     follower.wait(60)
 
 

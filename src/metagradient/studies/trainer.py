@@ -2,6 +2,8 @@
 
 import gc
 import logging
+import signal
+import threading
 from collections.abc import Sequence
 from typing import Any
 
@@ -53,8 +55,24 @@ def make_trainer(cfg: DictConfig, *callbacks: lightning.Callback) -> lightning.T
     fixed: dict[str, Any] = dict.fromkeys(quiet, False) | {"max_epochs": 1}
     if asked_for(cfg) > 1:  # they are there already, which this says to Lightning
         fixed |= {"strategy": mg.SharedBatches(), "plugins": [LightningEnvironment()]}
+        callbacks = (_Ended(), *callbacks)
     trainer: lightning.Trainer = instantiate(settings, callbacks=list(callbacks), **fixed)
     return trainer
+
+
+class _Ended(lightning.Callback):
+    """SIGTERM ends a process that shares a training as it ends any other.
+
+    Lightning's own handler first tells the other processes by a collective call, for which they wait in vain where they are in
+    another one, or have had no signal.
+    """
+
+    def __init__(self) -> None:
+        self._handler = signal.getsignal(signal.SIGTERM)
+
+    def on_train_start(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
+        if threading.current_thread() is threading.main_thread() and self._handler is not None:
+            signal.signal(signal.SIGTERM, self._handler)
 
 
 SHARED = ("selection", "poisoning", "schedule", "smoothness")
