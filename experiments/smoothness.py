@@ -110,6 +110,8 @@ def _row(
     gain, gain_low, gain_high = reading.against(first)
     rough = reading.finite and reading.value < ROUGH and "rough"
     problem = rough or (reading.failed and "not finite, or no movement")
+    if not reading.finite:
+        log.warning("%s: %s", name, reading.verdict())
     sick = health and health.verdict()
     return {
         "variant": name,

@@ -46,7 +46,7 @@ def replacing(path: Path, *, durable: bool = False) -> Iterator[Path]:
                 os.fsync(file.fileno())
         os.replace(draft, path)
     except OSError as error:
-        if error.filename is None:  # a write that failed does not say where
+        if error.filename is None or str(error.filename) == str(draft):  # a write that failed does not say where
             error.filename = str(path)
         raise
     finally:

@@ -44,6 +44,7 @@ WRONG = [
     ("schedule", ["~learner.batch_size"], "schedule reads it", "learner.batch_size=..."),
     ("poisoning", ["method=null"], "no option of that name", "see --help"),
     ("attribution", ["model=3"], "is a name, not a number", "see --help"),
+    ("smoothness", ["-m", "seed=1,2,1"], "seed=1,2,1: a value stands twice", "give each once"),
     ("unlearning", ["+seed=3"], "'seed' exists already", "without the +: seed="),
 ]
 

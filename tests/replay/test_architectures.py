@@ -299,7 +299,9 @@ def test_an_architecture_is_exact_or_refused_by_name(name: str) -> None:
 
     def ours(objective: Any) -> mg.Metagradients:
         batches = mg.Batches(fields, torch.tensor(ROWS))
-        return mg.metagradient(Learner(model), batches, mg.DataWeights(weights), objective, checkpoints="every(1)", memory=2**32)
+        return mg.metagradient(
+            Learner(model), batches, mg.DataWeights(weights), objective, checkpoints="every(1)", memory=2**32
+        )
 
     if of.refused is not None:
         with pytest.raises(UserError, match=of.refused) as refusal:

@@ -109,6 +109,8 @@ def launch(name: str, argv: Sequence[str] | None = None) -> None:
                 _note_failure(name, cfg, directory, error)
             if interrupted:
                 raise KeyboardInterrupt from error
+            if isinstance(error, SystemExit):  # of a model or a module of somebody else's
+                error = RuntimeError(f"the program was ended from within the run, by sys.exit({error.code})")
             if not isinstance(error, Exception):
                 raise
             status, message = _verdict(error, directory)

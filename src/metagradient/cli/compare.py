@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING, Any
 
 from metagradient.errors import UserError
 from metagradient.escapes import visible
-from metagradient.files import replacing
 
 if TYPE_CHECKING:
     from metagradient.reporting.comparison.tables import Comparison
@@ -47,6 +46,8 @@ def compare(arguments: Sequence[str]) -> bool:
         if args.csv:
             _write_csv(args.csv, made)
         if args.html:
+            from metagradient.files import replacing
+
             title = args.title or "Comparison: " + ", ".join(each.experiment for each in made)
             text = compare_page.page(made, title, damaged)
             with replacing(args.html) as draft:

@@ -30,11 +30,11 @@ def check_values(name: str, arguments: Sequence[str]) -> None:
     from omegaconf import OmegaConf
 
     args, _ = parser().parse_known_args(list(arguments))
-    left_out, pairs = "", list[tuple[str, Any, Any]]()  # key, the setting as it is, what was given
+    left_out, twice, pairs = "", "", list[tuple[str, Any, Any]]()  # key, the setting as it is, what was given
     with suppress(HydraException, ValueError), composer(args.config_dir) as hydra:
         name, loader = args.config_name or name, hydra.config_loader
         given = OverridesParser.create().parse_overrides(args.overrides)
-        left_out = _left_out(name, given)
+        left_out, twice = _left_out(name, given), _twice(given)
         plain = [o for o in given if not (o.is_add() or o.is_force_add() or o.is_delete() or "hydra" in o.key_or_group)]
         plain = [o for o in plain if not loader.get_group_options(o.key_or_group, config_name=name)]
         if plain:
@@ -46,6 +46,8 @@ def check_values(name: str, arguments: Sequence[str]) -> None:
         raise UserError(
             f"~{left_out}: {name} reads it; give another value, {left_out}=..., or null where that may stand"
         )
+    if twice:
+        raise UserError(f"{twice}: a value stands twice, and its jobs would be the same; give each once")
     for key, setting, value in pairs:
         expected = _clash(setting, value)
         if expected:
@@ -59,7 +61,18 @@ def _left_out(name: str, given: Sequence["Override"]) -> str:
 
     again = {o.key_or_group for o in given if o.is_add() or o.is_force_add()}
     deleted = (str(o.key_or_group) for o in given if o.is_delete() and o.key_or_group not in again)
-    return next((key for key in deleted if key.partition(".")[0] in read_by(name)), "")
+    needed = (key for key in deleted if key.partition(".")[0] in read_by(name))
+    return next((key for key in needed if not key.startswith("model.")), "")  # whose settings are the model's own
+
+
+def _twice(given: Sequence["Override"]) -> str:
+    """The first override of a sweep that lists a value twice."""
+    for override in given:
+        if override.is_choice_sweep():
+            values = [str(value) for value in override.sweep_string_iterator()]
+            if len(set(values)) < len(values):
+                return str(override.input_line)
+    return ""
 
 
 def _values(override: "Override") -> Iterator[Any]:

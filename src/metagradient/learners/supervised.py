@@ -32,7 +32,16 @@ class Supervised(ModelLearner):
 
     def outputs(self, x: Tensor) -> Tensor:
         """What the model gives for inputs [B, ...]."""
-        return self.model(x if x.dtype != torch.uint8 else x.to(next(self.model.parameters()).dtype) / 255)
+        outputs = self.model(x if x.dtype != torch.uint8 else x.to(next(self.model.parameters()).dtype) / 255)
+        if not isinstance(outputs, Tensor):
+            raise UserError(
+                f"the model gives a {type(outputs).__name__}: let its forward return the tensor of outputs [B, ...] alone"
+            )
+        if outputs.shape[:1] != x.shape[:1]:
+            raise UserError(
+                f"the model gives {list(outputs.shape)} for {len(x)} rows of inputs: a row of outputs is needed for each"
+            )
+        return outputs
 
     _reads = False  # targets that are read row by row, which are checked in each batch
 

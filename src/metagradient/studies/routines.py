@@ -18,10 +18,12 @@ from torch import nn
 import metagradient as mg
 from metagradient.data import PairSplits, Splits, TextSplits
 from metagradient.errors import UserError
+from metagradient.learners.supervised import say_once
 from metagradient.models import load_weights
 from metagradient.schema import Decay
 from metagradient.studies import setup, trainer
 from metagradient.studies.setup import build
+from metagradient.training.state import refuse_unusable
 
 log = logging.getLogger(__name__)
 
@@ -116,6 +118,7 @@ def _routine(cfg: DictConfig, kind: type[mg.Learner], own: Mapping[str, Any], **
             learner = _own(target, cfg, sizes, given)
         if cfg.get("checkpoint") is not None:
             _load(learner, cfg.checkpoint)
+        refuse_unusable(learner)  # before it is converted
         return learner.to(device=where, dtype=torch.float64 if cfg.trainer.precision == "64-true" else torch.float32)
 
     return mg.Routine(
@@ -136,10 +139,9 @@ def _model(cfg: DictConfig, sizes: Mapping[str, Any]) -> nn.Module:
             raise UserError(
                 "data.encode=codes: codes are no numbers to this model; set model=table_mlp, which embeds them, or data.encode=onehot"
             )
-        return build(cfg.model, **sizes)
+        return build(_without_strangers(cfg, sizes), **sizes)
     target = _located(path, "model")
-    takes, anything = _takes(target)
-    meant = _meant()
+    (takes, anything), meant = _takes(target), _meant()
     left = [
         str(key)
         for key in cfg.model
@@ -155,6 +157,20 @@ def _model(cfg: DictConfig, sizes: Mapping[str, Any]) -> nn.Module:
     if not isinstance(model, nn.Module):
         raise UserError(f"model._target_={path} gives a {type(model).__name__}, not a torch.nn.Module")
     return model
+
+
+def _without_strangers(cfg: DictConfig, sizes: Mapping[str, Any]) -> DictConfig:
+    """`cfg.model` without what a preset sets of another model."""
+    path, meant = str(cfg.model._target_), _meant()
+    takes, anything = _takes(_located(path, "model"))
+    left = [str(key) for key in cfg.model if not (anything or key in takes or str(key).startswith("_"))]
+    for key in left:
+        if meant is None or key in meant:
+            known = ", ".join(name for name in takes if name not in sizes)
+            raise UserError(f"no setting model.{key} of {path}; there are: {known or 'none'}")
+    if left:
+        say_once(f"of the preset {', '.join(f'model.{key}' for key in left)} are not read: {path} has no such settings")
+    return OmegaConf.masked_copy(cfg.model, [key for key in cfg.model if key not in left])
 
 
 def _meant() -> set[str] | None:

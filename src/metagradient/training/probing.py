@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import logging
 import random
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
@@ -73,6 +75,7 @@ def probe(learner: Model, batches: Batches) -> Needs:
     if t is None:
         return Needs()
     params = learner.layout.params().requires_grad_()
+    _refuse_nonfinite(learner, params)
     batch = batches(t).to(params.device, params.dtype)
     with torch.random.fork_rng(devices=[params.device] if params.is_cuda else []):
         torch.manual_seed(fold_in(batch.seed))
@@ -83,11 +86,16 @@ def probe(learner: Model, batches: Batches) -> Needs:
         leaf = buffers.clone().requires_grad_()  # so that writes are seen, or not, by autograd
         with torch.enable_grad(), learner.running(params, leaf, batch.seed, batch.t):
             held = [(name, x, x._version, x.grad_fn) for name, x in learner.layout.bound_buffers()]
-            with seen, functions:
+            with _in_words(batch), seen, functions:
                 losses = learner.losses(batch)
             _refuse_unseen(learner, held)
         _refuse_changed(learner, start)
         _refuse_low_precision(seen)
+        if not losses.requires_grad:
+            raise UserError(
+                "losses() do not depend on the parameters by operations that have a derivative (argmax, round, .detach() and "
+                "torch.no_grad() have none): nothing would be learned"
+            )
         _refuse_once_differentiable(losses)
         _refuse_kept_parameters(learner, losses)
         foreign = not torch.equal(before, _global_state(params))
@@ -99,6 +107,33 @@ def probe(learner: Model, batches: Batches) -> Needs:
         )
     substitutes = functions.replaced or _tracks_statistics(learner)
     return Needs(foreign, seen.fused_attention, substitutes, any(compiled(m) for m in learner.modules()))
+
+
+def _refuse_nonfinite(learner: Model, params: Tensor) -> None:
+    if bool(torch.isfinite(params).all()):
+        return
+    parts = params.detach().split(learner.layout.sizes)
+    bad = [name for name, part in zip(learner.layout.names, parts, strict=True) if not bool(torch.isfinite(part).all())]
+    raise UserError(f"parameter '{bad[0]}' is not finite before the first step: give the model finite initial values")
+
+
+@contextmanager
+def _in_words(batch: Batch) -> Iterator[None]:
+    """What torch says of a model that cannot read the first batch, with what the batch is."""
+    try:
+        yield
+    except UserError:
+        raise
+    except (RuntimeError, TypeError, AttributeError, IndexError, KeyError, ValueError) as error:
+        said = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        if isinstance(error, torch.OutOfMemoryError) or "allocate" in said:
+            raise
+        fields = ", ".join(f"{name} {_described(x)}" for name, x in batch.fields.items())
+        raise UserError(f"losses() cannot be computed of the first batch ({fields}): {said}") from error
+
+
+def _described(x: Tensor) -> str:
+    return f"{list(x.shape)} {str(x.dtype).removeprefix('torch.')}"
 
 
 def _tracks_statistics(learner: Model) -> bool:

@@ -95,7 +95,7 @@ class Layout:
         self.buffer_shapes: list[torch.Size] = []
         self._buffer_dtypes: list[torch.dtype | None] = []  # None: that of the vector
         seen: dict[int, int] = {}
-        _refuse_unusable(module)
+        refuse_unusable(module)
         for prefix, owner in module.named_modules():
             for key, parameter in owner._parameters.items():
                 if parameter is None or not parameter.requires_grad:
@@ -224,7 +224,7 @@ class Layout:
                 owner._buffers[key].copy_(part.view(shape))  # type: ignore[union-attr]
 
 
-def _refuse_unusable(module: nn.Module) -> None:
+def refuse_unusable(module: nn.Module) -> None:
     """One clear line for parameters that one vector cannot hold."""
     trainable = [(name, p) for name, p in module.named_parameters() if p.requires_grad]
     for name, parameter in trainable:
@@ -232,6 +232,10 @@ def _refuse_unusable(module: nn.Module) -> None:
             raise UserError(
                 f"parameter '{name}' belongs to a lazy module that has not seen an input yet: run one batch through the model "
                 "before it is trained here"
+            )
+        if parameter.is_meta:
+            raise UserError(
+                f"parameter '{name}' lies on the meta device and has no values: give the model values first"
             )
     kinds = {p.dtype: name for name, p in reversed(trainable)}
     if len(kinds) > 1:
@@ -241,7 +245,8 @@ def _refuse_unusable(module: nn.Module) -> None:
         if dtype not in (torch.float32, torch.float64):
             raise UserError(
                 f"trainable parameters must be float32 or float64 ('{name}' is {str(dtype).removeprefix('torch.')}): "
-                "metagradients in low precision are wrong without warning; convert the model, for instance .float()"
+                "metagradients in low precision are wrong without warning, and complex numbers are not read; convert the model, for "
+                "instance .float()"
             )
 
 

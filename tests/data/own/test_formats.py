@@ -74,3 +74,15 @@ def test_files_that_are_something_else_are_told(name: str, content: bytes, messa
     (tmp_path / name).write_bytes(content)
     with pytest.raises(ValueError, match=message):
         files.frame_of(tmp_path / name)
+
+
+def test_two_columns_of_one_name_are_refused(tmp_path: Path) -> None:
+    (tmp_path / "a.csv").write_text("a,b,a\n1,2,3\n")
+    with pytest.raises(ValueError, match="two columns are named 'a': rename one"):
+        files.frame_of(tmp_path / "a.csv")
+
+
+def test_a_line_that_is_too_long_is_told_in_a_few_words(tmp_path: Path) -> None:
+    (tmp_path / "a.csv").write_text("a,b\n1,2\n1,2,3\n")
+    with pytest.raises(ValueError, match="cannot be read as csv: Expected 2 fields in line 3, saw 3"):
+        files.frame_of(tmp_path / "a.csv")

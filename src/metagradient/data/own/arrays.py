@@ -70,6 +70,8 @@ def array_file(
         raise ValueError(
             f"data.path={path}: x [n, ...] and y [n] or [n, C] are needed, not {list(inputs.shape)} and {list(labels.shape)}"
         )
+    if not inputs[:1].size and len(inputs):
+        raise ValueError(f"data.x={x} has shape {list(inputs.shape)}: its rows hold no numbers")
     found = targets_of(labels, f"data.y={y}", task)
     ids = None if id is None else held[id].astype(str)
     if ids is not None and ids.shape != labels.shape[:1]:
@@ -123,5 +125,7 @@ def read_arrays(file: Path) -> dict[str, np.ndarray]:
     except TypeError as error:  # of a type that NumPy has not
         raise ValueError(f"data.path={file}: {error}; save the arrays as float32") from error
     except Exception as error:
+        if "Object arrays" in str(error):
+            raise ValueError(f"data.path={file} holds an array of Python objects: save numbers, as float32") from error
         raise ValueError(f"data.path={file} cannot be read: {str(error).splitlines()[0]}") from error
     raise ValueError(f"data.path={file}: arrays are read from .npz and .safetensors files, not '{file.suffix}'")

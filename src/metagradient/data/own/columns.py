@@ -131,6 +131,13 @@ def fit(
         )
     known = tuple(sorted(values.iloc[train].astype("string").dropna().unique()))
     if len(known) > most:
+        numbers = pd.to_numeric(values.astype("string"), errors="coerce")
+        words = values[numbers.isna() & values.notna()]
+        if 0 < len(words) < len(values) / 2:
+            raise ValueError(
+                f"column {name} holds numbers, but in {len(words)} rows other words ('{words.iloc[0]}' in row {words.index[0]}): mend "
+                f"them, leave them empty, or set data.drop=[{name}]"
+            )
         raise ValueError(
             f"column {name} has {len(known)} different values, more than data.categories={most}: raise it, or set data.drop=[{name}]"
         )
@@ -154,13 +161,15 @@ def _fit_numbers(values: pd.Series, train: np.ndarray, absent: int, standardize:
     seen = own[~np.isnan(own)]
     if not len(seen):
         raise ValueError(f"column {name} is missing in every training row: set data.drop=[{name}]")
-    fill = float(np.median(seen))
+    with np.errstate(over="ignore"):  # such columns are refused when they are filled
+        fill = float(np.median(seen))
     if absent:
         log.warning("column %s: %d missing values are set to the training median, %g", name, absent, fill)
     if not standardize:
         return Numbers(name, fill)
     own = np.where(np.isnan(own), fill, own)
-    return Numbers(name, fill, float(own.mean()), float(own.std()) or 1.0)
+    with np.errstate(over="ignore", invalid="ignore"):
+        return Numbers(name, fill, float(own.mean()), float(own.std()) or 1.0)
 
 
 def _numbers(values: pd.Series) -> np.ndarray:

@@ -120,7 +120,7 @@ class Record:
     ) -> None:
         status = "finished"
         if error is not None:
-            status = "failed" if isinstance(error, Exception) else "interrupted"
+            status = "failed" if isinstance(error, Exception | SystemExit) else "interrupted"
             log.error("the run was not finished: %s", status, exc_info=error, extra=FILE_ONLY)
         with self._exit:
             self._metrics |= {

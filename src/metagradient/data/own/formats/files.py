@@ -60,6 +60,7 @@ def frame_of(rows: Path | datasets.Dataset, without: Collection[str] = ()) -> pd
             raise ValueError(f"data.path={rows} is not UTF-8 text: save it as UTF-8") from error
         except Exception as error:
             kind, said = ending(rows)[1:], (str(error).splitlines() or [type(error).__name__])[0]
+            said = said.replace("Error tokenizing data. ", "").replace("C error: ", "")
             raise ValueError(f"data.path={rows} cannot be read as {kind}: {said}") from error
     else:
         table = rows.remove_columns([name for name in rows.column_names if name in without]).with_format("arrow")[:]
@@ -155,6 +156,7 @@ def _delimited(file: Path) -> pd.DataFrame:
     if len(header) == 1 and any(other in header[0] for other in _SEPARATORS[kind]):
         separated = "commas" if kind == ".csv" else "tabs"
         raise ValueError(f"there is one column alone, '{header[0]}': {kind} files are separated by {separated}")
+    _refuse_double(file)
     pieces: dict[str, list[pd.Series]] = {}
     for chunk in read_delimited(file, chunksize=_CHUNK):
         for name, values in chunk.items():
@@ -164,6 +166,17 @@ def _delimited(file: Path) -> pd.DataFrame:
     if mixed:
         columns |= dict(read_delimited(file, usecols=mixed, dtype=str).items())
     return pd.DataFrame(columns, copy=False)
+
+
+def _refuse_double(file: Path) -> None:
+    """Columns of one name, which pandas would number."""
+    import pandas as pd
+
+    first = pd.read_csv(file, sep=_separator(file), nrows=1, header=None, dtype=str, keep_default_na=False)
+    names = first.iloc[0].tolist() if len(first) else []
+    twice = [name for i, name in enumerate(names) if name and name in names[:i]]
+    if twice:
+        raise ValueError(f"two columns are named '{twice[0]}': rename one")
 
 
 def _libsvm(path: Path) -> pd.DataFrame:
