@@ -38,6 +38,16 @@ def test_nothing_heavy_is_imported() -> None:
     assert done.stdout.strip() == "[]"
 
 
+def test_a_terminal_without_a_character_and_a_closed_one_end_no_run(tmp_path: Path) -> None:
+    narrow = tiny(tmp_path, "hydra.run.dir='ü–→'", PYTHONIOENCODING="ascii")
+    assert narrow.returncode == 0, narrow.stderr
+    assert "run directory: ???" in narrow.stdout
+    line = f"{sys.executable} {TINY / 'driver.py'} tiny --config-dir {TINY / 'conf'} hydra.run.dir=closed"
+    closed = subprocess.run(["sh", "-c", f"exec {line} >&-"], cwd=tmp_path, capture_output=True, text=True, check=False)
+    assert closed.returncode == 0, closed.stderr
+    assert '"status": "finished"' in (tmp_path / "closed" / "metrics.json").read_text()
+
+
 def test_without_arguments_experiments_are_listed(tmp_path: Path) -> None:
     done = command(tmp_path)
     assert done.returncode == 0
