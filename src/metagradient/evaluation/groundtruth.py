@@ -40,7 +40,7 @@ def subsets(n: int, drop: float, runs: int, seed: int) -> Tensor:
     removed = round(drop * n)
     if not 0 < removed < n:
         raise UserError(
-            f"a share of {drop} of {n} examples removes {removed} of them: set a smaller share, for example drop=[0.5]"
+            f"a share of {drop} of {n} examples removes {removed} of them: set another share, for example drop=[0.5]"
         )
     kept = torch.ones(runs, n, dtype=torch.bool)
     for r in range(runs):
