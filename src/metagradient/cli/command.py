@@ -6,7 +6,6 @@ so that listing, `--help` and bad input answer at once.
 
 import ast
 import importlib
-import io
 import os
 import sys
 from collections.abc import Iterator, Sequence
@@ -24,7 +23,7 @@ from metagradient.cli.presets import with_own_model, with_preset
 from metagradient.cli.search import with_search
 from metagradient.cli.values import check_values
 from metagradient.errors import UserError
-from metagradient.escapes import visible
+from metagradient.escapes import speak_anywhere, visible
 
 if TYPE_CHECKING:
     from omegaconf import DictConfig
@@ -42,7 +41,7 @@ BAD_INPUT, FAILED, INTERRUPTED = 2, 1, 130
 def main(argv: Sequence[str] | None = None) -> None:
     """Run the experiment named by the first argument (`sys.argv` by default); without one, list the experiments."""
     arguments = list(sys.argv[1:] if argv is None else argv)
-    _speak_anywhere()
+    speak_anywhere()
     if not arguments or arguments[0] in ("-h", "--help"):
         print(f"{USAGE}\nexperiments:")
         for name, path in experiments().items():
@@ -62,16 +61,6 @@ def main(argv: Sequence[str] | None = None) -> None:
         launch(arguments[0], arguments[1:])
     else:
         _stop(BAD_INPUT, "metagradient", _unknown_experiment(arguments[0]))
-
-
-def _speak_anywhere() -> None:
-    """No terminal that lacks a character, and no stream that is closed, ends a run."""
-    for name in ("stdout", "stderr"):
-        stream = getattr(sys, name)
-        if stream is None:
-            setattr(sys, name, open(os.devnull, "w", encoding="utf-8"))  # noqa: SIM115 (for as long as the process lives)
-        elif isinstance(stream, io.TextIOWrapper):
-            stream.reconfigure(errors="replace")
 
 
 def experiments() -> dict[str, Path]:
@@ -99,7 +88,7 @@ def launch(name: str, argv: Sequence[str] | None = None) -> None:
     its other jobs), Ctrl-C and SIGTERM in status 130. `HYDRA_FULL_ERROR=1` lets the raw tracebacks through.
     """
     arguments = list(sys.argv[1:] if argv is None else argv)
-    _speak_anywhere()
+    speak_anywhere()
     program = f"metagradient {name}"
     raw = os.environ.get("HYDRA_FULL_ERROR") == "1"
     directories: list[Path] = []

@@ -233,7 +233,7 @@ def refuse_unusable(module: nn.Module) -> None:
                 f"parameter '{name}' belongs to a lazy module that has not seen an input yet: run one batch through the model "
                 "before it is trained here"
             )
-        if parameter.is_meta:
+        if parameter.device.type == "meta":
             raise UserError(
                 f"parameter '{name}' lies on the meta device and has no values: give the model values first"
             )
