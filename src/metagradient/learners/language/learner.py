@@ -156,7 +156,8 @@ class LanguageModel(ModelLearner):
             total += len(rows)
             none = target_counts(part, self.ignore_index) == 0
             empty += int(none.sum())
-            told = rows[none] if told is None else torch.cat([told, rows[none]])[:9]
+            here = rows[none.cpu()]
+            told = here if told is None else torch.cat([told, here])[:9]
             if "mask" in part:
                 mask = part["mask"].bool()
                 odd += int((mask[:, 1:] & ~mask[:, :-1]).any(1).sum())
