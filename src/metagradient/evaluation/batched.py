@@ -135,7 +135,7 @@ def _train_stack(
             batch = cast(batch, state)
             before = state
             state, loss, _ = step(learner, state, batch, t, z)
-            check_loss(loss, batch, t, learner, before)
+            check_loss(loss, batch, t, learner, before, last=t + 1 == len(first))
             if progress is not None:
                 progress("retraining", done[0] * len(first) + (t + 1) * runs, done[1] * len(first))
     return state

@@ -135,7 +135,8 @@ class TrainerHooks(lightning.LightningModule):
                 state, loss, _ = step(learner, self.train_state, batch, t, self.metaparameters, tape=self.tape)
             finally:
                 self._fitting = False
-            check_loss(loss, batch, t, learner, self.train_state)
+            last = t + 1 == self.trainer.num_training_batches
+            check_loss(loss, batch, t, learner, self.train_state, last=last)
         self.train_state, self.step_count = state, t + 1
         every: int = self.trainer.log_every_n_steps  # type: ignore[attr-defined]
         if self.trainer.loggers and every and (t + 1) % every == 0:

@@ -149,7 +149,7 @@ def metagradient(
                 batch = cast(batches(t), state)
                 before = state
                 state, loss, _ = step(learner, state, batch, t, recording.z, tape=recording.taping)
-                check_loss(loss, batch, t, learner, before)
+                check_loss(loss, batch, t, learner, before, last=t + 1 == len(batches))
                 if progress is not None:
                     progress("training", t + 1, len(batches))
         recording.finish(state)

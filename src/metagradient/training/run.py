@@ -67,7 +67,7 @@ def train(
                 batch = cast(batches(t), state)
                 before = state
                 state, loss, _ = step(learner, state, batch, t, z)
-                check_loss(loss, batch, t, learner, before)
+                check_loss(loss, batch, t, learner, before, last=t + 1 == stop)
                 if progress is not None:
                     progress("training", t + 1 - start, stop - start)
         agree_on_end(learner, state)
@@ -93,13 +93,13 @@ def run_mode(learner: Model, batches: Batches) -> Iterator[None]:
         yield
 
 
-def check_loss(loss: Tensor, batch: Batch, t: int, learner: Model, before: TrainState) -> None:
-    """Stop at the first loss that is not finite. On a GPU only every 50th step is looked at: each look is a sync.
+def check_loss(loss: Tensor, batch: Batch, t: int, learner: Model, before: TrainState, *, last: bool = False) -> None:
+    """Stop at the first loss that is not finite. On a GPU only every 50th step and the last are looked at: each look is a sync.
 
     Rows are named whose inputs are not finite, or whose own loss at the state `before` the step is not. Of runs that are
     stacked, [R], the first whose loss is not finite is looked at.
     """
-    if loss.is_cuda and t % 50:
+    if loss.is_cuda and t % 50 and not last:
         return
     value = loss.item() if loss.dim() == 0 else loss.sum().item()
     if math.isfinite(value):
