@@ -15,6 +15,7 @@ REFUSED = [
     ("selection filter_fractions=[a]", "set filter_fractions=[0.1]"),
     ("selection model.hidden=[-1]", "set model.hidden=[128]"),
     ("selection model.hidden=[0]", "set model.hidden=[128]"),
+    ("selection trainer.matmul=fast", "set trainer.matmul=highest"),
     ("selection trainer.precision=foo", "use trainer.precision=32-true or 64-true"),
     ("selection smoothness={directions:1}", "smoothness.h is missing: set smoothness.h=0.05"),
     ("selection learner.optimizer.momentum=1.5", "set learner.optimizer.momentum=0.9"),

@@ -77,6 +77,7 @@ class TrainerConfig:
     threads: int | None = number(None, **_COUNT, most=1024, nullable=True, example=1)
     devices: int = number(1, **_COUNT, most=1024, example=2)
     num_nodes: int = number(1, **_COUNT, most=1024, example=2)
+    matmul: str = "highest"
 
 
 @dataclass

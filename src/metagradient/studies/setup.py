@@ -39,6 +39,7 @@ def prepare(cfg: DictConfig, experiment: str) -> None:
     else:
         check_settings(cfg, experiment)
     trainer.check(cfg)
+    trainer.multiply(cfg)
     if not gc.get_freeze_count():  # once: a job of a sweep would freeze the garbage of those before it
         gc.freeze()
     cores = os.cpu_count() or 1

@@ -17,6 +17,7 @@ import metagradient as mg
 from metagradient.errors import UserError
 from metagradient.replay.metagradients import describe
 from metagradient.reporting import Progress, print_table
+from metagradient.training.products import PRODUCTS, set_products
 
 log = logging.getLogger(__name__)
 
@@ -49,7 +50,7 @@ _DECIDED = {
 
 def make_trainer(cfg: DictConfig, *callbacks: lightning.Callback) -> lightning.Trainer:
     """Lightning's Trainer of `cfg.trainer`, for one pass over the batches of a run."""
-    settings = {str(name): value for name, value in cfg.trainer.items() if name != "threads"}
+    settings = {str(name): value for name, value in cfg.trainer.items() if name not in ("threads", "matmul")}
     settings["accelerator"] = "gpu" if device(cfg).type == "cuda" else "cpu"
     quiet = ("logger", "enable_checkpointing", "enable_progress_bar", "enable_model_summary")
     fixed: dict[str, Any] = dict.fromkeys(quiet, False) | {"max_epochs": 1}
@@ -130,6 +131,21 @@ def check(cfg: DictConfig) -> None:
             f"trainer.precision={cfg.trainer.precision} is refused: metagradients and gradients of examples in low precision "
             "are wrong without warning; use trainer.precision=32-true or 64-true"
         )
+    matmul = cfg.trainer.get("matmul", "highest")
+    if matmul not in PRODUCTS:
+        raise UserError(
+            f"trainer.matmul must be {', '.join(PRODUCTS[:-1])} or {PRODUCTS[-1]}, not '{matmul}': set trainer.matmul=highest"
+        )
+
+
+def multiply(cfg: DictConfig) -> None:
+    """Products of float32 matrices as `trainer.matmul` says, for the process; it is told where that changes nothing."""
+    matmul, on_cpu = cfg.trainer.get("matmul", "highest"), device(cfg).type == "cpu"
+    if matmul != "highest" and (on_cpu or cfg.trainer.precision == "64-true"):
+        where = "on the CPU, whose products stay float32" if on_cpu else "with trainer.precision=64-true"
+        log.warning("trainer.matmul=%s changes nothing %s", matmul, where)
+        matmul = "highest"
+    set_products(matmul)
 
 
 class TrainerFit:
