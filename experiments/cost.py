@@ -2,7 +2,8 @@
 
 Beside them a naive unroll and the packages `higher` and `torchopt` where installed. Times are interleaved in one
 process, a repeat of each contender at a time, and divided by the plain training of the same repeat; medians over
-repeats are shown. Peak memory is the peak resident size of a process of its own, after a warm-up.
+repeats are shown. Peak memory is the peak resident size of a process of its own, after a warm-up; on a GPU that of its
+allocator. A second table says how far metagradients in each precision are from float64, and why lower ones are refused.
 """
 
 import logging
@@ -17,29 +18,31 @@ from metagradient.errors import UserError
 from metagradient.replay.budget import format_bytes, parse_bytes
 from metagradient.reporting import Progress, Record, figures
 from metagradient.studies import setup, stages
-from metagradient.studies.cost import measuring
+from metagradient.studies.cost import measuring, precision
+from metagradient.studies.trainer import device
 
 log = logging.getLogger(__name__)
 
 
 def run(cfg: DictConfig, record: Record) -> float:
     setup.prepare(cfg, "cost")
-    if cfg.trainer.accelerator != "cpu" or cfg.trainer.precision != "32-true":
-        raise UserError("cost measures on the CPU in float32 so far: leave trainer=cpu and trainer.precision=32-true")
+    if cfg.trainer.precision != "32-true":
+        raise UserError("cost measures in float32, and other precisions beside it: leave trainer.precision=32-true")
+    where = device(cfg)
     rows: list[dict[str, Any]] = []
     with Progress(stages.cost(cfg)) as progress:
         for model in cfg.models:
-            size = measuring.footprint(model, cfg.seed)
+            size = measuring.footprint(model, cfg.seed, where)
             tight = parse_bytes(cfg.tight_memory) if cfg.tight_memory else size.taped_step * cfg.tape_steps // 10
             sizes = [format_bytes(bytes_) for bytes_ in (size.state, size.taped_step, tight)]
             log.info("%s: a state is %s, a taped step %s; tight memory is %s", model, *sizes)
             for steps in cfg.steps:
-                names = ["plain", *(name for name in cfg.plans if measuring.possible(name, steps, size))]
+                names = ["plain", *(name for name in cfg.plans if measuring.possible(name, steps, size, where))]
                 seconds, results = measuring.times(
-                    model, steps, names, tight, cfg.seed, cfg.repeats, partial(progress.track, stage="timing")
+                    model, steps, names, tight, cfg.seed, cfg.repeats, partial(progress.track, stage="timing"), where
                 )
                 peaks = {
-                    name: measuring.peak(model, steps, name, tight, cfg.seed, cfg.trainer.threads)
+                    name: measuring.peak(model, steps, name, tight, cfg.seed, cfg.trainer.threads, where)
                     for name in progress.track(names, f"memory: {model}, {steps} steps", stage="memory")
                 }
                 truth = next((result for result in results.values() if result is not None), None)
@@ -60,6 +63,18 @@ def run(cfg: DictConfig, record: Record) -> float:
                             "difference": _difference(results[name], truth),
                         }
                     )
+        compared = [
+            precision.Compared(model, name, *found)
+            for model in cfg.models
+            if cfg.precision_steps
+            for name, found in precision.compare(
+                model, cfg.precision_steps, cfg.seed, where, partial(progress.track, stage="precision")
+            ).items()
+        ]
+    if compared:
+        headers = ["model", "precision", "relative error", "time"]
+        record.table("error_against_float64", headers, [list(c) for c in compared])
+        record.result({f"error_{c.model}_{c.precision}": c.error for c in compared if c.error is not None})
     columns = list(rows[0])
     record.csv("cost", columns, [[row[column] for column in columns] for row in rows])
     shown = []

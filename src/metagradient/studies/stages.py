@@ -87,12 +87,13 @@ def unlearning(cfg: DictConfig) -> list[Stage]:
 def cost(cfg: DictConfig) -> list[Stage]:
     """Stages of `cost`."""
     rounds, plans = cfg.repeats + 1, len(cfg.plans) + 1
-    return [
+    timed = [
         Stage(part, weight * plans * steps)
         for _ in cfg.models
         for steps in cfg.steps
         for part, weight in (("timing", rounds), ("memory", 2))
     ]
+    return [*timed, *(Stage("precision", 6 * cfg.precision_steps) for _ in cfg.models if cfg.precision_steps)]
 
 
 def _descent(key: str, method: Loop) -> Stage:

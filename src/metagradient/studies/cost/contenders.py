@@ -7,7 +7,7 @@ them see the same model, the same batches and the same SGD with momentum.
 import functools
 import importlib.util
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 
 import torch
 import torch.nn.functional as F
@@ -35,11 +35,21 @@ class Case:
     examples: dict[str, Tensor]
     validation: dict[str, Tensor]
     plan: Tensor
+    like: Tensor = field(default_factory=lambda: torch.empty(0))
+
+    def to(self, device: torch.device, dtype: torch.dtype = torch.float32) -> "Case":
+        """The same on a device, floating-point numbers as `dtype`."""
+
+        def moved(fields: dict[str, Tensor]) -> dict[str, Tensor]:
+            return {k: x.to(device, dtype if x.is_floating_point() else None) for k, x in fields.items()}
+
+        like, plan = self.like.to(device, dtype), self.plan.to(device)
+        return replace(self, examples=moved(self.examples), validation=moved(self.validation), plan=plan, like=like)
 
     def model(self) -> nn.Module:
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(0)
-            return self.build()
+            return self.build().to(self.like)
 
     def batch(self, t: int) -> tuple[Tensor, dict[str, Tensor]]:
         rows = self.plan[t]
@@ -47,7 +57,7 @@ class Case:
 
     @property
     def weights(self) -> Tensor:
-        return torch.ones(len(next(iter(self.examples.values()))))
+        return self.like.new_ones(len(next(iter(self.examples.values()))))
 
 
 class CaseLearner(mg.Learner):
