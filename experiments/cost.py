@@ -30,6 +30,7 @@ def run(cfg: DictConfig, record: Record) -> float:
         raise UserError("cost measures in float32, and other precisions beside it: leave trainer.precision=32-true")
     where = device(cfg)
     rows: list[dict[str, Any]] = []
+    compared: list[precision.Compared] = []
     with Progress(stages.cost(cfg)) as progress:
         for model in cfg.models:
             size = measuring.footprint(model, cfg.seed, where)
@@ -63,18 +64,18 @@ def run(cfg: DictConfig, record: Record) -> float:
                             "difference": _difference(results[name], truth),
                         }
                     )
-        compared = [
-            precision.Compared(model, name, *found)
-            for model in cfg.models
-            if cfg.precision_steps
-            for name, found in precision.compare(
-                model, cfg.precision_steps, cfg.seed, where, partial(progress.track, stage="precision")
-            ).items()
-        ]
+            if cfg.precision_steps:
+                found = precision.compare(
+                    model, cfg.precision_steps, cfg.seed, where, partial(progress.track, stage="precision"),
+                    unrolled=measuring.possible("naive", cfg.precision_steps, size, where),
+                )  # fmt: skip
+                compared += [precision.Compared(model, name, *pair) for name, pair in found.items()]
     if compared:
         headers = ["model", "precision", "relative error", "time"]
         record.table("error_against_float64", headers, [list(c) for c in compared])
-        record.result({f"error_{c.model}_{c.precision}": c.error for c in compared if c.error is not None})
+        record.result(
+            {f"error_{c.model}_{c.precision.replace(' ', '_')}": c.error for c in compared if c.error is not None}
+        )
     columns = list(rows[0])
     record.csv("cost", columns, [[row[column] for column in columns] for row in rows])
     shown = []

@@ -7,8 +7,9 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
 
-from metagradient.studies.cost import contenders
+from metagradient.studies.cost import contenders, precision
 from metagradient.training.compiled import can_compile
 
 
@@ -46,9 +47,29 @@ def test_what_is_missing_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
     assert contenders.missing("auto") is None
 
 
+def test_float32_is_near_float64_and_bfloat16_parameters_are_not() -> None:
+    found = precision.compare("mlp", 40, 0, torch.device("cpu"), lambda names, _: names)
+    (float32, one), (bf16, _) = found["float32"], found["bf16 parameters"]
+    assert one == 1
+    assert float32 is not None
+    assert bf16 is not None
+    assert 0 < float32 < 1e-5 < 0.005 < bf16
+    without = precision.compare("mlp", 3, 0, torch.device("cpu"), lambda names, _: names, unrolled=False)
+    assert list(without) == ["float32"]
+
+
 @pytest.mark.slow
 def test_a_run_leaves_its_table(tmp_path: Path) -> None:
-    command = [sys.executable, "-m", "metagradient", "cost", "steps=[4]", "repeats=1", "plans=[auto]"]
+    command = [
+        sys.executable,
+        "-m",
+        "metagradient",
+        "cost",
+        "steps=[4]",
+        "repeats=1",
+        "plans=[auto]",
+        "precision_steps=40",
+    ]
     done = subprocess.run(
         [*command, "logger.mode=disabled"], cwd=tmp_path, capture_output=True, text=True, timeout=240, check=False
     )
@@ -57,5 +78,6 @@ def test_a_run_leaves_its_table(tmp_path: Path) -> None:
     metrics = json.loads((folder / "metrics.json").read_text())
     assert metrics["result/cost_ratio"] > 1
     assert metrics["result/peak_memory_ratio"] >= 0.9
+    assert metrics["result/error_mlp_float32"] < 1e-5 < metrics["result/error_mlp_bf16_parameters"]
     rows = list(csv.DictReader((folder / "artifacts" / "cost.csv").open()))
     assert [row["plan"] for row in rows] == ["plain", "auto"]

@@ -277,7 +277,7 @@ class CostConfig:
     repeats: int = number(3, whole=True, least=1)
     tight_memory: Any = None
     tape_steps: int = number(300, whole=True, least=1)
-    precision_steps: int | None = number(None, whole=True, least=1, nullable=True, example=20)
+    precision_steps: int | None = number(None, whole=True, least=1, nullable=True, example=100)
     resume: Any = None
 
 

@@ -25,8 +25,8 @@ class Compared(NamedTuple):
     time: float | None
 
 
-def policies(device: torch.device) -> dict[str, Callable[[Case], Tensor]]:
-    """Metagradients of a case in each precision; bfloat16 parameters, which no learner takes, by a plain unroll."""
+def policies(device: torch.device, unrolled: bool) -> dict[str, Callable[[Case], Tensor]]:
+    """Metagradients of a case in each precision; with `unrolled` also of bfloat16 parameters, which no learner takes."""
     ours = partial(contenders.ours, checkpoints="auto")
     found: dict[str, Callable[[Case], Tensor]] = {
         "float64": lambda case: ours(case.to(device, torch.float64)),
@@ -34,7 +34,9 @@ def policies(device: torch.device) -> dict[str, Callable[[Case], Tensor]]:
     }
     if device.type == "cuda":
         found |= {name: partial(_with_products, name, ours) for name in ("high", "medium")}
-    return found | {"bf16 parameters": lambda case: contenders.naive(case.to(device, torch.bfloat16))}
+    if unrolled:
+        found["bf16 parameters"] = lambda case: contenders.naive(case.to(device, torch.bfloat16))
+    return found
 
 
 def _with_products(name: str, ours: Callable[[Case], Tensor], case: Case) -> Tensor:
@@ -46,10 +48,13 @@ def _with_products(name: str, ours: Callable[[Case], Tensor], case: Case) -> Ten
 
 
 def compare(
-    model: str, steps: int, seed: int, device: torch.device, track: Track
+    model: str, steps: int, seed: int, device: torch.device, track: Track, *, unrolled: bool = True
 ) -> dict[str, tuple[float | None, float | None]]:
-    """(error, time) of each precision but float64, for the metagradient of the data weights of a run of `steps` steps."""
-    calls, case = policies(device), contenders.make_case(model, steps, seed).to(device)
+    """(error, time) of each precision but float64, for the metagradient of the data weights of a run of `steps` steps.
+
+    `unrolled`: the whole run may be in one graph, which bfloat16 parameters take.
+    """
+    calls, case = policies(device, unrolled), contenders.make_case(model, steps, seed).to(device)
     before = torch.get_float32_matmul_precision()
     set_products("highest")
     results: dict[str, Tensor] = {}
