@@ -152,7 +152,7 @@ def replay(
         nonlocal cotangents, done
         pulled = puller(last.tensors(), [*first.tensors(), *leaves], cotangents)
         width = len(first.tensors())
-        if not all(bool(torch.isfinite(c).all()) for c in pulled):
+        if not _all_true([torch.isfinite(c).all() for c in pulled]):
             _explain_nonfinite(r, first.detach(), cotangents, puller, a, b)
         cotangents = pulled[:width]
         for sum_, part in zip(totals, pulled[width:], strict=True):
@@ -204,7 +204,15 @@ def _steps(r: Recording) -> list[int]:
     return [r.first + t for move in moves for t in range(move.a, move.b)]
 
 
+def _all_true(found: list[Tensor]) -> bool:
+    """Whether all of them are true: one wait for a GPU, not one each."""
+    return bool(torch.stack(found).all())
+
+
 def _check_taped(end: TrainState, expected: TrainState, a: int, b: int) -> None:
+    pairs = list(zip(end.tensors(), expected.tensors(), strict=True))
+    if all(x.shape == y.shape for x, y in pairs) and _all_true([(x == y).all() for x, y in pairs]):
+        return
     for name, x, y in zip(end.names(), end.tensors(), expected.tensors(), strict=True):
         if torch.equal(x, y):
             continue

@@ -53,7 +53,11 @@ class PinnedStorage:
     def save(self, t: int, state: TrainState) -> None:
         device = state.params.device
         pin = device.type == "cuda"
-        copies = [torch.empty(x.shape, dtype=x.dtype, pin_memory=pin).copy_(x.detach()) for x in state.tensors()]
+        # Not waited for: `load` copies them back on the same stream, after this.
+        copies = [
+            torch.empty(x.shape, dtype=x.dtype, pin_memory=pin).copy_(x.detach(), non_blocking=pin)
+            for x in state.tensors()
+        ]
         self._states[t] = TrainState.of(copies), device
 
     def load(self, t: int) -> TrainState:
