@@ -50,10 +50,10 @@ def command(part: str, out: Path) -> list[str]:
 
 def run(part: str, out: Path, limit: float) -> str:
     """Run a part for at most `limit` seconds; how it ended, in words."""
-    start = time.monotonic()
+    start, env = time.monotonic(), os.environ | {"GPU_LIMIT": f"{limit:.0f}"}
     with (out / f"{part}.log").open("w") as log:
         process = subprocess.Popen(
-            command(part, out), stdout=log, stderr=subprocess.STDOUT, cwd=HERE.parent, start_new_session=True
+            command(part, out), stdout=log, stderr=subprocess.STDOUT, cwd=HERE.parent, env=env, start_new_session=True
         )
         try:
             process.wait(limit)

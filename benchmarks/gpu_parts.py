@@ -249,7 +249,7 @@ def poisoning(rows: Rows, out: Path) -> None:
     """The smooth ResNet-9 at half its width on 8000 images, 2.5 % of them replaced: as many metasteps as there is time for."""
     from gpu_poisoning import poison
 
-    limit = 60.0 if REHEARSAL else float(os.environ.get("GPU_POISONING_SECONDS", "60"))
+    limit = max(10.0, float(os.environ.get("GPU_LIMIT", "90")) - 50)  # the victims come after it
     for row in poison(DEVICE, out / "poisons", Path(os.environ["GPU_CARRIED"]) / "cifar10.npz", limit, REHEARSAL):
         rows.add(model="ResNet-9", **row)
 

@@ -64,14 +64,16 @@ def poison(device: torch.device, folder: Path, path: Path, limit: float, rehears
     start = time.monotonic()
 
     def watch(metastep: int, values: dict[str, float], x: Tensor | None) -> None:
-        if x is not None and time.monotonic() - start > limit:
+        if x is not None and time.monotonic() - start > limit and DescentState.saved_at(folder / STATE):
             raise _TimeIsUp
 
     with suppress(_TimeIsUp):
         PixelPoisoning(metasteps, update=Sign(0.1), settle=0.7).run(problem, rows, on_metastep=watch)
     state = DescentState.load(folder / STATE)
     taken = time.monotonic() - start
-    yield {"way": f"attack, {min(state.metastep, metasteps)} of {metasteps} metasteps so far, {taken:.0f} s of this run"}
+    yield {
+        "way": f"attack, {min(state.metastep, metasteps)} of {metasteps} metasteps so far, {taken:.0f} s of this run"
+    }
     assert state.best_x is not None
     examples = {
         "clean": train,
