@@ -19,6 +19,7 @@ import time
 from pathlib import Path
 from typing import Any
 
+from rich.box import SIMPLE
 from rich.console import Console
 from rich.table import Table
 
@@ -83,14 +84,16 @@ def rows_of(part: str, out: Path) -> list[dict[str, Any]]:
     return json.loads(path.read_text()) if path.exists() else []
 
 
+FIRST = ("model", "way", "products")
+
+
 def table(found: dict[str, dict[str, Any]]) -> Table:
     """All rows of all parts under the union of their columns."""
-    columns = list(dict.fromkeys(key for part in found.values() for row in part["rows"] for key in row))
-    made = Table("part", *columns)
-    for part, result in found.items():
-        made.add_row(part, result["how"])
-        for row in result["rows"]:
-            made.add_row("", *(_shown(row.get(column)) for column in columns))
+    rows = [(part, row) for part, result in found.items() for row in result["rows"]]
+    columns = list(dict.fromkeys((*FIRST, *(key for _, row in rows for key in row))))
+    made = Table("part", *columns, box=SIMPLE, padding=0)
+    for part, row in rows:
+        made.add_row(part, *(_shown(row.get(column)) for column in columns))
     return made
 
 
@@ -127,7 +130,7 @@ def main() -> int:
         found[part] = {"how": how, "rows": rows_of(part, given.out)}
         (given.out / "gpu.json").write_text(json.dumps({"rehearsal": REHEARSAL, "parts": found}, indent=1))
         print(f"{part}: {how}", flush=True)
-    Console(width=180).print(table(found))
+    Console(width=200).print(table(found))
     return 0 if all("FAILED" not in result["how"] for result in found.values()) else 1
 
 
