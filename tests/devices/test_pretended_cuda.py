@@ -10,10 +10,13 @@ from pretended import CUDA, pretended_cuda
 from torch import Tensor, nn
 
 import metagradient as mg
+from metagradient.attribution import TrainedRun, method
 from metagradient.data.augmentation import GaussianNoise, RandomShift
 from metagradient.errors import UserError
+from metagradient.evaluation.batched import train_batched
 from metagradient.models import GPT, TwoTower, lora, resnet9
 from metagradient.training.run import NonFiniteLoss
+from metagradient.unlearning import DeltaGrad, Request, record
 
 pytestmark = pytest.mark.skipif(torch.cuda.is_available(), reason="there is a CUDA device, which need not be pretended")
 
@@ -139,6 +142,41 @@ def test_a_replay_on_a_device_is_that_on_the_cpu(name: str) -> None:
         assert {x.device for x in (ours, found.objective, *found.state.tensors())} == {CUDA}
         assert float(expected.norm()) > 0
         assert float((ours.cpu() - expected).norm() / expected.norm()) < 1e-12
+
+
+def scene(device: torch.device) -> tuple[mg.Learner, mg.Batches]:
+    torch.manual_seed(1)
+    return classifier().double().to(device), mg.Batches(images(), seed=3, batch_size=8, epochs=2).to(device)
+
+
+def checked(device: torch.device) -> Tensor:
+    learner, batches = scene(device)
+    z, phi = mg.DataWeights(torch.ones(N)), mg.mean_loss(images(5, seed=9))
+    found = mg.metagradient(learner, batches, z, phi)
+    rows = mg.finite_differences(learner, batches, z, phi, found, coordinates=1)
+    return torch.tensor([row.difference for row in rows])
+
+
+def attributed(device: torch.device) -> Tensor:
+    return method("dropout:64")(TrainedRun.of(*scene(device)), images(4, seed=9)).cpu()
+
+
+def unlearned(device: torch.device) -> Tensor:
+    run = record(*scene(device))
+    return DeltaGrad(period=2, burn_in=2)(run, Request("delete", torch.tensor([3, 5]))).state.params.cpu()
+
+
+def retrained(device: torch.device) -> Tensor:
+    weights = torch.ones(3, N).index_fill(1, torch.tensor([2]), 0)
+    return train_batched(*scene(device), weights).params.cpu()
+
+
+@pytest.mark.parametrize("ask", [checked, attributed, unlearned, retrained])
+def test_other_questions_are_answered_alike(ask: Callable[[torch.device], Tensor]) -> None:
+    expected = ask(CPU)
+    with pretended_cuda() as device:
+        ours = ask(device)
+        assert float((ours - expected).norm()) < 1e-10 * float(expected.norm())
 
 
 @pytest.mark.parametrize(

@@ -57,7 +57,8 @@ def finite_differences(
     z = [metaparameters] if isinstance(metaparameters, Metaparameter) else list(metaparameters)
     learner64 = copy.deepcopy(learner).double()
     batches64 = batches.to(dtype=torch.float64)
-    z64 = [m.with_value(m.value.detach().double()) for m in z]
+    device = next(learner.parameters()).device
+    z64 = [m.with_value(m.value.detach().to(device, torch.float64)) for m in z]
     exact = metagradient(learner64, batches64, z64, objective)
 
     def phi(i: int, shift: Tensor) -> float:
