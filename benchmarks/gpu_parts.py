@@ -30,7 +30,7 @@ from metagradient import models
 from metagradient.memory import peak_mib, reset_peak
 from metagradient.studies.cost import precision
 from metagradient.studies.cost.measuring import settle
-from metagradient.training.products import set_products
+from metagradient.training.modules.products import set_products
 
 REHEARSAL = os.environ.get("GPU_REHEARSAL") == "1"
 DEVICE = torch.device("cpu") if REHEARSAL else torch.device("cuda", 0)

@@ -17,7 +17,7 @@ import metagradient as mg
 from metagradient.errors import UserError
 from metagradient.replay.metagradients import describe
 from metagradient.reporting import Progress, print_table
-from metagradient.training.products import PRODUCTS, set_products
+from metagradient.training.modules.products import PRODUCTS, set_products
 
 log = logging.getLogger(__name__)
 

@@ -11,7 +11,7 @@ from torch import Tensor
 from metagradient.studies.cost import contenders
 from metagradient.studies.cost.contenders import Case
 from metagradient.studies.cost.measuring import WARM_UP, Track, timed
-from metagradient.training.products import set_products
+from metagradient.training.modules.products import set_products
 
 log = logging.getLogger(__name__)
 
