@@ -4,6 +4,7 @@
 # `benchmarks/gpu_pack.sh` packs what it needs beside the checkout into benchmarks/carried/ before it is taken there.
 #
 #   bash benchmarks/gpu.sh                      OUT=folder for the results (outputs/gpu); PARTS="rates gpt" for some of the parts
+#                                               The attack goes on from benchmarks/carried/poisons, an earlier run's folder poisons
 #   GPU_REHEARSAL=1 bash benchmarks/gpu.sh      everything at tiny sizes on a CPU
 set -u
 cd "$(dirname "$0")/.." || exit

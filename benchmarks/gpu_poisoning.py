@@ -41,7 +41,7 @@ def images(path: Path, rehearsal: bool) -> tuple[dict[str, Tensor], ...]:
 
 
 def poison(device: torch.device, folder: Path, path: Path, limit: float, rehearsal: bool) -> Iterator[dict[str, Any]]:
-    """One row for the attack and one for each set of victims; goes on from the poisons in `folder`."""
+    """One row for the attack and one for each set of victims; goes on from the poisons in `folder`, or carried beside the images."""
     train, steer, held_out, test = images(path, rehearsal)
     width, batch, epochs, metasteps = (2, 30, 1, 2) if rehearsal else (32, 250, 8, METASTEPS)
 
@@ -59,7 +59,7 @@ def poison(device: torch.device, folder: Path, path: Path, limit: float, rehears
         routine=routine,
         fit=lambda learner, batches, z, phi: mg.metagradient(learner, batches.to(device), z, phi),
         folder=folder,
-        resume=folder,
+        resume=folder if DescentState.saved_at(folder / STATE) else path.parent / "poisons",
     )
     start = time.monotonic()
 
