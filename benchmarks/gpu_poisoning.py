@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import time
 from collections.abc import Iterator
 from contextlib import suppress
@@ -52,6 +53,9 @@ def poison(device: torch.device, folder: Path, path: Path, limit: float, rehears
     routine = mg.Routine(learner, lambda steps: OneCycle(0.5, steps), batch, epochs)
     rows = poison_rows(len(train["y"]), SHARE if not rehearsal else 0.1, seed=1)
     folder.mkdir(parents=True, exist_ok=True)
+    earlier = path.parent / "poisons"
+    if earlier.is_dir() and not DescentState.saved_at(folder / STATE):
+        shutil.copytree(earlier, folder, dirs_exist_ok=True)
     problem = DescentProblem(
         train,
         steer,
@@ -59,7 +63,7 @@ def poison(device: torch.device, folder: Path, path: Path, limit: float, rehears
         routine=routine,
         fit=lambda learner, batches, z, phi: mg.metagradient(learner, batches.to(device), z, phi),
         folder=folder,
-        resume=folder if DescentState.saved_at(folder / STATE) else path.parent / "poisons",
+        resume=folder,
     )
     start = time.monotonic()
 
