@@ -31,6 +31,9 @@ _FRESH = 256 * 2**20
 _WORKING_STATES = 4
 """States alive besides checkpoints and tape: the current one, the expected one, the cotangent, the new cotangent."""
 
+_ON_THE_WAY = 4
+"""States on their way to or from a disk: those that wait to be written, the one that is written, the one that is read ahead."""
+
 _UNITS = {"": 1, "B": 1, "KIB": 2**10, "MIB": 2**20, "GIB": 2**30, "KB": 10**3, "MB": 10**6, "GB": 10**9}
 
 
@@ -56,7 +59,11 @@ class Footprint:
     def peak(self, plan: Plan, stored_in_memory: bool = True) -> int:
         """Predicted peak of a plan, in bytes, on top of the model and the data."""
         slots = plan.slots if stored_in_memory else 0
-        return slots * self.stored + _WORKING_STATES * self.state + plan.longest_segment * self.taped_step
+        return slots * self.stored + self.working(stored_in_memory) + plan.longest_segment * self.taped_step
+
+    def working(self, stored_in_memory: bool = True) -> int:
+        """Bytes of the states that are alive besides checkpoints and tape."""
+        return _WORKING_STATES * self.state + _ON_THE_WAY * self.stored * (not stored_in_memory)
 
 
 def parse_bytes(size: str | int | float) -> int:
@@ -175,7 +182,7 @@ def _round_up(size: int) -> str:
 
 def _fewest_steps(steps: int, footprint: Footprint, memory: int, stored_in_memory: bool) -> Plan:
     state, stored, taped = footprint.state, footprint.stored, footprint.taped_step
-    free = memory - _WORKING_STATES * state
+    free = memory - footprint.working(stored_in_memory)
     longest = min(steps, 1 if footprint.one_at_a_time else steps, free // taped) if free > 0 else 0
     best: tuple[int, int, int, int] | None = None
     for segment in _candidates(longest):

@@ -103,6 +103,16 @@ class Plan:
         """The segments (a, b) in the order of time; they are reversed from the last to the first."""
         return tuple((action.a, action.b) for action in reversed(self.actions) if isinstance(action, Reverse))
 
+    @cached_property
+    def next_restored(self) -> tuple[int | None, ...]:
+        """For each of `reverse_actions` the t of the next state that is restored after it; None where there is none."""
+        found: list[int | None] = []
+        following: int | None = None
+        for action in reversed(self.reverse_actions):
+            found.append(following)
+            following = action.t if isinstance(action, Restore) else following
+        return tuple(reversed(found))
+
     @property
     def longest_segment(self) -> int:
         """Steps whose graph is held at once."""
