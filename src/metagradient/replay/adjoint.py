@@ -8,7 +8,7 @@ A_t = d(A_{t+1} . h_t(s_t, z)) / ds_t;  the metagradient is sum_t B_t plus what 
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -18,6 +18,7 @@ from metagradient.learners.learner import Learner
 from metagradient.replay import plans
 from metagradient.replay.objectives import MeanLoss
 from metagradient.replay.recording import Recording, ReplayMismatch
+from metagradient.replay.saving import Backward
 from metagradient.training.metaparameters import Metaparameter
 from metagradient.training.run import Progress, initial_state, run_mode
 from metagradient.training.state import TrainState
@@ -135,56 +136,71 @@ def _culprits(learner: Learner, objective: Objective, value: Tensor) -> str:
     return f": examples {few(rows)} of those it is the mean of" if rows else ""
 
 
-def replay(
-    recording: Recording, cotangents: list[Tensor], puller: Puller, progress: Progress | None = None
-) -> dict[str, Tensor]:
-    """Walk the recorded run backwards; the metagradient of every metaparameter by name ([Q, *shape] for Q objectives)."""
-    r = recording
+def replay(recording: Recording, backward: Backward, progress: Progress | None = None) -> dict[str, Tensor]:
+    """Walk the recorded run backwards; the metagradient of every metaparameter by name ([Q, *shape] for Q objectives).
+
+    `backward` is where the pass stands, and is kept up to date: before its first pull, or where a saved one was cut short.
+    """
+    r, back = recording, backward
     leaves = [m.value for m in r.leaves]
-    lead = () if puller.queries is None else (puller.queries,)
-    totals = [v.new_zeros((*lead, *v.shape)) for v in leaves]
-    assert r.end is not None
-    assert r.tape_start is not None
-    first, last = r.tape_start, r.end
-    done, total = 0, r.plan.steps
+    puller = Puller(r.learner, back.queries)
+    if back.expected is not None:
+        puller.batched = back.batched
+    total = r.plan.steps
 
     def pull(first: TrainState, last: TrainState, a: int, b: int) -> None:
-        nonlocal cotangents, done
-        pulled = puller(last.tensors(), [*first.tensors(), *leaves], cotangents)
+        pulled = puller(last.tensors(), [*first.tensors(), *leaves], back.cotangents)
         width = len(first.tensors())
         if not _all_true([torch.isfinite(c).all() for c in pulled]):
-            _explain_nonfinite(r, first.detach(), cotangents, puller, a, b)
-        cotangents = pulled[:width]
-        for sum_, part in zip(totals, pulled[width:], strict=True):
+            _explain_nonfinite(r, first.detach(), back.cotangents, puller, a, b)
+        back.cotangents, back.batched = pulled[:width], puller.batched
+        for sum_, part in zip(back.totals, pulled[width:], strict=True):
             sum_ += part
-        done += b - a
+        back.expected = back.state = first.detach()
+        back.t = a
         if progress is not None:
-            progress("replay", done, total)
+            progress("replay", total - (a - r.first), total)
 
-    if progress is not None:
-        progress("replay", 0, total)
+    def passed(t: int, state: TrainState) -> None:
+        back.t, back.state = t, state
+        r.save_when_due(len(r.batches), back.final, back)
+
+    def expect(done: int) -> None:
+        t = r.plan.next_restored[done]
+        if t is not None:
+            r.storage.expect(r.first + t)
+
     with run_mode(r.learner, r.batches):
-        pull(first, last, r.first + r.plan.tape_from, r.first + r.plan.steps)
-        r.drop_tape()
-        expected, last = first.detach(), None  # type: ignore[assignment]
-        state = expected
-        with r.batches.ahead(_steps(r)):
-            for action in r.plan.reverse_actions:
-                match action:
+        if back.expected is None:
+            expect(0)
+            if progress is not None:
+                progress("replay", 0, total)
+            assert r.tape_start is not None
+            assert r.end is not None
+            pull(r.tape_start, r.end, r.first + r.plan.tape_from, r.first + r.plan.steps)
+            r.drop_tape()
+        with r.batches.ahead(_steps(r, back)):
+            for done in range(back.done, len(r.plan.reverse_actions)):
+                assert back.state is not None
+                assert back.expected is not None
+                match r.plan.reverse_actions[done]:
                     case plans.Restore(t):
-                        state = r.storage.load(r.first + t)
+                        back.t, back.state = r.first + t, r.storage.load(r.first + t)
                     case plans.Free(t):
                         r.storage.free(r.first + t)
                     case plans.Save(t):
-                        r.storage.save(r.first + t, state)
-                    case plans.Advance(a, b):
-                        state = r.advance(state, r.first + a, r.first + b)
+                        r.storage.save(r.first + t, back.state)
+                    case plans.Advance(_, b):
+                        expect(done)
+                        r.advance(back.state, back.t, r.first + b, passed)
                     case plans.Reverse(a, b):
-                        start, end = r.tape(state, r.first + a, r.first + b)
-                        _check_taped(end, expected, r.first + a, r.first + b)
+                        expect(done)
+                        start, end = r.tape(back.state, r.first + a, r.first + b)
+                        _check_taped(end, back.expected, r.first + a, r.first + b)
                         pull(start, end, r.first + a, r.first + b)
-                        expected = start.detach()
                         del start, end
+                back.done = done + 1
+                r.save_when_due(len(r.batches), back.final, back)
         if any(type(m).on_start is not Metaparameter.on_start for m in r.leaves):
             with torch.enable_grad():
                 begun = initial_state(
@@ -192,16 +208,18 @@ def replay(
                 ).tensors()  # an average begins at the parameters too
             live = [i for i, x in enumerate(begun) if x.requires_grad]
             for sum_, part in zip(
-                totals, puller([begun[i] for i in live], leaves, [cotangents[i] for i in live]), strict=True
+                back.totals, puller([begun[i] for i in live], leaves, [back.cotangents[i] for i in live]), strict=True
             ):
                 sum_ += part
-    return {m.name: total for m, total in zip(r.leaves, totals, strict=True)}
+    return {m.name: total for m, total in zip(r.leaves, back.totals, strict=True)}
 
 
-def _steps(r: Recording) -> list[int]:
-    """The steps that are run again, in their order."""
-    moves = [a for a in r.plan.reverse_actions if isinstance(a, plans.Advance | plans.Reverse)]
-    return [r.first + t for move in moves for t in range(move.a, move.b)]
+def _steps(r: Recording, back: Backward) -> Iterator[int]:
+    """The steps that are left to be run again, in their order."""
+    for i in range(back.done, len(r.plan.reverse_actions)):
+        move = r.plan.reverse_actions[i]
+        if isinstance(move, plans.Advance | plans.Reverse):
+            yield from range(back.t if i == back.done else r.first + move.a, r.first + move.b)
 
 
 def _all_true(found: list[Tensor]) -> bool:

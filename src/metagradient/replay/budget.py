@@ -132,29 +132,14 @@ def choose(spec: str, steps: int, footprint: Footprint, memory: int, *, stored_i
     `auto` takes the plan with the fewest recomputed steps whose predicted peak fits `memory`, and of equals the
     smaller; large steps are taped one at a time (`Footprint.one_at_a_time`). A plan whose prediction does not fit is refused with the smallest memory that works.
     """
-    match = re.fullmatch(r"\s*(\w+)\s*(?:\(\s*(\d+)\s*(?:,\s*(\d+)\s*)?\))?\s*", spec)
-    name = match[1] if match else ""
-    numbers = [int(x) for x in match.groups()[1:] if x] if match else []
-    makers = {
-        "tape": (0, plans.tape),
-        "all": (0, plans.all_steps),
-        "sqrt": (0, plans.sqrt),
-        "every": (1, plans.every),
-        "tree": (1, plans.tree),
-        "binomial": (1, plans.binomial),
-    }
-    if name == "auto" and not numbers:
+    if spec.strip() == "auto":
         return _fewest_steps(steps, footprint, memory, stored_in_memory)
-    if (
-        name not in makers
-        or len(numbers) < makers[name][0]
-        or (len(numbers) > makers[name][0] and name not in ("tree", "binomial"))
-    ):
+    try:
+        plan = plans.named(spec, steps)
+    except LookupError as error:
         raise UserError(
             f"replay.checkpoints must be auto, tape, all, sqrt, every(segment), tree(k) or binomial(slots), not '{spec}'"
-        )
-    try:
-        plan: Plan = makers[name][1](steps, *numbers)  # type: ignore[operator]
+        ) from error
     except ValueError as error:
         raise UserError(f"replay.checkpoints='{spec}': {error}") from error
     need = footprint.peak(plan, stored_in_memory)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import lightning
@@ -11,7 +12,7 @@ from torch import Tensor
 from metagradient.errors import UserError
 from metagradient.learners.learner import Learner
 from metagradient.replay.adjoint import Objective
-from metagradient.replay.metagradients import Metagradients, finish_recording, start_recording
+from metagradient.replay.metagradients import HowToReplay, Metagradients, finish_recording, start_recording
 from metagradient.replay.progress import ReplayBar
 from metagradient.replay.recording import Recording
 from metagradient.replay.storage import Storage
@@ -39,11 +40,13 @@ class Metagradient(lightning.Callback):
         checkpoints: str = "auto",
         memory: str | int | None = None,
         storage: str | Storage = "memory",
+        save_to: str | Path | None = None,
+        save_every: float = 300.0,
         progress: Progress | None = None,
     ) -> None:
         self.metaparameters = [metaparameters] if isinstance(metaparameters, Metaparameter) else list(metaparameters)
-        self.objective, self.checkpoints, self.memory, self.storage = objective, checkpoints, memory, storage
-        self.progress = progress
+        self.objective, self.progress = objective, progress
+        self.how = HowToReplay(checkpoints, memory, storage, save_to, save_every)
         self.result: Metagradients | None = None
         self._recording: Recording | None = None
 
@@ -60,22 +63,32 @@ class Metagradient(lightning.Callback):
         self.result = self._recording = None
         module.metaparameters = self.metaparameters
 
+    def on_train_epoch_start(self, trainer: lightning.Trainer, module: lightning.LightningModule) -> None:
+        if self._recording is None:
+            self._recording = self._begin(trainer, module)
+
+    def _begin(self, trainer: lightning.Trainer, module: lightning.LightningModule) -> Recording:
+        """The recording of a fit that runs from its first step, or from the one at which a saved replay goes on."""
+        assert isinstance(module, Learner)
+        if module.step_count > 0:
+            raise UserError(
+                f"the run was resumed at step {module.step_count}, but its metagradient needs the steps before: fit from the start"
+            )
+        batches = trainer.train_dataloader
+        assert isinstance(batches, Batches)
+        _refuse_short(trainer, len(batches))
+        recording, module.train_state = start_recording(module, batches, self.metaparameters, self.objective, self.how)
+        module.step_count = recording.start
+        batches.from_step(recording.start)
+        return recording
+
     def on_train_batch_start(
         self, trainer: lightning.Trainer, module: lightning.LightningModule, batch: Any, batch_idx: int
     ) -> None:
         assert isinstance(module, Learner)
         assert module.train_state is not None
-        if self._recording is None:
-            if module.step_count > 0:
-                raise UserError(
-                    f"the run was resumed at step {module.step_count}, but its metagradient needs the steps before: fit from the start"
-                )
-            batches = trainer.train_dataloader
-            assert isinstance(batches, Batches)
-            _refuse_short(trainer, len(batches))
-            self._recording, module.train_state = start_recording(
-                module, batches, self.metaparameters, self.checkpoints, self.memory, self.storage
-            )
+        if self._recording is None:  # an epoch that is resumed in its middle does not start
+            self._recording = self._begin(trainer, module)
         recording = self._recording
         module.train_state = recording.enter(module.step_count, module.train_state)
         module.metaparameters, module.tape = recording.z, recording.taping

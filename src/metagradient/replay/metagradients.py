@@ -5,17 +5,20 @@ from __future__ import annotations
 import logging
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from pathlib import Path
 
 from torch import Tensor
 
 from metagradient.distributed import leaving_word
 from metagradient.errors import UserError
 from metagradient.learners.learner import Learner
+from metagradient.replay import plans
 from metagradient.replay.adjoint import Objective, objective_cotangents, replay
 from metagradient.replay.budget import available_bytes, choose, format_bytes, measure, parse_bytes
 from metagradient.replay.heap import keep_freed_memory
 from metagradient.replay.plans import Plan
 from metagradient.replay.recording import Recording
+from metagradient.replay.saving import Backward, Saving, asked_for
 from metagradient.replay.storage import MemoryStorage, SharedStorage, Storage, make_storage
 from metagradient.training.batches import Batches
 from metagradient.training.metaparameters import Metaparameter
@@ -59,15 +62,21 @@ def describe(plan: Plan) -> str:
     )
 
 
+@dataclass(frozen=True)
+class HowToReplay:
+    """The settings of a replay: see `metagradient`."""
+
+    checkpoints: str = "auto"
+    memory: str | int | None = None
+    storage: str | Storage = "memory"
+    save_to: str | Path | None = None
+    save_every: float = 300.0
+
+
 def start_recording(
-    learner: Learner,
-    batches: Batches,
-    z: Sequence[Metaparameter],
-    checkpoints: str,
-    memory: str | int | None,
-    storage: str | Storage,
+    learner: Learner, batches: Batches, z: Sequence[Metaparameter], objective: Objective, how: HowToReplay
 ) -> tuple[Recording, TrainState]:
-    """Check the metaparameters, choose the plan and give the initial state; the learner must be in `run_mode`."""
+    """Check the metaparameters, choose the plan and give the state of step `Recording.start`; the learner must be in `run_mode`."""
     names = [m.name for m in z]
     if not names or len(set(names)) != len(names):
         raise UserError(f"a replay needs one or more metaparameters with distinct names, not {names}")
@@ -81,31 +90,62 @@ def start_recording(
         raise UserError(f"the metaparameters enter at step {first}, but the run has only {len(batches)} steps")
     if like.device.type == "cpu":
         keep_freed_memory()
-    store = make_storage(storage)
+    store, saving = make_storage(how.storage), None
+    if how.save_to is not None:
+        saving = _saving(learner, batches, z, objective, state, how, store)
+        if saving.found is not None:
+            plan = plans.named(saving.found.plan, len(batches) - first)
+            log.info("the replay saved in %s goes on", how.save_to)
+            return Recording(learner, batches, z, plan, first, saving.storage, like, saving), saving.found.state
     footprint = measure(learner, batches, state, z, first)
-    budget = available_bytes(like.device) if memory is None else parse_bytes(memory)
+    budget = available_bytes(like.device) if how.memory is None else parse_bytes(how.memory)
     if not learner.group.alone:  # all processes walk the same plan
         taped, budget = learner.group.largest([footprint.taped_step, -budget])
         footprint, budget = replace(footprint, taped_step=taped, processes=learner.group.size), -budget
     in_memory = isinstance(store, MemoryStorage)
     if not learner.group.alone:
         store = SharedStorage(store, learner.group)
-    plan = choose(checkpoints, len(batches) - first, footprint, budget, stored_in_memory=in_memory)
+    plan = choose(how.checkpoints, len(batches) - first, footprint, budget, stored_in_memory=in_memory)
     log.debug("%s, about %s predicted", describe(plan), format_bytes(footprint.peak(plan, in_memory)))
-    return Recording(learner, batches, z, plan, first, store, like), state
+    return Recording(learner, batches, z, plan, first, saving.storage if saving else store, like, saving), state
+
+
+def _saving(
+    learner: Learner,
+    batches: Batches,
+    z: Sequence[Metaparameter],
+    objective: Objective,
+    start: TrainState,
+    how: HowToReplay,
+    store: Storage,
+) -> Saving:
+    if not learner.group.alone:
+        raise UserError(f"a replay is saved in one process, not in {learner.group.size}: leave save_to out")
+    asked = asked_for(learner, batches, z, objective, start, f"{how.checkpoints}, {how.memory}")
+    return Saving(Path(str(how.save_to)), how.save_every, asked, store, start.params.device)
 
 
 def finish_recording(recording: Recording, objective: Objective, progress: Progress | None = None) -> Metagradients:
     """Differentiate the objective at the end of the recorded run and walk back."""
     r = recording
+    backward = r.backward if r.backward is not None else _begun(r, objective)
+    gradients = replay(r, backward, progress)
+    if r.saving is not None:
+        r.saving.close()
+    cost = (r.first + r.plan.advanced_steps + 3 * r.plan.steps) / (r.first + r.plan.steps)
+    return Metagradients(gradients, backward.value, backward.final, r.plan, cost)
+
+
+def _begun(r: Recording, objective: Objective) -> Backward:
+    """The backward pass before its first pull."""
     assert r.end is not None
     final = r.end.detach()
     agree_on_end(r.learner, final)
     with leaving_word(r.learner.group):
         value, cotangents, puller = objective_cotangents(r.learner, final, objective)
-    gradients = replay(r, cotangents, puller, progress)
-    cost = (r.first + r.plan.advanced_steps + 3 * r.plan.steps) / (r.first + r.plan.steps)
-    return Metagradients(gradients, value, final, r.plan, cost)
+    lead = () if puller.queries is None else (puller.queries,)
+    totals = [m.value.new_zeros((*lead, *m.value.shape)) for m in r.leaves]
+    return Backward(value, final, cotangents, totals, puller.queries, puller.batched)
 
 
 def metagradient(
@@ -117,6 +157,8 @@ def metagradient(
     checkpoints: str = "auto",
     memory: str | int | None = None,
     storage: str | Storage = "memory",
+    save_to: str | Path | None = None,
+    save_every: float = 300.0,
     progress: Progress | None = None,
 ) -> Metagradients:
     """The exact gradient of an objective of the trained model with respect to metaparameters of its training.
@@ -132,19 +174,24 @@ def metagradient(
         checkpoints: auto, tape, all, sqrt, every(segment), tree(k), binomial(slots).
         memory: what checkpoints and tape may take, for instance "2GiB" (default: a quarter of the free memory).
         storage: memory, pinned or disk.
+        save_to: a folder of its own, in which the replay saves its position now and then. Asked again for the same after it was
+            killed, it goes on from there and ends in the same bits; then the folder goes. Checkpoints on disk lie there as well.
+            (A run whose whole graph is kept, as under `tape`, starts again.) None: nowhere.
+        save_every: seconds between two positions.
         progress: called now and then.
 
     Raises:
-        UserError: what was given does not fit, or no plan fits the memory.
+        UserError: what was given does not fit, no plan fits the memory, or `save_to` holds another replay.
         NonFiniteLoss: training diverged; the step is named.
         NonFiniteCotangent: a derivative is not finite; the step and the tensor are named.
         ReplayMismatch: a recomputed state differs from the recorded one.
     """
     z = [metaparameters] if isinstance(metaparameters, Metaparameter) else list(metaparameters)
     with run_mode(learner, batches):
-        recording, state = start_recording(learner, batches, z, checkpoints, memory, storage)
-        with batches.ahead(range(len(batches))):
-            for t in range(len(batches)):
+        how = HowToReplay(checkpoints, memory, storage, save_to, save_every)
+        recording, state = start_recording(learner, batches, z, objective, how)
+        with batches.ahead(range(recording.start, len(batches))):
+            for t in range(recording.start, len(batches)):
                 state = recording.enter(t, state)
                 batch = cast(batches(t), state)
                 before = state

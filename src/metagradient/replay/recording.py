@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor
 
 from metagradient.learners.learner import Learner
 from metagradient.replay.plans import Plan
+from metagradient.replay.saving import Backward, Position, Saving
 from metagradient.replay.storage import Storage
 from metagradient.training.batches import Batches
 from metagradient.training.metaparameters import Metaparameter
@@ -33,6 +34,10 @@ class Recording:
     The plan covers steps `first .. T - 1`: what lies before the first step that reads a metaparameter is run plainly
     and never replayed. The driver (the bare loop or the Lightning callback) calls `enter(t, state)` before each step,
     runs the step with `z` and `taping`, and `finish(state)` after the last.
+
+    Attributes:
+        start: the first step that is left to run: not 0 where a saved replay goes on, and T where its backward pass does.
+        backward: the backward pass that goes on; None where there is none yet.
     """
 
     def __init__(
@@ -44,6 +49,7 @@ class Recording:
         first: int,
         storage: Storage,
         like: Tensor,
+        saving: Saving | None = None,
     ) -> None:
         self.learner, self.batches, self.plan, self.first, self.storage = (
             learner,
@@ -55,7 +61,10 @@ class Recording:
         self.leaves = tuple(m.leaf(like) for m in z)
         self.plain = tuple(m.with_value(m.value.detach()) for m in self.leaves)
         self.taping = False
-        self.fingerprints: dict[int, Tensor] = {}
+        self.saving, found = saving, None if saving is None else saving.found
+        self.start = 0 if found is None else found.t
+        self.backward = None if found is None else found.backward
+        self.fingerprints: dict[int, Tensor] = {} if found is None else found.fingerprints
         self._boundaries = {first + a for a, _ in plan.segments}
         self.tape_start: TrainState | None = None
         self.end: TrainState | None = None
@@ -67,6 +76,8 @@ class Recording:
 
     def enter(self, t: int, state: TrainState) -> TrainState:
         """Before step t: checkpoint the state where the plan says so, and start the tape where it begins."""
+        if not self.taping:
+            self.save_when_due(t, state)
         if t in self._boundaries:
             self.fingerprints[t] = fingerprint(state)
         if t - self.first in self.plan.saves_in_fit:
@@ -85,13 +96,22 @@ class Recording:
         if self.end is not None:
             self.end = self.end.detach()
 
-    def advance(self, state: TrainState, start: int, stop: int) -> TrainState:
-        """Recompute plain steps, comparing with the recorded bits at every segment boundary passed."""
+    def save_when_due(self, t: int, state: TrainState, backward: Backward | None = None) -> None:
+        """Save the position before step t, or in the backward pass, where it is to be saved and it is time."""
+        if self.saving is not None:
+            self.saving.when_due(lambda held: Position(self.plan.name, t, state, self.fingerprints, backward, held))
+
+    def advance(
+        self, state: TrainState, start: int, stop: int, after: Callable[[int, TrainState], None] | None = None
+    ) -> TrainState:
+        """Recompute plain steps, comparing with the recorded bits at every segment boundary passed; `after` each step."""
         for t in range(start, stop):
             state, _, _ = step(self.learner, state, cast(self.batches(t), state), t, self.plain)
             recorded = self.fingerprints.get(t + 1)
             if recorded is not None:
                 self._compare(state, recorded, start, t + 1)
+            if after is not None:
+                after(t + 1, state)
         return state
 
     def tape(self, start_state: TrainState, start: int, stop: int) -> tuple[TrainState, TrainState]:
