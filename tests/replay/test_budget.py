@@ -8,7 +8,7 @@ import pytest
 
 from metagradient.errors import UserError
 from metagradient.replay import plans
-from metagradient.replay.budget import Footprint, choose, parse_bytes
+from metagradient.replay.budget import Footprint, choose, parse_bytes, plan_named
 from metagradient.replay.plans import Plan
 
 LONGEST = 24
@@ -171,3 +171,22 @@ def test_large_steps_are_taped_one_at_a_time_and_only_on_a_cpu():
     assert choose("auto", 40, Footprint(2**20, large, on_cpu=False), 2**36) == plans.tape(40)
     assert choose("auto", 40, Footprint(2**20, large // 2), 2**36) == plans.tape(40)
     assert choose("tape", 40, Footprint(2**20, large), 2**36) == plans.tape(40)  # what is asked for is done
+
+
+@pytest.mark.parametrize(
+    "plan",
+    [
+        plans.tape(7),
+        plans.all_steps(7),
+        plans.sqrt(7),
+        plans.every(7, 3),
+        plans.tree(7, 3),
+        plans.tree(7, 3, 2),
+        plans.binomial(7, 2),
+        plans.binomial(7, 2, 3),
+    ],
+    ids=lambda plan: plan.name,
+)
+def test_a_plan_is_found_again_by_its_name(plan: Plan) -> None:
+    """As a replay that goes on finds it."""
+    assert plan_named(plan.name, 7) == plan

@@ -179,6 +179,7 @@ def replay(recording: Recording, backward: Backward, progress: Progress | None =
             assert r.end is not None
             pull(r.tape_start, r.end, r.first + r.plan.tape_from, r.first + r.plan.steps)
             r.drop_tape()
+            r.save_when_due(len(r.batches), back.final, back)
         with r.batches.ahead(_steps(r, back)):
             for done in range(back.done, len(r.plan.reverse_actions)):
                 assert back.state is not None

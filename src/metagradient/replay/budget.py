@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import psutil
@@ -135,7 +135,7 @@ def choose(spec: str, steps: int, footprint: Footprint, memory: int, *, stored_i
     if spec.strip() == "auto":
         return _fewest_steps(steps, footprint, memory, stored_in_memory)
     try:
-        plan = plans.named(spec, steps)
+        plan = plan_named(spec, steps)
     except LookupError as error:
         raise UserError(
             f"replay.checkpoints must be auto, tape, all, sqrt, every(segment), tree(k) or binomial(slots), not '{spec}'"
@@ -151,6 +151,33 @@ def choose(spec: str, steps: int, footprint: Footprint, memory: int, *, stored_i
             f"replay.memory={_round_up(smallest)})"
         )
     return plan
+
+
+def plan_named(name: str, steps: int) -> Plan:
+    """The plan with this `Plan.name`, or as it is written in settings: `binomial(5,3)` is `binomial(5, segment=3)`.
+
+    Raises:
+        LookupError: there is none of this name.
+        ValueError: its numbers make no plan.
+    """
+    match = re.fullmatch(r"\s*(\w+)\s*(?:\(\s*(\d+)\s*(?:,\s*(?:segment\s*=\s*)?(\d+)\s*)?\))?\s*", name)
+    kind = match[1] if match else ""
+    numbers = [int(x) for x in match.groups()[1:] if x] if match else []
+    least, most, make = _MAKERS.get(kind, (1, 0, plans.tape))
+    if not least <= len(numbers) <= most:
+        raise LookupError(name)
+    return make(steps, *numbers)
+
+
+_MAKERS: dict[str, tuple[int, int, Callable[..., Plan]]] = {
+    "tape": (0, 0, plans.tape),
+    "all": (0, 0, plans.all_steps),
+    "sqrt": (0, 0, plans.sqrt),
+    "every": (1, 1, plans.every),
+    "tree": (1, 2, plans.tree),
+    "binomial": (1, 2, plans.binomial),
+}
+"""By name: how many numbers each takes at least and at most, and what makes it."""
 
 
 def _smallest(steps: int) -> Plan:

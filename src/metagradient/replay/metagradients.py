@@ -12,9 +12,8 @@ from torch import Tensor
 from metagradient.distributed import leaving_word
 from metagradient.errors import UserError
 from metagradient.learners.learner import Learner
-from metagradient.replay import plans
 from metagradient.replay.adjoint import Objective, objective_cotangents, replay
-from metagradient.replay.budget import available_bytes, choose, format_bytes, measure, parse_bytes
+from metagradient.replay.budget import available_bytes, choose, format_bytes, measure, parse_bytes, plan_named
 from metagradient.replay.heap import keep_freed_memory
 from metagradient.replay.plans import Plan
 from metagradient.replay.recording import Recording
@@ -94,7 +93,7 @@ def start_recording(
     if how.save_to is not None:
         saving = _saving(learner, batches, z, objective, state, how, store)
         if saving.found is not None:
-            plan = plans.named(saving.found.plan, len(batches) - first)
+            plan = plan_named(saving.found.plan, len(batches) - first)
             log.info("the replay saved in %s goes on", how.save_to)
             return Recording(learner, batches, z, plan, first, saving.storage, like, saving), saving.found.state
     footprint = measure(learner, batches, state, z, first)

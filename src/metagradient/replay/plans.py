@@ -24,7 +24,6 @@ ACM TOMS 799).
 from __future__ import annotations
 
 import math
-import re
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
@@ -285,33 +284,6 @@ def _build(name: str, steps: int, segment: int, split: Callable[[_Part], list[_P
             current = at[following.start]
         waiting += parts
     return Plan(name, steps, tuple(actions))
-
-
-def named(name: str, steps: int) -> Plan:
-    """The plan with this `Plan.name`, or as it is written in settings: `binomial(5,3)` is `binomial(5, segment=3)`.
-
-    Raises:
-        LookupError: there is none of this name.
-        ValueError: its numbers make no plan.
-    """
-    match = re.fullmatch(r"\s*(\w+)\s*(?:\(\s*(\d+)\s*(?:,\s*(?:segment\s*=\s*)?(\d+)\s*)?\))?\s*", name)
-    kind = match[1] if match else ""
-    numbers = [int(x) for x in match.groups()[1:] if x] if match else []
-    least, most, make = _MAKERS.get(kind, (1, 0, tape))
-    if not least <= len(numbers) <= most:
-        raise LookupError(name)
-    return make(steps, *numbers)
-
-
-_MAKERS: dict[str, tuple[int, int, Callable[..., Plan]]] = {
-    "tape": (0, 0, tape),
-    "all": (0, 0, all_steps),
-    "sqrt": (0, 0, sqrt),
-    "every": (1, 1, every),
-    "tree": (1, 2, tree),
-    "binomial": (1, 2, binomial),
-}
-"""By name: how many numbers each takes at least and at most, and what makes it."""
 
 
 def _name(kind: str, argument: int, segment: int) -> str:

@@ -6,6 +6,7 @@ import dataclasses
 from collections.abc import Iterator, Mapping, Sequence
 from functools import partial
 from itertools import chain
+from pathlib import Path
 from types import CodeType, FunctionType, MethodType
 
 import torch
@@ -16,6 +17,7 @@ from metagradient.learners.fingerprint import constants, described, named
 from metagradient.learners.learner import Learner
 from metagradient.training.batches import Batches
 from metagradient.training.metaparameters import Metaparameter
+from metagradient.training.run import initial_state
 from metagradient.training.state import TrainState
 
 Part = str | Tensor
@@ -48,6 +50,12 @@ def asked_for(
         "torch": iter([software]),
     }
     return {name: digest_of(own) for name, own in parts.items()}
+
+
+def folder_of(folder: Path, learner: Learner, batches: Batches, z: Sequence[Metaparameter], objective: object) -> Path:
+    """A folder of its own for each replay of a story that has many: replays that are asked for the same have the same one."""
+    asked = asked_for(learner, batches, z, objective, initial_state(learner, z), "")
+    return folder / f"replay-{digest_of(asked.values())[:16]}"
 
 
 def _batches(batches: Batches) -> Iterator[Part]:

@@ -19,6 +19,8 @@ from metagradient.training.state import TrainState
 log = logging.getLogger(__name__)
 
 _FILE, _STATES = "position.safetensors", "state-*.safetensors"
+_HALF = (f".{_FILE}.*", f".{_STATES}.*", ".tmp??????")
+"""Half written files: our own drafts, and safetensors' drafts of those."""
 
 
 class Saving:
@@ -58,8 +60,8 @@ class Saving:
             self._anew(str(error))
             self.storage.clear()
         needed = {disk.path(t) for t in self.storage.held}
-        for path in (*folder.glob(_STATES), *folder.glob(f".{_STATES}.*"), *folder.glob(f".{_FILE}.*")):
-            if path not in needed:  # what was written after the position, or half written
+        for path in (path for pattern in (_STATES, *_HALF) for path in folder.glob(pattern)):
+            if path not in needed:  # it was written after the position, or in part
                 path.unlink(missing_ok=True)
 
     def _read(self, device: torch.device) -> Position | None:
