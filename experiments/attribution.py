@@ -35,7 +35,7 @@ def run(cfg: DictConfig, record: Record) -> float | None:
     task, splits = make_task(cfg)
     check_run(cfg, specs, task)
     folder = setup.folder(cfg.resume) or record.directory
-    record.scratch("artifacts/*.progress", "retrainings")
+    record.scratch("artifacts/*.progress", "artifacts/replay-*", "retrainings")
 
     with Progress(stages.attribution(cfg)) as progress:
         if cfg.checkpoint is None:

@@ -42,7 +42,7 @@ def run(cfg: DictConfig, record: Record) -> float:
     }
     seeds = [fold_in(cfg.seed, Poisoning.VICTIMS, i) % 2**31 for i in range(cfg.victims)]
 
-    record.scratch("artifacts/descent_*")
+    record.scratch("artifacts/descent_*", "replay-*")
     with Progress(stages.poisoning(cfg, method, len(trainings))) as progress:
         # 1. Attack: each share of the rows by metagradients, by the peers, and by noise.
         rows = {share: poison_rows(len(train["y"]), share, fold_in(cfg.seed, Poisoning.ROWS)) for share in cfg.shares}
@@ -56,7 +56,7 @@ def run(cfg: DictConfig, record: Record) -> float:
                 steer,
                 score=poisoning.scores(held_out, splits.test),
                 routine=routine,
-                fit=TrainerFit(cfg, progress),
+                fit=TrainerFit(cfg, progress, record.directory),
                 seed=fold_in(cfg.seed, Poisoning.DESCENT),
                 folder=folder,
                 resume=resume and resume / "artifacts" / folder.name,

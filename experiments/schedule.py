@@ -46,7 +46,7 @@ def run(cfg: DictConfig, record: Record) -> float:
     if cfg.schedule_free:
         baselines.ScheduleFree.check(routine.learner(0, steps))
     equals = (RANDOM, TPE, FREE) if cfg.schedule_free else (RANDOM, TPE)
-    record.scratch("descent.*")
+    record.scratch("descent.*", "replay-*")
     with Progress(stages.schedule(cfg, method, (GRID, len(recipes)), equals)) as progress:
         # 1. Descend: from a flat schedule, along metagradients through whole runs.
         problem = DescentProblem(
@@ -57,7 +57,7 @@ def run(cfg: DictConfig, record: Record) -> float:
                 "test_loss": mean_cross_entropy(learner, state, splits.test),  # drawn, never chosen by
             },
             routine=routine,
-            fit=TrainerFit(cfg, progress),
+            fit=TrainerFit(cfg, progress, record.directory),
             seed=fold_in(cfg.seed, Schedules.DESCENT),
             folder=record.directory,
             resume=setup.folder(cfg.resume),

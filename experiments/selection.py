@@ -29,7 +29,7 @@ def run(cfg: DictConfig, record: Record) -> float:
     setup.prepare(cfg, "selection")
     task = make_task(cfg)
     method = setup.build(cfg.method, _convert_="all")
-    record.scratch("descent.*", "refit")
+    record.scratch("descent.*", "refit", "replay-*")
     with Progress(stages.selection(cfg, method, isinstance(task, Texts))) as progress:
         pretraining = task.prepare(progress)
         # 1. Descend: train, replay, move the weights; every metastep with a fresh initialisation and order.
@@ -44,7 +44,7 @@ def run(cfg: DictConfig, record: Record) -> float:
             task.steer,
             score=task.score,
             routine=task.routine,
-            fit=TrainerFit(cfg, progress),
+            fit=TrainerFit(cfg, progress, record.directory),
             seed=fold_in(cfg.seed, Selection.DESCENT),
             folder=record.directory,
             resume=setup.folder(cfg.resume),

@@ -13,6 +13,7 @@ import logging
 import math
 import re
 import statistics
+from pathlib import Path
 
 import torch
 from omegaconf import DictConfig
@@ -38,13 +39,14 @@ def run(cfg: DictConfig, record: Record) -> float:
     variants = {"as configured": cfg} | {
         str(name): setup.variant(cfg, edits) for name, edits in (cfg.variants or {}).items()
     }
+    record.scratch("replay-*")
     measure = MEASURES[splits.task]
     test, key = f"test {measure.title}", f"test_{measure.name}"
     rows, first_readings = [], dict[str, Smoothness]()
     cases = [(name, kind) for name in variants for kind in cfg.metaparameters]
     with Progress([Stage("cases", len(cases))]) as progress:
         for name, kind in progress.track(cases, "smoothness", stage="cases"):
-            reading, tests, health, cost = _read(variants[name], splits, kind, progress)
+            reading, tests, health, cost = _read(variants[name], splits, kind, progress, record.directory)
             record.cost(training_runs=cost)
             value = statistics.fmean(tests) if tests else None
             rows.append(_row(name, kind, reading, first_readings.setdefault(kind, reading), {test: value}, health))
@@ -68,7 +70,7 @@ def run(cfg: DictConfig, record: Record) -> float:
 
 
 def _read(
-    cfg: DictConfig, splits: Splits, kind: str, progress: Progress
+    cfg: DictConfig, splits: Splits, kind: str, progress: Progress, folder: Path
 ) -> tuple[Smoothness, list[float], GradientHealth | None, float]:
     """The metasmoothness in one kind of metaparameter, the test accuracy (R2 of numbers) of each run at z, the health of one
     metagradient, and what all that cost."""
@@ -85,7 +87,7 @@ def _read(
     )
     if not cfg.gradient:
         return reading, tests, None, reading.cost
-    fit = TrainerFit(cfg, progress)
+    fit = TrainerFit(cfg, progress, folder)
     try:
         learner, batches = smoothness.fresh_run(
             routine, splits.train, fold_in(cfg.seed, Metasmoothness.ACCURACY) % 2**31

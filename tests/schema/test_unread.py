@@ -63,6 +63,27 @@ UNREAD = [
     ("attribution", ["source_top=5"], "source_top=5 is not read: only texts come from sources"),
     ("attribution", ["source_top=5", "data=made_instructions", "model=gpt"], ""),
     ("selection", ["replay.folder=x"], "replay.folder=x is not read: replay.storage=memory: set replay.storage=disk"),
+    ("selection", ["replay.save_every=60"], ""),
+    (
+        "selection",
+        ["replay.save_every=60", "trainer.devices=2"],
+        "replay.save_every=60 is not read: replays that several processes share are not saved: set trainer.devices=1",
+    ),
+    (
+        "schedule",
+        ["replay.save_every=60", "replay.checkpoints=tape"],
+        "replay.save_every=60 is not read: replay.checkpoints=tape keeps the graph of the whole run",
+    ),
+    (
+        "attribution",
+        ["methods=[dropout:64]", "replay.save_every=60"],
+        "replay.save_every=60 is not read: no method replays: add exact to methods",
+    ),
+    (
+        "smoothness",
+        ["gradient=false", "replay.save_every=60"],
+        "replay.save_every=60 is not read: nothing is replayed: set gradient=true",
+    ),
     ("selection", ["learner.warmup=0.1"], "learner.warmup=0.1 is not read: learner.schedule=constant has no warm-up"),
     ("selection", ["learner.warmup=0.1", "learner.schedule=one_cycle"], ""),
     (
@@ -91,7 +112,13 @@ UNREAD = [
 ]
 
 
-REFUSED = ("delete.", "history.folder", "replay.folder", "learner.epochs")
+REFUSED = (
+    "delete.",
+    "history.folder",
+    "replay.folder",
+    "replay.save_every=60 is not read: replays that",
+    "learner.epochs",
+)
 """Without these the run is not the one that was asked for; others are told."""
 
 

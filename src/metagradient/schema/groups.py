@@ -61,12 +61,13 @@ class LearnerConfig:
 
 @dataclass
 class ReplayConfig:
-    """conf/replay: checkpoint plan, memory budget, storage, check."""
+    """conf/replay: checkpoint plan, memory budget, storage, saved positions, check."""
 
     checkpoints: str = "auto"
     memory: str | None = None
     storage: str = "memory"
     folder: str | None = None
+    save_every: float | None = number(None, above=0, nullable=True, example=300)
     check: str | None = None
 
 

@@ -31,6 +31,10 @@ _ANY = (
          "they are those of a learner of yours: set learner._target_=package.Class", refused=True),
     Rule(("replay.folder",), lambda at: at("replay.storage") == "disk",
          "replay.storage={replay.storage}: set replay.storage=disk", refused=True),
+    Rule(("replay.save_every",), lambda at: (at("trainer.devices") or 1) * (at("trainer.num_nodes") or 1) == 1,
+         "replays that several processes share are not saved: set trainer.devices=1 trainer.num_nodes=1", refused=True),
+    Rule(("replay.save_every",), lambda at: at("replay.checkpoints") != "tape",
+         "replay.checkpoints=tape keeps the graph of the whole run, of which nothing can be saved: set replay.checkpoints=auto"),
     Rule(("data.noise.kind",), lambda at: at("data.noise.fraction"), "no label is changed: set data.noise.fraction=0.2"),
 )  # fmt: skip
 """Rules of all experiments."""
@@ -65,7 +69,7 @@ _RULES: dict[str, tuple[Rule, ...]] = {
              "only texts come from sources: set data=made_instructions"),
         Rule(("checkpoints",), lambda at: _method(at, "", ":path"), "no method looks along the run: add dropout:2048:path"),
         Rule(("pca_examples",), lambda at: _method(at, "pca") or _method(at, "factor_pca"), "no method is a PCA: add pca:256 to methods"),
-        Rule(("queries_per_replay",), lambda at: _method(at, "exact") or at("token_scores"), "no method replays: add exact to methods"),
+        Rule(("queries_per_replay", "replay.save_every"), lambda at: _method(at, "exact") or at("token_scores"), "no method replays: add exact to methods"),
         Rule(("trak_k",), lambda at: _method(at, "trak") or _method(at, "dattri"), "no method is TRAK: add trak:3 to methods"),
         Rule(("none_primal",), lambda at: _method(at, "none"), "no method is uncompressed: add none to methods"),
         Rule(("race.examples", "race.repeats"), lambda at: at("race.methods"),
@@ -90,6 +94,9 @@ _RULES: dict[str, tuple[Rule, ...]] = {
         Rule(("sets",), lambda at: at("delete.rows") in ("random", "class"), "delete.rows={delete.rows} gives one: set sets=1"),
         Rule(("history.folder",), lambda at: at("history.storage") == "disk",
              "history.storage={history.storage}: set history.storage=disk", refused=True),
+    ),
+    "smoothness": (
+        Rule(("replay.save_every",), lambda at: at("gradient"), "nothing is replayed: set gradient=true"),
     ),
     "cost": (
         Rule(("tight_memory",), lambda at: any("tight" in str(plan) for plan in at("plans")),

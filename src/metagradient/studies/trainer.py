@@ -5,6 +5,7 @@ import logging
 import signal
 import threading
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import lightning
@@ -16,6 +17,7 @@ from omegaconf import DictConfig
 import metagradient as mg
 from metagradient.errors import UserError
 from metagradient.replay.metagradients import describe
+from metagradient.replay.saving import folder_of
 from metagradient.reporting import Progress, print_table
 from metagradient.training.modules.products import PRODUCTS, set_products
 
@@ -149,10 +151,14 @@ def multiply(cfg: DictConfig) -> None:
 
 
 class TrainerFit:
-    """Trains and replays with Lightning's Trainer and the Metagradient callback; says once which plan runs."""
+    """Trains and replays with Lightning's Trainer and the Metagradient callback; says once which plan runs.
 
-    def __init__(self, cfg: DictConfig, progress: Progress) -> None:
+    Replays save their position in `folder`, each in a folder of its own, where `replay.save_every` says so.
+    """
+
+    def __init__(self, cfg: DictConfig, progress: Progress, folder: Path | None = None) -> None:
         self.cfg, self.progress = cfg, progress
+        self.folder = None if cfg.replay.save_every is None else folder
         self.told = False
         self.checked = cfg.replay.check is None
         if cfg.replay.check == "fd" and cfg.get("method", {}).get("replay_from"):
@@ -168,15 +174,18 @@ class TrainerFit:
         objective: mg.Objective,
     ) -> mg.Metagradients:
         replay = self.cfg.replay
+        learner.configure_for(batches)
+        save_to = None if self.folder is None else folder_of(self.folder, learner, batches, metaparameters, objective)
         callback = mg.Metagradient(
             metaparameters,
             objective,
             checkpoints=replay.checkpoints,
             memory=replay.memory,
             storage=mg.make_storage(replay.storage, replay.folder),
+            save_to=save_to,
+            save_every=replay.save_every or 0.0,
             progress=self.progress.callback(),
         )
-        learner.configure_for(batches)
         initial = mg.initial_state(learner)
         make_trainer(self.cfg, callback).fit(learner, batches)
         assert callback.result is not None

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
+from pathlib import Path
 
 import torch
 from torch import Tensor
@@ -13,6 +14,7 @@ from metagradient.errors import UserError
 from metagradient.learners.learner import Learner
 from metagradient.replay import Objective, example_losses, mean_loss, metagradient
 from metagradient.replay.budget import available_bytes, measure, parse_bytes
+from metagradient.replay.saving import folder_of
 from metagradient.replay.storage import Storage
 from metagradient.training.batches import Batches, Fields
 from metagradient.training.metaparameters import DataWeights, TokenWeights
@@ -37,6 +39,8 @@ class ExactScores:
         checkpoints: as for `metagradient`; a third of the memory is for the queries' cotangents.
         memory: see `checkpoints`.
         storage: see `checkpoints`.
+        save_to: where replays save their position, each in a folder of its own; None: nowhere.
+        save_every: seconds between two positions.
         at_once: queries in one replay; None: as many as fit.
 
     Every chunk of queries trains and replays once: `cost` counts trainings, a taped step with its pull as 3.
@@ -48,6 +52,8 @@ class ExactScores:
     checkpoints: str = "auto"
     memory: str | int | None = None
     storage: str | Storage = "memory"
+    save_to: Path | None = None
+    save_every: float = 300.0
     at_once: int | None = None
     progress: Progress | None = None
 
@@ -105,6 +111,10 @@ class ExactScores:
             checkpoints=self.checkpoints,
             memory=memory,
             storage=self.storage,
+            save_to=None
+            if self.save_to is None
+            else folder_of(self.save_to, self.learner, self.batches, [weights], objective),
+            save_every=self.save_every,
             progress=self.progress,
         )
         return -result[weights.name].cpu(), result.cost

@@ -5,7 +5,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from time import perf_counter
-from typing import Self
+from typing import Any, Self
 
 import torch
 from omegaconf import DictConfig
@@ -109,6 +109,16 @@ def settings_of(cfg: DictConfig) -> at.MethodSettings:
     )
 
 
+def replays_of(cfg: DictConfig, folder: Path) -> dict[str, Any]:
+    """How exact scores replay: where checkpoints lie, which positions are saved in `folder`, and queries in one replay."""
+    return {
+        "storage": mg.make_storage(cfg.replay.storage, cfg.replay.folder),
+        "save_to": None if cfg.replay.save_every is None else folder,
+        "save_every": cfg.replay.save_every or 0.0,
+        "at_once": cfg.queries_per_replay,
+    }
+
+
 class Methods:
     """Runs the methods one after the other; `judge(scores [n, held out], drops)` is what dampings are tuned for.
 
@@ -157,8 +167,7 @@ class Methods:
             weight = 1 - drop if alpha else 1.0
             exact = replace(
                 at.Method(spec, settings).exact(self.task, weight, self.progress),
-                storage=mg.make_storage(self.cfg.replay.storage, self.cfg.replay.folder),
-                at_once=self.cfg.queries_per_replay,
+                **replays_of(self.cfg, self.folder),
             )
             name = f"exact_{1 - drop:g}" if alpha else spec.word
             file = self._file(spec, name, repr(exact.at))

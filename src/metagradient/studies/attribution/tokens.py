@@ -14,7 +14,7 @@ from metagradient.data import TextSplits
 from metagradient.evaluation import run_digest, take, token_losses_of
 from metagradient.reporting import Record
 from metagradient.reporting.pages.report import Example, Tokens
-from metagradient.studies.attribution.methods import settings_of
+from metagradient.studies.attribution.methods import replays_of, settings_of
 from metagradient.studies.attribution.task import Task
 from metagradient.training.run import Progress
 from metagradient.training.tokens import target_counts, target_mask
@@ -39,8 +39,7 @@ def score_tokens(cfg: DictConfig, task: Task, folder: Path, progress: Progress) 
     """Exact scores of single tokens at w = 1, in `token_scores.safetensors`: found again where a run was cut short."""
     exact = replace(
         at.Method(at.MethodSpec.parse("exact"), replace(settings_of(cfg), store=None)).exact(task, progress=progress),
-        storage=mg.make_storage(cfg.replay.storage, cfg.replay.folder),
-        at_once=cfg.queries_per_replay,
+        **replays_of(cfg, folder),
     )
     weights = exact.token_weights()
     about = f"{run_digest(task.learner, task.batches, task.queries)} tokens"
