@@ -180,7 +180,6 @@ def test_files_of_others_stay(tmp_path: Path) -> None:
         ({"objective": mg.mean_loss(DATA)}, "objective"),
         ({"rate": 0.2}, "learner"),
         ({"checkpoints": "sqrt"}, "checkpoints"),
-        ({"memory": "1GiB"}, "checkpoints"),
         ({"z": mg.LearningRates(torch.ones(9)), "rate": 0.2}, "learner, metaparameters"),
     ],
 )
@@ -191,6 +190,15 @@ def test_another_runs_position_is_refused_by_name(other: dict[str, Any], names: 
     with pytest.raises(UserError, match=message):
         run(tmp_path, **other)
     assert before == sorted((path.name, path.read_bytes()) for path in tmp_path.iterdir())
+
+
+def test_the_plan_is_that_of_the_beginning_whatever_memory_is_free_now(tmp_path: Path) -> None:
+    truth, _ = run(None, checkpoints="auto", memory="70KiB")
+    assert truth.plan.name.startswith("binomial")
+    stopped(tmp_path, 8, checkpoints="auto", memory="70KiB")
+    found, _ = run(tmp_path, checkpoints="auto", memory="1GiB")
+    assert found.plan == truth.plan
+    assert equal(bits(found), bits(truth))
 
 
 def _scaled(factor: float) -> mg.Objective:

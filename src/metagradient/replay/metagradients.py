@@ -94,7 +94,7 @@ def start_recording(
         saving = _saving(learner, batches, z, objective, state, how, store)
         if saving.found is not None:
             plan = plan_named(saving.found.plan, len(batches) - first)
-            log.info("the replay saved in %s goes on", how.save_to)
+            log.info("the replay saved in %s goes on with its plan, %s", how.save_to, plan.name)
             return Recording(learner, batches, z, plan, first, saving.storage, like, saving), saving.found.state
     footprint = measure(learner, batches, state, z, first)
     budget = available_bytes(like.device) if how.memory is None else parse_bytes(how.memory)
@@ -120,7 +120,7 @@ def _saving(
 ) -> Saving:
     if not learner.group.alone:
         raise UserError(f"a replay is saved in one process, not in {learner.group.size}: leave save_to out")
-    asked = asked_for(learner, batches, z, objective, start, f"{how.checkpoints}, {how.memory}")
+    asked = asked_for(learner, batches, z, objective, start, how.checkpoints)
     return Saving(Path(str(how.save_to)), how.save_every, asked, store, start.params.device)
 
 
@@ -175,7 +175,7 @@ def metagradient(
         storage: memory, pinned or disk.
         save_to: a folder of its own, in which the replay saves its position now and then. Asked again for the same after it was
             killed, it goes on from there and ends in the same bits; then the folder goes. Checkpoints on disk lie there as well.
-            (A run whose whole graph is kept, as under `tape`, starts again.) None: nowhere.
+            (A run whose whole graph is kept, as under `tape`, starts again.) It keeps its plan, whatever `memory` is now. None: nowhere.
         save_every: seconds between two positions.
         progress: called now and then.
 

@@ -37,7 +37,7 @@ def asked_for(
         z: see `metagradient`.
         objective: see `metagradient`.
         start: the initial state.
-        plan: how the checkpoint plan is chosen, in words.
+        plan: the name that the checkpoint plan is asked for by.
     """
     software = f"{torch.__version__} with {torch.get_num_threads()} threads on {start.params.device.type}"
     parts: dict[str, Iterator[Part]] = {
