@@ -1,6 +1,7 @@
 """Nothing grows: a hundred replays in one process leave as many tensors alive as one."""
 
 import gc
+import weakref
 
 import psutil
 import pytest
@@ -9,6 +10,8 @@ from torch import nn
 
 import metagradient as mg
 from metagradient import models
+from metagradient.training.run import run_mode
+from metagradient.training.steps import step
 
 STEPS = 3
 
@@ -41,6 +44,27 @@ def test_replays_leave_no_tensor_behind(checkpoints: str) -> None:
     for _ in range(100):
         replay()
     assert live_tensors() == before
+
+
+@pytest.mark.parametrize("tape", [False, True])
+def test_a_step_is_let_go_without_the_collector(tape: bool) -> None:
+    """What a cycle of references holds stays until the collector comes, and a segment's graph with it: twice the budget."""
+    learner, batches, _ = toy(models.mlp((1, 1, 4), 3, hidden=(8, 8)), 4)
+    z = [mg.DataWeights(torch.ones(16)).leaf(learner.layout.params())]
+    with run_mode(learner, batches):
+        step(learner, mg.initial_state(learner, z).leaf(), batches(0), 0, z, tape=tape)
+        gc.collect()
+        gc.disable()
+        try:
+            state = mg.initial_state(learner, z).leaf()
+            held = []
+            for t in range(STEPS):
+                state, _, _ = step(learner, state, batches(t), t, z, tape=tape)
+                held.append(weakref.ref(state.params))
+            del state
+            assert [x() for x in held] == [None] * STEPS
+        finally:
+            gc.enable()
 
 
 @pytest.mark.slow

@@ -14,6 +14,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from functools import partial
+from types import SimpleNamespace
 from typing import Any
 
 import torch
@@ -62,24 +63,22 @@ def recomputing_within(
 
         return before(again, *settings, **kwargs)
 
-    class Reentrant:
-        """Stands for torch's function of `use_reentrant=True`."""
-
-        @staticmethod
-        def apply(function: Callable[..., Any], _: bool, *args: Any) -> Any:
-            if not torch.is_grad_enabled():
-                return function(*args)
-            if not taped or torch._C._functorch.maybe_current_level() is not None:
-                return checkpointing.checkpoint(function, *args, use_reentrant=False)
-            kwargs: dict[str, Any] = {}
-            while isinstance(function, partial):  # what it binds are arguments like others
-                args, kwargs, function = (*function.args, *args), {**function.keywords, **kwargs}, function.func
-            leaves, inputs = pytree.tree_flatten((args, kwargs))
-            block = _Block(function, leaves, inputs, module, surroundings)
-            return _recomputed(block, [x for x in leaves if isinstance(x, Tensor)], params, buffers)
+    def apply(function: Callable[..., Any], _: bool, *args: Any) -> Any:
+        """Stands for that of torch's function of `use_reentrant=True`."""
+        if not torch.is_grad_enabled():
+            return function(*args)
+        if not taped or torch._C._functorch.maybe_current_level() is not None:
+            return checkpointing.checkpoint(function, *args, use_reentrant=False)
+        kwargs: dict[str, Any] = {}
+        while isinstance(function, partial):  # what it binds are arguments like others
+            args, kwargs, function = (*function.args, *args), {**function.keywords, **kwargs}, function.func
+        leaves, inputs = pytree.tree_flatten((args, kwargs))
+        block = _Block(function, leaves, inputs, module, surroundings)
+        return _recomputed(block, [x for x in leaves if isinstance(x, Tensor)], params, buffers)
 
     setattr(checkpointing, _GENERATOR, generator)
-    setattr(checkpointing, _REENTRANT, Reentrant)
+    # No class: one refers to itself, and would hold a step's parameters until the collector comes.
+    setattr(checkpointing, _REENTRANT, SimpleNamespace(apply=apply))
     try:
         yield
     finally:
