@@ -10,6 +10,7 @@ from metagradient.cli.interrupts import was_interrupted
 
 LOST = """
 import gc, os, signal, sys, time
+signal.signal(signal.SIGINT, signal.default_int_handler)  # ignored where the tests run in the background
 from metagradient.cli.interrupts import interruptible
 
 class Interrupting:  # a cycle whose finaliser is interrupted

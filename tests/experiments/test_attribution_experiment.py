@@ -243,7 +243,7 @@ def test_packages_are_judged_by_the_same_retrainings(tmp_path: Path, package: st
         (["methods=[]"], "methods"),
         (["methods=[missing.npy]"], "missing.npy"),
         (["retrainings=1"], "retrainings"),
-        (["drop=[0.0001]"], "drop=0.5"),
+        (["drop=[0.0001]"], "drop=[0.5]"),
         (["damping=rnu", "methods=[dropout:64]"], "not 'rnu'"),
         (["drop=[]", "methods=[dropout:64]"], "drop or damping"),
         (["drop=[]", "methods=[none:alpha]", "damping=1"], "drop=[0.5]"),

@@ -35,7 +35,7 @@ WRONG = [
     ("smoothness", ["grid.ablations"], "cannot read the override", "key=value"),
     ("smoothness", ["directions=0"], "directions must be an integer >= 1", "directions=4"),
     ("cost", ["models=[resnet]"], "resnet", "resnet9"),
-    ("cost", ["trainer=gpu"], "cost measures on the CPU", "trainer=cpu"),
+    ("cost", ["trainer.devices=2"], "cost runs on one device so far", "trainer.devices=1"),
     ("cost", ["steps=1000"], "expected a list, got '1000'", "steps=[1000]"),
     ("unlearning", ["delete.rows=worst"], "not 'worst'", "highest_loss"),
     ("unlearning", ["method=delta_grad"], "no option 'delta_grad'", "method=deltagrad"),

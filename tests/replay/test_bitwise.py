@@ -136,8 +136,8 @@ def test_what_the_replay_recomputes(problem: Problem, plan: str, monkeypatch: py
     advance, tape = Recording.advance, Recording.tape
     seen = []
 
-    def watched_advance(self: Recording, state: mg.TrainState, start: int, stop: int) -> mg.TrainState:
-        end = advance(self, state, start, stop)
+    def watched_advance(self: Recording, state: mg.TrainState, start: int, stop: int, *passed: Any) -> mg.TrainState:
+        end = advance(self, state, start, stop, *passed)
         assert same_bits(end, path[stop])
         seen.append(("advance", stop))
         return end

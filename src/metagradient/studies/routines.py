@@ -22,7 +22,7 @@ from metagradient.learners.supervised import say_once
 from metagradient.models import load_weights
 from metagradient.schema import Decay
 from metagradient.studies import setup, trainer
-from metagradient.studies.setup import build
+from metagradient.studies.setup import build, without
 from metagradient.training.state import refuse_unusable
 
 log = logging.getLogger(__name__)
@@ -152,8 +152,7 @@ def _model(cfg: DictConfig, sizes: Mapping[str, Any]) -> nn.Module:
             raise UserError(
                 f"model.{key}: {path} takes {', '.join(takes)}; leave it out, or let {target.__name__} take it"
             )
-    node = OmegaConf.masked_copy(cfg.model, [key for key in cfg.model if key not in left])
-    model = build(node, **{name: value for name, value in sizes.items() if name in takes})
+    model = build(without(cfg.model, left), **{name: value for name, value in sizes.items() if name in takes})
     if not isinstance(model, nn.Module):
         raise UserError(f"model._target_={path} gives a {type(model).__name__}, not a torch.nn.Module")
     return model
@@ -170,7 +169,7 @@ def _without_strangers(cfg: DictConfig, sizes: Mapping[str, Any]) -> DictConfig:
             raise UserError(f"no setting model.{key} of {path}; there are: {known or 'none'}")
     if left:
         say_once(f"of the preset {', '.join(f'model.{key}' for key in left)} are not read: {path} has no such settings")
-    return OmegaConf.masked_copy(cfg.model, [key for key in cfg.model if key not in left])
+    return without(cfg.model, left)
 
 
 def _meant() -> set[str] | None:

@@ -6,7 +6,7 @@ import gc
 import logging
 import os
 import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -85,6 +85,12 @@ def build(node: Any, *args: Any, **kwargs: Any) -> Any:
         if isinstance(cause, ValueError | FileNotFoundError | ConnectionError | TypeError):
             raise UserError(str(cause)) from error
         raise
+
+
+def without(node: DictConfig, left: Collection[str]) -> DictConfig:
+    """Settings without some of them; what they take from elsewhere in the configuration is filled in."""
+    kept: Any = OmegaConf.to_container(node, resolve=True)
+    return OmegaConf.create({key: value for key, value in kept.items() if key not in left})
 
 
 def data(cfg: DictConfig) -> Any:

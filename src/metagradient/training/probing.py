@@ -122,7 +122,7 @@ def _in_words(batch: Batch) -> Iterator[None]:
     """What torch says of a model that cannot read the first batch, with what the batch is."""
     try:
         yield
-    except UserError:
+    except (UserError, NotImplementedError):
         raise
     except (RuntimeError, TypeError, AttributeError, IndexError, KeyError, ValueError) as error:
         said = (str(error).strip().splitlines() or [type(error).__name__])[0]

@@ -44,6 +44,11 @@ SETTINGS: dict[str, Influence] = {
 }
 
 
+def rounded_alike(found: torch.Tensor, expected: torch.Tensor) -> None:
+    """Up to the rounding of products of other shapes, whose kernels differ from machine to machine."""
+    assert (found - expected).abs().max() <= 1e-6 * expected.abs().max()
+
+
 @pytest.mark.parametrize("states", [STATES[-1], STATES], ids=["end", "path"])
 @pytest.mark.parametrize("name", SETTINGS)
 def test_later_queries_cost_no_pass(name: str, states: Any, tmp_path: Path, seen: list[int]) -> None:
@@ -51,11 +56,11 @@ def test_later_queries_cost_no_pass(name: str, states: Any, tmp_path: Path, seen
     expected = [scores(plain.fit(LEARNER, states, TRAIN), queries, 0.3) for queries in (QUERIES, LATER)]
     first = kept.fit(LEARNER, states, TRAIN)
     assert first.passes == plain.fit(LEARNER, states, TRAIN).passes
-    assert torch.equal(scores(first, QUERIES, 0.3), expected[0])
+    rounded_alike(scores(first, QUERIES, 0.3), expected[0])
     seen.clear()
     again = kept.fit(learner(), states, TRAIN)  # another object, the same model
     assert again.passes == 0
-    assert torch.equal(scores(again, LATER, 0.3), expected[1])
+    rounded_alike(scores(again, LATER, 0.3), expected[1])
     assert seen == [2, 3]  # the first two queries, to check that examples do not see each other; then all
     together = again.aggregate(LATER, 0.3)
     torch.testing.assert_close(together, expected[1].mean(1), rtol=1e-4, atol=1e-7)
