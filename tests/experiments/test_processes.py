@@ -125,7 +125,9 @@ def test_a_process_that_fails_says_why_in_one_line(tmp_path: Path) -> None:
     process.join(120)
     assert process.exitcode == 1
     directory = directory_of(tmp_path, "selection")
-    said = [line for line in (tmp_path / "terminal").read_text().splitlines() if line.startswith("metagradient selection:")]
+    said = [
+        line for line in (tmp_path / "terminal").read_text().splitlines() if line.startswith("metagradient selection:")
+    ]
     assert [line.partition(";")[0] for line in said] == ["metagradient selection: process 1 ended: no memory left"]
     assert "ProcessLost: process 1 ended: no memory left" in (directory / "metrics.json").read_text()
     assert 'RuntimeError("no memory left")' in (directory / "process-1.log").read_text()
