@@ -164,7 +164,7 @@ def _without_strangers(cfg: DictConfig, sizes: Mapping[str, Any]) -> DictConfig:
     takes, anything = _takes(_located(path, "model"))
     left = [str(key) for key in cfg.model if not (anything or key in takes or str(key).startswith("_"))]
     for key in left:
-        if meant is None or key in meant:
+        if meant is not None and key in meant:
             known = ", ".join(name for name in takes if name not in sizes)
             raise UserError(f"no setting model.{key} of {path}; there are: {known or 'none'}")
     if left:

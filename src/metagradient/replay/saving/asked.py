@@ -53,7 +53,7 @@ def asked_for(
 
 
 def folder_of(folder: Path, learner: Learner, batches: Batches, z: Sequence[Metaparameter], objective: object) -> Path:
-    """A folder of its own for each replay of a story that has many: replays that are asked for the same have the same one."""
+    """A folder of its own for each of many replays: those that are asked for the same have the same one."""
     asked = asked_for(learner, batches, z, objective, initial_state(learner, z), "")
     return folder / f"replay-{digest_of(asked.values())[:16]}"
 
