@@ -8,7 +8,8 @@ import pytest
 
 from metagradient.errors import UserError
 from metagradient.replay import plans
-from metagradient.replay.budget import Footprint, choose, parse_bytes, plan_named
+from metagradient.replay.budget import choose, parse_bytes, plan_named
+from metagradient.replay.footprint import Footprint
 from metagradient.replay.plans import Plan
 
 LONGEST = 24

@@ -140,6 +140,11 @@ class Learner(TrainerHooks):
         """How many examples are run together where nothing is trained."""
         return 2048
 
+    def rows_with_graph(self, examples: Fields) -> int:
+        """How many examples are run together where the derivative of their losses is taken: a micro-batch, where there are any."""
+        rows = self.rows_at_once(examples)
+        return rows if self.micro_batches is None else min(self.micro_batches.size, rows)
+
     @property
     def layout(self) -> Layout:
         """Where the flat vectors lie in this module; made when first asked for."""

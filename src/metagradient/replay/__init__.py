@@ -1,9 +1,10 @@
 """The run replayed: checkpoint plans, storage, the adjoint, the Lightning callback."""
 
 from metagradient.replay.adjoint import NonFiniteCotangent, Objective
-from metagradient.replay.budget import Footprint, choose
+from metagradient.replay.budget import choose
 from metagradient.replay.callback import Metagradient
 from metagradient.replay.checks import finite_differences
+from metagradient.replay.footprint import Footprint
 from metagradient.replay.metagradients import Metagradients, metagradient
 from metagradient.replay.objectives import example_losses, mean_loss
 from metagradient.replay.plans import Plan

@@ -1,69 +1,19 @@
-"""Which plan fits the memory: measured bytes of a state and of a taped step in, a plan and its prediction out."""
+"""Which plan fits the memory: what a step takes in, a plan out."""
 
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable
 
 import psutil
 import torch
-from torch import Tensor
 
 from metagradient.errors import UserError
-from metagradient.learners.learner import Learner
 from metagradient.replay import plans
-from metagradient.replay.differentiable import refuse_undifferentiable
+from metagradient.replay.footprint import Footprint
 from metagradient.replay.plans import Plan
-from metagradient.training.batches import Batches
-from metagradient.training.metaparameters import Metaparameter
-from metagradient.training.run import cast
-from metagradient.training.saved_tensors import watching_saved_tensors
-from metagradient.training.state import TrainState
-from metagradient.training.steps import step
-
-_GRAPH_BYTES = 48 * 1024
-"""Graph nodes and allocator overhead of one taped step, on top of its tensors (measured on a two-layer MLP)."""
-
-_FRESH = 256 * 2**20
-"""Bytes of a taped step from which clearing as many fresh pages takes longer than running the step again, about."""
-
-_WORKING_STATES = 4
-"""States alive besides checkpoints and tape: the current one, the expected one, the cotangent, the new cotangent."""
-
-_ON_THE_WAY = 4
-"""States on their way to or from a disk: those that wait to be written, the one that is written, the one that is read ahead."""
 
 _UNITS = {"": 1, "B": 1, "KIB": 2**10, "MIB": 2**20, "GIB": 2**30, "KB": 10**3, "MB": 10**6, "GB": 10**9}
-
-
-@dataclass(frozen=True)
-class Footprint:
-    """Bytes of one state and, on top, of one taped step; `processes` share what is stored of a state."""
-
-    state: int
-    taped_step: int
-    on_cpu: bool = True
-    processes: int = 1
-
-    @property
-    def stored(self) -> int:
-        """Bytes of a stored state in each process."""
-        return -(-self.state // self.processes)
-
-    @property
-    def one_at_a_time(self) -> bool:
-        """Whether steps are dearer taped together than run again: a tape grows by fresh pages, which the kernel must clear."""
-        return self.on_cpu and self.taped_step > _FRESH
-
-    def peak(self, plan: Plan, stored_in_memory: bool = True) -> int:
-        """Predicted peak of a plan, in bytes, on top of the model and the data."""
-        slots = plan.slots if stored_in_memory else 0
-        return slots * self.stored + self.working(stored_in_memory) + plan.longest_segment * self.taped_step
-
-    def working(self, stored_in_memory: bool = True) -> int:
-        """Bytes of the states that are alive besides checkpoints and tape."""
-        return _WORKING_STATES * self.state + _ON_THE_WAY * self.stored * (not stored_in_memory)
 
 
 def parse_bytes(size: str | int | float) -> int:
@@ -90,40 +40,6 @@ def available_bytes(device: torch.device) -> int:
     if device.type == "cuda":
         return torch.cuda.mem_get_info(device)[0] // 2
     return int(psutil.virtual_memory().available) // 4
-
-
-def measure(learner: Learner, batches: Batches, state: TrainState, z: Sequence[Metaparameter], first: int) -> Footprint:
-    """Bytes that one more taped step keeps alive: the storages that two taped steps save, less those of one.
-
-    Both are the step with the largest batch, since others may be short or empty. The second is also pulled through, the first
-    time that a learner is replayed, so that what cannot be differentiated twice is refused here.
-    """
-    rows = batches.plan[first:]
-    t = first if rows.stride(0) == 0 else first + int((rows >= 0).sum(dim=1).argmax())
-    kept: dict[int, torch.UntypedStorage] = {}
-
-    def keep(x: Tensor) -> None:
-        storage = x.untyped_storage()
-        kept[storage.data_ptr()] = storage
-
-    def total() -> int:
-        return sum(storage.nbytes() for storage in kept.values())
-
-    leaves = tuple(m.leaf(state.params) for m in z)
-    batch, start = cast(batches(t), state), state.leaf()
-    current, between, sizes = start, start, [0]
-    with watching_saved_tensors(keep):
-        for _ in range(2):
-            between = current
-            current, _, _ = step(learner, current, batch, t, leaves, tape=True)
-            sizes.append(total())
-    kinds = frozenset(type(m).__name__ for m in z)
-    if kinds not in learner.tried:
-        differentiable = [x for x in between.tensors() if x.requires_grad]
-        refuse_undifferentiable(learner, batch, state, [*differentiable, *(m.value for m in leaves)], current.tensors())
-        learner.tried.add(kinds)
-    taped = max(sizes[2] - sizes[1], state.nbytes) + _GRAPH_BYTES
-    return Footprint(state.nbytes, taped, state.params.device.type == "cpu")
 
 
 def choose(spec: str, steps: int, footprint: Footprint, memory: int, *, stored_in_memory: bool = True) -> Plan:

@@ -26,23 +26,22 @@ _STEP = {torch.float32: 1e-2, torch.float64: 1e-5}  # relative to the parameters
 _TOLERANCE = {torch.float32: 0.3, torch.float64: 0.02}
 
 
-def refuse_undifferentiable(
-    learner: Learner, batch: Batch, state: TrainState, first: Sequence[Tensor], last: Sequence[Tensor]
-) -> None:
-    """Pull a cotangent from `last` to `first`, the tensors after and before taped steps with `batch`, once.
-
-    Lion's sign is told to have no derivative.
-
-    Raises:
-        UserError: an operation has no second derivative; it is named with the module that calls it. Or a custom autograd function
-            has a wrong one.
-    """
+def warn_of_signs(learner: Learner) -> None:
+    """Say that Lion's sign has no derivative."""
     if any(isinstance(rule, Lion) for rule in rules(learner.update.optimizer)):
         warnings.warn(
             "Lion steps by the sign of a vector, and a sign has no derivative: the metagradient of anything that acts through "
             "the gradients (data weights, pixels) is 0; that of learning rates and weight decay is right",
             stacklevel=2,
         )
+
+
+def pull(learner: Learner, batch: Batch, state: TrainState, first: Sequence[Tensor], last: Sequence[Tensor]) -> None:
+    """Pull a cotangent from `last` to `first`, the tensors after and before a taped step with `batch`.
+
+    Raises:
+        UserError: an operation has no second derivative; it is named with the module that calls it.
+    """
     live = [x for x in last if x.requires_grad]
     if not live:
         return
@@ -53,7 +52,6 @@ def refuse_undifferentiable(
         if reason is None:
             raise
         raise UserError(reason) from error
-    _refuse_wrong_functions(learner, batch, state)
 
 
 def _reason(message: str, learner: Learner, batch: Batch, state: TrainState) -> str | None:
@@ -124,7 +122,7 @@ def _entering(stack: list[nn.Module]) -> Iterator[None]:
         after.remove()
 
 
-def _refuse_wrong_functions(learner: Learner, batch: Batch, state: TrainState) -> None:
+def refuse_wrong_functions(learner: Learner, batch: Batch, state: TrainState) -> None:
     """Where the losses go through custom autograd functions, compare the derivative of their gradient with its differences.
 
     A `backward` that computes with something other than its saved tensors (an attribute of ctx, `.detach()`, NumPy) has

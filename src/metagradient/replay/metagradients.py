@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from datetime import timedelta
 from pathlib import Path
 
 from torch import Tensor
@@ -13,7 +14,8 @@ from metagradient.distributed import leaving_word
 from metagradient.errors import UserError
 from metagradient.learners.learner import Learner
 from metagradient.replay.adjoint import Objective, objective_cotangents, replay
-from metagradient.replay.budget import available_bytes, choose, format_bytes, measure, parse_bytes, plan_named
+from metagradient.replay.budget import available_bytes, choose, format_bytes, parse_bytes, plan_named
+from metagradient.replay.footprint import Prediction, measure
 from metagradient.replay.heap import keep_freed_memory
 from metagradient.replay.plans import Plan
 from metagradient.replay.recording import Recording
@@ -27,6 +29,7 @@ from metagradient.training.state import TrainState
 from metagradient.training.steps import step
 
 log = logging.getLogger(__name__)
+_LONG = 60  # seconds from which on a replay is told of before it begins
 
 
 @dataclass(frozen=True, eq=False)
@@ -39,6 +42,7 @@ class Metagradients:
         state: the final training state.
         plan: the checkpoint plan that ran.
         cost: training-run equivalents: a step counts 1, a taped step with its pull 3.
+        predicted: what the replay was to take, before it began; None where a saved one went on.
     """
 
     gradients: dict[str, Tensor]
@@ -46,6 +50,7 @@ class Metagradients:
     state: TrainState
     plan: Plan
     cost: float
+    predicted: Prediction | None = None
 
     def __getitem__(self, name: str) -> Tensor:
         return self.gradients[name]
@@ -96,7 +101,7 @@ def start_recording(
             plan = plan_named(saving.found.plan, len(batches) - first)
             log.info("the replay saved in %s goes on with its plan, %s", how.save_to, plan.name)
             return Recording(learner, batches, z, plan, first, saving.storage, like, saving), saving.found.state
-    footprint = measure(learner, batches, state, z, first)
+    footprint = measure(learner, batches, state, z, first, objective)
     budget = available_bytes(like.device) if how.memory is None else parse_bytes(how.memory)
     if not learner.group.alone:  # all processes walk the same plan
         taped, budget = learner.group.largest([footprint.taped_step, -budget])
@@ -105,8 +110,12 @@ def start_recording(
     if not learner.group.alone:
         store = SharedStorage(store, learner.group)
     plan = choose(how.checkpoints, len(batches) - first, footprint, budget, stored_in_memory=in_memory)
-    log.debug("%s, about %s predicted", describe(plan), format_bytes(footprint.peak(plan, in_memory)))
-    return Recording(learner, batches, z, plan, first, saving.storage if saving else store, like, saving), state
+    recording = Recording(learner, batches, z, plan, first, saving.storage if saving else store, like, saving)
+    recording.predicted = Prediction(footprint.peak(plan, in_memory), footprint.seconds(plan, first))
+    tell = log.info if recording.predicted.seconds > _LONG else log.debug
+    span = timedelta(seconds=round(recording.predicted.seconds))
+    tell("%s; about %s and %s are predicted", describe(plan), format_bytes(recording.predicted.peak), span)
+    return recording, state
 
 
 def _saving(
@@ -132,7 +141,7 @@ def finish_recording(recording: Recording, objective: Objective, progress: Progr
     if r.saving is not None:
         r.saving.close()
     cost = (r.first + r.plan.advanced_steps + 3 * r.plan.steps) / (r.first + r.plan.steps)
-    return Metagradients(gradients, backward.value, backward.final, r.plan, cost)
+    return Metagradients(gradients, backward.value, backward.final, r.plan, cost, r.predicted)
 
 
 def _begun(r: Recording, objective: Objective) -> Backward:

@@ -30,8 +30,8 @@ def _batch(learner: Learner, examples: Fields, rows: slice = slice(None)) -> Bat
 def mean_loss(examples: Fields, chunk: int | None = None) -> MeanLoss:
     """The mean loss of the examples (for instance a validation set), a scalar; rows without a label (`ignore_index`) are left out.
 
-    More than `chunk` examples (by default `learner.rows_at_once`) are run `chunk` at a time, forwards and in the derivative, so
-    that a set of any size fits: but for losses in which examples see each other, which are computed on all of them together;
+    More than `chunk` examples (by default `learner.rows_with_graph`, a micro-batch where there are any) are run `chunk` at a
+    time, forwards and in the derivative, so that a set of any size fits: but for losses in which examples see each other, which are computed on all of them together;
     of a contrastive learner's (`Embedding`) the features are still computed `chunk` at a time.
 
     Processes that share a run (`Learner.group`) each compute the losses of their share of the rows; but for losses in which
@@ -53,7 +53,7 @@ class MeanLoss:
         n = len(next(iter(rows.values())))
         if n == 0:
             raise UserError("the objective is a mean over no examples: give it some (data.validation=100)")
-        size = learner.rows_at_once(rows) if self.chunk is None else self.chunk
+        size = _at_once(learner, rows) if self.chunk is None else self.chunk
         if not learner.group.alone and not isinstance(learner, Embedding) and not _tied(learner, rows):
             return _total(learner, rows, size) / n
         if n <= size:
@@ -65,6 +65,15 @@ class MeanLoss:
             return learner.losses(_batch(learner, rows)).mean()
         return torch.cat(_in_chunks(learner.losses, learner, rows, size)).mean()
 
+    def part(self, learner: Learner, rows: int) -> tuple[MeanLoss, float, float]:
+        """The same of `rows` examples, and how many times as much memory and time the derivative of all of them takes."""
+        labelled_rows = with_labels(learner, self.examples)
+        n = len(next(iter(labelled_rows.values())))
+        chunk = learner.rows_with_graph(labelled_rows) if self.chunk is None else self.chunk
+        some = max(1, min(rows, n, chunk))
+        few = {name: field[:some] for name, field in labelled_rows.items()}
+        return MeanLoss(few, self.chunk), min(n, chunk) / some, n / some * (4 / 3 if n > chunk else 1)
+
     def not_finite(self, learner: Learner) -> list[int]:
         """The examples whose own loss is not finite."""
         there = labelled(learner, self.examples)
@@ -73,6 +82,10 @@ class MeanLoss:
             losses = torch.cat(_in_chunks(learner.losses, learner, self.examples, size))
         bad = ~losses.isfinite().cpu()
         return (bad if there is None else bad & there.cpu()).nonzero().flatten().tolist()
+
+
+def _at_once(learner: Learner, examples: Fields) -> int:
+    return learner.rows_with_graph(examples) if torch.is_grad_enabled() else learner.rows_at_once(examples)
 
 
 def _total(learner: Learner, examples: Fields, size: int) -> Tensor:

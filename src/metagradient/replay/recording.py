@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from metagradient.learners.learner import Learner
+from metagradient.replay.footprint import Prediction
 from metagradient.replay.plans import Plan
 from metagradient.replay.saving import Backward, Position, Saving
 from metagradient.replay.storage import Storage
@@ -38,6 +39,7 @@ class Recording:
     Attributes:
         start: the first step that is left to run: not 0 where a saved replay goes on, and T where its backward pass does.
         backward: the backward pass that goes on; None where there is none yet.
+        predicted: what it is to take; None where nobody said.
     """
 
     def __init__(
@@ -61,6 +63,7 @@ class Recording:
         self.leaves = tuple(m.leaf(like) for m in z)
         self.plain = tuple(m.with_value(m.value.detach()) for m in self.leaves)
         self.taping = False
+        self.predicted: Prediction | None = None
         self.saving, found = saving, None if saving is None else saving.found
         self.start = 0 if found is None else found.t
         self.backward = None if found is None else found.backward

@@ -13,7 +13,8 @@ from torch import Tensor
 from metagradient.errors import UserError
 from metagradient.learners.learner import Learner
 from metagradient.replay import Objective, example_losses, mean_loss, metagradient
-from metagradient.replay.budget import available_bytes, measure, parse_bytes
+from metagradient.replay.budget import available_bytes, parse_bytes
+from metagradient.replay.footprint import measure
 from metagradient.replay.saving import folder_of
 from metagradient.replay.storage import Storage
 from metagradient.training.batches import Batches, Fields

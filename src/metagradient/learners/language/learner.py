@@ -21,6 +21,7 @@ from metagradient.training.updates import Optimizer, Schedule
 
 _READ = 256  # rows of a data set that are looked at together
 _TOKENS = 2**14  # of rows that are run together where nothing is trained
+_TOKENS_WITH_GRAPH = 2**11  # the same where activations are kept: 2 MB a token in a model of 135M parameters
 
 
 class LanguageModel(ModelLearner):
@@ -83,6 +84,10 @@ class LanguageModel(ModelLearner):
     def rows_at_once(self, examples: Fields) -> int:
         """So many that they have some ten thousand tokens."""
         return max(1, _TOKENS // examples["tokens"].shape[1])
+
+    def rows_with_graph(self, examples: Fields) -> int:
+        """So many that they have two thousand tokens, or a micro-batch."""
+        return min(super().rows_with_graph(examples), max(1, _TOKENS_WITH_GRAPH // examples["tokens"].shape[1]))
 
     def position_weights(self, batch: Batch) -> Tensor:
         """[B, L - 1]: the factors of the tokens' losses in the example's, 0 where there is no target."""

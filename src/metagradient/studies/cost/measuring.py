@@ -12,7 +12,7 @@ import psutil
 import torch
 
 from metagradient.memory import peak_mib, reset_peak
-from metagradient.replay.budget import Footprint, measure
+from metagradient.replay.footprint import Footprint, measure
 from metagradient.studies.cost import contenders
 from metagradient.training import Batches, DataWeights, initial_state
 from metagradient.training.run import run_mode

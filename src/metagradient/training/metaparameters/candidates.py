@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import warnings
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import islice
 
 import torch
@@ -20,7 +20,7 @@ from metagradient.training.losses import losses_in_parts
 from metagradient.training.metaparameters.metaparameter import Metaparameter
 from metagradient.training.model import Model
 from metagradient.training.random import generator
-from metagradient.training.sources import in_order, stream
+from metagradient.training.sources import in_order, stream, take
 
 
 @dataclass(frozen=True, eq=False)
@@ -50,6 +50,15 @@ class CandidateWeights(Metaparameter):
     @property
     def first_step(self) -> int:
         return self.step
+
+    @property
+    def only_step(self) -> int | None:
+        return self.step
+
+    def part(self, rows: int) -> tuple[CandidateWeights, float]:
+        n, some = len(self.value), torch.arange(min(rows, self.chunk, len(self.value)))
+        few = replace(self, value=self.value[some.to(self.value.device)], candidates=take(self.candidates, some))
+        return few, n / len(some)
 
     def check(self, examples: int, steps: int) -> None:
         lengths = {len(field) for field in self.candidates.values()}

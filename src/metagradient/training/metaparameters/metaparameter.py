@@ -25,6 +25,15 @@ class Metaparameter:
         """The first step that reads the value: the replay need not go back further. -1: the initial state does."""
         return 0
 
+    @property
+    def only_step(self) -> int | None:
+        """The one step that reads the value; None where several do, or the initial state."""
+        return None
+
+    def part(self, rows: int) -> tuple[Metaparameter, float]:
+        """The same with about `rows` rows of what its `only_step` goes through, to be tried, and how many times as long the whole is."""
+        return self, 1.0
+
     def with_value(self, value: Tensor) -> Self:
         return replace(self, value=value)
 

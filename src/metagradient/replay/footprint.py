@@ -1,0 +1,245 @@
+"""What one step of a replay takes, in bytes and seconds: tried on the run's own learner and batches."""
+
+from __future__ import annotations
+
+import statistics
+import time
+from collections.abc import Callable, Sequence
+from contextlib import nullcontext
+from dataclasses import dataclass
+from functools import partial
+from typing import NamedTuple, Protocol, TypeVar, runtime_checkable
+
+import torch
+from torch import Tensor
+
+from metagradient.learners.learner import Learner
+from metagradient.replay.differentiable import pull, refuse_wrong_functions, warn_of_signs
+from metagradient.replay.plans import Plan
+from metagradient.training.allocations import Allocations
+from metagradient.training.batches import Batch, Batches
+from metagradient.training.metaparameters import Metaparameter
+from metagradient.training.run import cast
+from metagradient.training.saved_tensors import watching_saved_tensors
+from metagradient.training.state import TrainState
+from metagradient.training.steps import step
+
+_GRAPH_BYTES = 48 * 1024
+"""Graph nodes and allocator overhead of one taped step, on top of its tensors (measured on a two-layer MLP)."""
+
+_FRESH = 256 * 2**20
+"""Bytes of a taped step from which clearing as many fresh pages takes longer than running the step again, about."""
+
+_WORKING_STATES = 3
+"""States alive besides checkpoints and tape: the current one, the expected one, the cotangent."""
+
+_ON_THE_WAY = 4
+"""States on their way to or from a disk: those that wait to be written, the one that is written, the one that is read ahead."""
+
+_TRIED_FOR, _TRIES = 0.1, 5
+"""Seconds and repeats in which short steps are timed; a step that takes longer is timed once."""
+
+
+class Prediction(NamedTuple):
+    """What a replay is to take, by one plain and one taped step.
+
+    Attributes:
+        peak: bytes on top of the model and the data.
+        seconds: of training and replay together.
+
+    An objective of one's own is left out; `mean_loss` is not.
+    """
+
+    peak: int
+    seconds: float
+
+
+Result = TypeVar("Result")
+
+
+@dataclass(frozen=True)
+class Footprint:
+    """Bytes of one state, and of one taped step on top; `processes` share what is stored of a state.
+
+    Attributes:
+        passing: bytes that come and go within a step or its pull, at the most, besides what stays.
+        plain_seconds: of one plain step.
+        taped_seconds: of one taped step and its pull.
+        once_seconds: of what is done once: in one step alone by some metaparameters, and by the objective.
+    """
+
+    state: int
+    taped_step: int
+    on_cpu: bool = True
+    processes: int = 1
+    passing: int = 0
+    plain_seconds: float = 0.0
+    taped_seconds: float = 0.0
+    once_seconds: float = 0.0
+
+    @property
+    def stored(self) -> int:
+        """Bytes of a stored state in each process."""
+        return -(-self.state // self.processes)
+
+    @property
+    def one_at_a_time(self) -> bool:
+        """Whether steps are dearer taped together than run again: a tape grows by fresh pages, which the kernel must clear."""
+        return self.on_cpu and self.taped_step > _FRESH
+
+    def peak(self, plan: Plan, stored_in_memory: bool = True) -> int:
+        """Predicted peak of a plan, in bytes, on top of the model and the data."""
+        slots = plan.slots if stored_in_memory else 0
+        return slots * self.stored + self.working(stored_in_memory) + plan.longest_segment * self.taped_step
+
+    def working(self, stored_in_memory: bool = True) -> int:
+        """Bytes that are alive besides checkpoints and tape."""
+        on_the_way = _ON_THE_WAY * self.stored * (not stored_in_memory)
+        return _WORKING_STATES * self.state + self.passing + on_the_way
+
+    def seconds(self, plan: Plan, before: int = 0) -> float:
+        """Predicted seconds of a replay whose plan follows `before` plain steps."""
+        plain = before + plan.advanced_steps
+        return plain * self.plain_seconds + plan.steps * self.taped_seconds + self.once_seconds
+
+
+@runtime_checkable
+class Divisible(Protocol):
+    """An objective that can be tried on some of its examples."""
+
+    def part(self, learner: Learner, rows: int) -> tuple[Callable[[Learner], Tensor], float, float]:
+        """The same of at most `rows` examples, and how many times as much memory and time the whole takes."""
+        ...
+
+
+def measure(
+    learner: Learner,
+    batches: Batches,
+    state: TrainState,
+    z: Sequence[Metaparameter],
+    first: int,
+    objective: Callable[[Learner], Tensor] | None = None,
+) -> Footprint:
+    """Try the step with the largest batch from `first` on, since others may be short or empty.
+
+    It is taped and pulled through, and so is a part of what metaparameters do in one step alone, and of an objective that
+    is `Divisible`. What cannot be differentiated twice is refused here, and looked at more closely the first time that a
+    learner is replayed.
+    """
+    t = _largest(batches.plan, first)
+    rows = batches.plan.shape[1] if learner.micro_batches is None else learner.micro_batches.size
+    everywhere = [m for m in z if m.only_step is None]
+    trial = _Trial(learner, batches, state)
+    trial.batch(t)
+    reading = trial.reading
+
+    taped, seconds = trial.watched(lambda: trial.tape_and_pull(t, everywhere))
+    taped = max(taped, state.nbytes) + _GRAPH_BYTES
+    passing = trial.passing(taped)
+    if seconds < _TRIED_FOR or learner.graphs is not None:  # the first time compiles
+        seconds = trial.median(lambda: trial.tape_and_pull(t, everywhere))
+        trial.plain(t, everywhere)
+    plain = trial.median(lambda: trial.plain(t, everywhere))
+
+    once = 0.0
+    for m in z:
+        if m.only_step is not None:
+            some, times = m.part(rows)
+            _, longer = trial.watched(partial(trial.tape_and_pull, m.only_step, [*everywhere, some]))
+            once += times * max(0.0, longer - seconds)
+            passing = max(passing, trial.passing(taped))
+    if isinstance(objective, Divisible):
+        of_some, larger, times = objective.part(learner, rows)
+        _, longer = trial.watched(lambda: trial.objective(of_some))
+        once += times * longer
+        passing = max(passing, int(larger * trial.passing(0)))
+
+    kinds = frozenset(type(m).__name__ for m in z)
+    if kinds not in learner.tried:
+        warn_of_signs(learner)
+        refuse_wrong_functions(learner, trial.batch(t), state)
+        learner.tried.add(kinds)
+    on_cpu = state.params.device.type == "cpu"
+    return Footprint(state.nbytes, taped, on_cpu, 1, passing, plain + reading, seconds + reading, once)
+
+
+def _largest(plan: Tensor, first: int) -> int:
+    """The last of the steps with the largest batch: what acts in one step alone acts in the first of the replay."""
+    rows = plan[first:]
+    if rows.stride(0) == 0:
+        return len(plan) - 1
+    sizes = (rows >= 0).sum(dim=1)
+    return first + int((sizes == sizes.max()).nonzero()[-1])
+
+
+class _Trial:
+    """Steps of a run, tried one at a time from one state."""
+
+    def __init__(self, learner: Learner, batches: Batches, state: TrainState) -> None:
+        self.learner, self.batches, self.state = learner, batches, state
+        self._allocations = Allocations()
+        self._batches: dict[int, Batch] = {}
+        self.reading = 0.0  # seconds that the last batch took
+
+    def batch(self, t: int) -> Batch:
+        """That of step t, read once."""
+        if t not in self._batches:
+            self._batches[t], self.reading = self._timed(lambda: cast(self.batches(t), self.state))
+        return self._batches[t]
+
+    def tape_and_pull(self, t: int, z: Sequence[Metaparameter]) -> int:
+        """Tape step t and pull through it; the bytes that its tape kept."""
+        state, learner = self.state, self.learner
+        leaves, start, batch = [m.leaf(state.params) for m in z], state.leaf(), self.batch(t)
+        lasting = (*learner.parameters(), *learner.buffers(), *learner.layout.constants(), *(m.value for m in leaves))
+        kept = {x.untyped_storage().data_ptr(): 0 for x in lasting}
+
+        def keep(x: Tensor) -> None:
+            kept.setdefault(x.untyped_storage().data_ptr(), x.untyped_storage().nbytes())
+
+        with watching_saved_tensors(keep):
+            end = step(learner, start, batch, t, leaves, tape=True).state
+        pull(learner, batch, state, [*start.tensors(), *(m.value for m in leaves)], end.tensors())
+        return sum(kept.values())
+
+    def plain(self, t: int, z: Sequence[Metaparameter]) -> None:
+        """Run step t."""
+        leaves = [m.leaf(self.state.params) for m in z]
+        fixed = [m.with_value(m.value.detach()) for m in leaves]
+        step(self.learner, self.state, self.batch(t), t, fixed)
+
+    def objective(self, function: Callable[[Learner], Tensor]) -> None:
+        """An objective and its derivative, at the state."""
+        leaf = self.state.leaf()
+        with torch.enable_grad(), self.learner.evaluating(leaf):
+            value = function(self.learner)
+        if value.requires_grad:
+            torch.autograd.grad(value, leaf.tensors(), allow_unused=True)
+
+    def watched(self, run: Callable[[], Result]) -> tuple[Result, float]:
+        """What a run gives, and its seconds; `passing` tells of its memory."""
+        self._allocations.peak = self._allocations.alive
+        with nullcontext() if self.learner.graphs is not None else self._allocations:
+            return self._timed(run)
+
+    def passing(self, kept: int) -> int:
+        """Bytes that came and went in what was watched, besides those that a tape kept: of compiled code, as many again."""
+        return kept if self.learner.graphs is not None else max(0, self._allocations.peak - kept)
+
+    def median(self, run: Callable[[], object]) -> float:
+        """Seconds of a run; where it is short, the median of some."""
+        found: list[float] = []
+        alone = self.learner.group.alone  # all processes of a run must take the same steps
+        while not found or (alone and sum(found) < _TRIED_FOR and len(found) < _TRIES):
+            found.append(self._timed(run)[1])
+        return statistics.median(found)
+
+    def _timed(self, run: Callable[[], Result]) -> tuple[Result, float]:
+        start = self._now()
+        result = run()
+        return result, self._now() - start
+
+    def _now(self) -> float:
+        if self.state.params.device.type == "cuda":
+            torch.cuda.synchronize(self.state.params.device)
+        return time.perf_counter()

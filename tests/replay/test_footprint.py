@@ -1,0 +1,113 @@
+"""What a replay is predicted to take, against what it takes."""
+
+from itertools import product
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+import metagradient as mg
+from metagradient.models import GPT, mlp, resnet9
+from metagradient.replay.footprint import Footprint, measure
+from metagradient.replay.plans import all_steps, tape
+from metagradient.training import initial_state
+from metagradient.training.allocations import Allocations
+from metagradient.training.run import run_mode
+
+T, N, B = 12, 64, 16
+
+
+def images(n: int = N) -> dict[str, Tensor]:
+    rng = torch.Generator().manual_seed(0)
+    return {"x": torch.rand(n, 3, 16, 16, generator=rng), "y": torch.randint(10, (n,), generator=rng)}
+
+
+def texts(n: int = N) -> dict[str, Tensor]:
+    return {"tokens": torch.randint(50, (n, 33), generator=torch.Generator().manual_seed(0))}
+
+
+def case(name: str, **settings: object) -> tuple[mg.Learner, mg.Batches, dict[str, Tensor]]:
+    torch.manual_seed(0)
+    made: tuple[mg.Learner, dict[str, Tensor]]
+    if name == "gpt":
+        made = mg.LanguageModel(GPT(50, block=32, layers=2, heads=2, width=32), mg.Adam(), 1e-3, **settings), texts()  # type: ignore[arg-type]
+    elif name == "mlp":
+        made = mg.Classifier(mlp((3, 16, 16), 10, hidden=(128, 64)), mg.Adam(), 1e-3, **settings), images()  # type: ignore[arg-type]
+    else:
+        made = mg.Classifier(resnet9((3, 16, 16), 10, width=4), mg.SGD(momentum=0.9), 0.05, **settings), images()  # type: ignore[arg-type]
+    learner, examples = made
+    return learner, mg.Batches(examples, mg.epoch_plan(N, B, T * B // N, seed=0)), examples
+
+
+@pytest.mark.parametrize(("name", "plan"), list(product(["mlp", "resnet", "gpt"], ["tape", "all", "sqrt", "binomial(2)"])), ids=str)  # fmt: skip
+def test_the_predicted_peak_is_what_tensors_take(name: str, plan: str) -> None:
+    learner, batches, examples = case(name)
+    with Allocations() as count:
+        found = mg.metagradient(
+            learner, batches, mg.DataWeights(torch.ones(N)), mg.mean_loss(examples), checkpoints=plan, memory="8GiB"
+        )
+    assert found.predicted is not None
+    assert found.predicted.peak == pytest.approx(count.peak, rel=0.15)
+
+
+@pytest.mark.parametrize("name", ["mlp", "gpt"])
+def test_of_micro_batches_and_candidates_too(name: str) -> None:
+    learner, batches, examples = case(name, micro_batch=4)
+    z = [
+        mg.DataWeights(torch.ones(N)),
+        mg.CandidateWeights(torch.zeros(N), step=T // 2, candidates=examples, chunk=4),
+    ]
+    with Allocations() as count:
+        found = mg.metagradient(learner, batches, z, mg.mean_loss(examples), checkpoints="all", memory="8GiB")
+    assert found.predicted is not None
+    assert found.predicted.peak == pytest.approx(count.peak, rel=0.15)
+
+
+def test_a_large_validation_set_counts() -> None:
+    def peak(rows: int) -> int:
+        learner, batches, _ = case("resnet")
+        found = mg.metagradient(
+            learner,
+            batches,
+            mg.DataWeights(torch.ones(N)),
+            mg.mean_loss(images(rows)),
+            checkpoints="all",
+            memory="8GiB",
+        )
+        assert found.predicted is not None
+        return found.predicted.peak
+
+    assert peak(512) > 3 * peak(16)
+
+
+def test_a_trial_of_many_candidates_sees_a_few() -> None:
+    seen = []
+
+    class Counting(mg.Classifier):
+        def losses(self, batch: mg.Batch) -> Tensor:
+            seen.append(len(batch))
+            return super().losses(batch)
+
+    n = 4000
+    learner = Counting(nn.Sequential(nn.Flatten(), nn.Linear(3 * 16 * 16, 10)), mg.SGD(), 0.1)
+    examples = images(n)
+    batches = mg.Batches(examples, mg.epoch_plan(n, B, 1, seed=0)[:T])
+    z = [mg.CandidateWeights(torch.zeros(n), step=3, candidates=examples)]
+    with run_mode(learner, batches):
+        seen.clear()
+        footprint = measure(learner, batches, initial_state(learner), z, 3)
+    assert max(seen) == B
+    assert footprint.once_seconds >= 0
+
+
+def test_seconds_are_those_of_the_steps_of_a_plan() -> None:
+    footprint = Footprint(1, 1, plain_seconds=2.0, taped_seconds=7.0, once_seconds=100.0)
+    assert footprint.seconds(tape(10)) == 170
+    assert footprint.seconds(all_steps(10), before=5) == 100 + 70 + 2 * (9 + 5)
+
+
+def test_seconds_are_measured() -> None:
+    learner, batches, _ = case("resnet")
+    with run_mode(learner, batches):
+        footprint = measure(learner, batches, initial_state(learner), [mg.DataWeights(torch.ones(N))], 0)
+    assert 0 < footprint.plain_seconds < footprint.taped_seconds < 50 * footprint.plain_seconds
