@@ -3,7 +3,7 @@
 Beside them a naive unroll and the packages `higher` and `torchopt` where installed. Times are interleaved in one
 process, a repeat of each contender at a time, and divided by the plain training of the same repeat; medians over
 repeats are shown. Peak memory is the peak resident size of a process of its own, after a warm-up; on a GPU that of its
-allocator. A second table says how far metagradients in each precision are from float64, and why lower ones are refused.
+allocator. Beside both stands what the replay predicted of itself before it began. A second table says how far metagradients in each precision are from float64, and why lower ones are refused.
 """
 
 import logging
@@ -15,10 +15,11 @@ import torch
 from omegaconf import DictConfig
 
 from metagradient.errors import UserError
+from metagradient.replay import Metagradients
 from metagradient.replay.budget import format_bytes, parse_bytes
 from metagradient.reporting import Progress, Record, figures
 from metagradient.studies import setup, stages
-from metagradient.studies.cost import measuring, precision
+from metagradient.studies.cost import contenders, measuring, precision
 from metagradient.studies.trainer import device
 
 log = logging.getLogger(__name__)
@@ -46,7 +47,8 @@ def run(cfg: DictConfig, record: Record) -> float:
                     name: measuring.peak(model, steps, name, tight, cfg.seed, cfg.trainer.threads, where)
                     for name in progress.track(names, f"memory: {model}, {steps} steps", stage="memory")
                 }
-                truth = next((result for result in results.values() if result is not None), None)
+                gradients = {name: contenders.gradient_of(found[-1]) for name, found in results.items()}
+                truth = next((gradient for gradient in gradients.values() if gradient is not None), None)
                 for name in names:
                     ratios = [t / p for t, p in zip(seconds[name], seconds["plain"], strict=True)]
                     rows.append(
@@ -61,7 +63,8 @@ def run(cfg: DictConfig, record: Record) -> float:
                             "memory_mib": peaks[name][0],
                             "memory_ratio": peaks[name][0] / peaks["plain"][0],
                             "memory_above_mib": peaks[name][1],
-                            "difference": _difference(results[name], truth),
+                            **_predicted(results[name], seconds["plain"]),
+                            "difference": _difference(gradients[name], truth),
                         }
                     )
             if cfg.precision_steps:
@@ -81,9 +84,28 @@ def run(cfg: DictConfig, record: Record) -> float:
     shown = []
     for r in rows:
         spread = f"{r['time_low']:.2f} - {r['time_high']:.2f}"
-        sizes = round(r["memory_mib"]), round(r["memory_above_mib"])
-        shown.append([r["model"], r["steps"], r["plan"], round(r["time_ratio"], 2), spread, *sizes, r["difference"]])
-    headers = ["model", "T", "plan", "time", "range", "peak MiB", "above warm", "rel. difference"]
+        time, peak = r["predicted_time"], r["predicted_mib"]
+        predicted = [None, None] if time is None else [round(time, 2), round(peak)]
+        measured = [
+            round(r["time_ratio"], 2),
+            spread,
+            predicted[0],
+            round(r["memory_mib"]),
+            round(r["memory_above_mib"]),
+        ]
+        shown.append([r["model"], r["steps"], r["plan"], *measured, predicted[1], r["difference"]])
+    headers = [
+        "model",
+        "T",
+        "plan",
+        "time",
+        "range",
+        "predicted",
+        "peak MiB",
+        "above warm",
+        "predicted",
+        "rel. difference",
+    ]
     record.table("cost_in_plain_trainings", headers, shown)
     drawn = [r for r in rows if r["plan"] not in ("plain", "plain, compiled", "torch loop") and " x" not in r["plan"]]
     if drawn:
@@ -98,6 +120,18 @@ def run(cfg: DictConfig, record: Record) -> float:
     )
     record.cost(training_runs=sum((cfg.repeats + 1) * r["time_ratio"] for r in rows))
     return headline["time_ratio"]
+
+
+def _predicted(found: list[contenders.Found], plain: list[float]) -> dict[str, float | None]:
+    """What `auto` said before: plain trainings and MiB above the process; None of other packages, and of several objectives."""
+    ours = [f for f in found if isinstance(f, Metagradients) and f.objective.dim() == 0]
+    pairs = [(f.predicted, p) for f, p in zip(ours, plain, strict=False) if f.predicted is not None]
+    if not pairs:
+        return {"predicted_time": None, "predicted_mib": None}
+    return {
+        "predicted_time": statistics.median(p.seconds / unit for p, unit in pairs),
+        "predicted_mib": pairs[0][0].peak / 2**20,
+    }
 
 
 def _difference(result: torch.Tensor | None, truth: torch.Tensor | None) -> float | None:

@@ -16,7 +16,7 @@ from metagradient.training.compiled import can_compile
 @pytest.mark.parametrize("name", ["mlp", *(pytest.param(name, marks=pytest.mark.slow) for name in ("resnet9", "gpt"))])
 def test_contenders_compute_the_same_metagradient(name: str) -> None:
     case = contenders.make_case(name, 3)
-    ours = contenders.ours(case, "sqrt")
+    ours = contenders.ours(case, "sqrt")["weights"]
     naive = contenders.naive(case)
     assert float((ours - naive).norm() / naive.norm()) < 1e-3
 
@@ -25,7 +25,8 @@ def test_contenders_compute_the_same_metagradient(name: str) -> None:
 def test_other_packages_agree_where_installed(package: str) -> None:
     pytest.importorskip(package)
     case = contenders.make_case("mlp", 5)
-    ours, theirs = contenders.ours(case, "tape"), contenders.make_contender(package, 0)(case)
+    ours = contenders.ours(case, "tape")["weights"]
+    theirs = contenders.gradient_of(contenders.make_contender(package, 0)(case))
     assert theirs is not None
     assert float((ours - theirs).norm() / ours.norm()) < 1e-4
 
@@ -35,7 +36,8 @@ def test_a_compiled_contender_computes_the_same_metagradient() -> None:
     if not can_compile():
         pytest.skip("no C++ compiler on this machine")
     case = contenders.make_case("mlp", 5)
-    ours, compiled = contenders.ours(case, "tape"), contenders.make_contender("tape, compiled", 0)(case)
+    ours = contenders.ours(case, "tape")["weights"]
+    compiled = contenders.gradient_of(contenders.make_contender("tape, compiled", 0)(case))
     assert compiled is not None
     assert float((ours - compiled).norm() / ours.norm()) < 1e-4
     assert contenders.make_contender("plain, compiled", 0)(case) is None
@@ -81,3 +83,6 @@ def test_a_run_leaves_its_table(tmp_path: Path) -> None:
     assert metrics["result/error_mlp_float32"] < 1e-5 < metrics["result/error_mlp_bf16_parameters"]
     rows = list(csv.DictReader((folder / "artifacts" / "cost.csv").open()))
     assert [row["plan"] for row in rows] == ["plain", "auto"]
+    assert rows[0]["predicted_mib"] == ""
+    assert float(rows[1]["predicted_time"]) > 1
+    assert 0 < float(rows[1]["predicted_mib"]) < 100

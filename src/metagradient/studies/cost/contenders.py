@@ -1,6 +1,6 @@
 """Ways to differentiate a training run, for `cost`: ours, a naive unroll, and other packages where installed.
 
-Each takes a `Case` and returns d (validation loss) / d (data weights) [n]; `plain` and `torch_loop` only train. All of
+Each takes a `Case` and returns d (validation loss) / d (data weights) [n], ours as `Metagradients`; `plain` and `torch_loop` only train. All of
 them see the same model, the same batches and the same SGD with momentum.
 """
 
@@ -24,6 +24,15 @@ from metagradient.training.random import generator
 RATE, MOMENTUM = 0.05, 0.9
 COMPILED = ", compiled"
 MODELS = ("mlp", "mnist_linear", "mnist_mlp", "resnet9", "gpt")
+
+
+Found = Tensor | mg.Metagradients | None
+"""What a contender returns."""
+
+
+def gradient_of(found: Found) -> Tensor | None:
+    """The metagradient itself."""
+    return found["weights"] if isinstance(found, mg.Metagradients) else found
 
 
 @dataclass(frozen=True)
@@ -142,19 +151,15 @@ def ours(
     memory: str | int | None = None,
     objectives: int | None = None,
     graphs: Graphs | None = None,
-) -> Tensor:
+) -> mg.Metagradients:
     """REPLAY under a checkpoint plan; of the first `objectives` validation losses at once, [objectives, n]."""
     learner, batches = CaseLearner(case, graphs), mg.Batches(case.examples, case.plan)
-
-    def objective(learner: mg.Learner) -> Tensor:
-        if objectives is None:
-            return learner.case_losses(learner.model, case.validation).mean()  # type: ignore[operator]
-        queries = {name: field[:objectives] for name, field in case.validation.items()}
-        return learner.case_losses(learner.model, queries)  # type: ignore[operator]
-
+    objective: mg.Objective = mg.mean_loss(case.validation)
+    if objectives is not None:
+        objective = mg.example_losses({name: field[:objectives] for name, field in case.validation.items()})
     return mg.metagradient(
         learner, batches, mg.DataWeights(case.weights), objective, checkpoints=checkpoints, memory=memory
-    )["weights"]
+    )
 
 
 def naive(case: Case) -> Tensor:
@@ -213,10 +218,10 @@ def with_torchopt(case: Case) -> Tensor:
     return torch.autograd.grad(case.losses(model, case.validation).mean(), weights)[0]
 
 
-def make_contender(name: str, tight: int) -> Callable[[Case], Tensor | None]:
+def make_contender(name: str, tight: int) -> Callable[[Case], Found]:
     """`plain`, `torch loop`, `naive`, `higher`, `torchopt`, `auto, tight memory`, a checkpoint plan, or
     `PLAN xQ`: Q objectives in one replay. `plain, compiled` and `PLAN, compiled`: with compiled steps."""
-    others: dict[str, Callable[[Case], Tensor | None]] = {
+    others: dict[str, Callable[[Case], Found]] = {
         "torch loop": torch_loop,
         "naive": naive,
         "higher": with_higher,

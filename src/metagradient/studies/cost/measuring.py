@@ -13,6 +13,7 @@ import torch
 
 from metagradient.memory import peak_mib, reset_peak
 from metagradient.replay.footprint import Footprint, measure
+from metagradient.replay.heap import give_back
 from metagradient.studies.cost import contenders
 from metagradient.training import Batches, DataWeights, initial_state
 from metagradient.training.run import run_mode
@@ -56,16 +57,17 @@ def times(
     repeats: int,
     track: Track,
     device: torch.device,
-) -> tuple[dict[str, list[float]], dict[str, torch.Tensor | None]]:
-    """Seconds of each repeat by contender, and each contender's metagradient; one repeat of each in turn."""
+) -> tuple[dict[str, list[float]], dict[str, list[contenders.Found]]]:
+    """Seconds of each repeat by contender, and what it returned; one repeat of each in turn."""
     calls = {name: contenders.make_contender(name, tight) for name in names}
     for contender in calls.values():
         contender(contenders.make_case(model, WARM_UP, seed).to(device))
     case = contenders.make_case(model, steps, seed).to(device)
     seconds: dict[str, list[float]] = {name: [] for name in names}
-    results: dict[str, torch.Tensor | None] = dict.fromkeys(names)
+    results: dict[str, list[contenders.Found]] = {name: [] for name in names}
     for name in track(list(names) * repeats, f"timing: {model}, {steps} steps"):
-        results[name], taken = timed(calls[name], case)
+        found, taken = timed(calls[name], case)
+        results[name].append(found)
         seconds[name].append(taken)
     return seconds, results
 
@@ -122,6 +124,7 @@ def _peak(
     contender(contenders.make_case(model, WARM_UP, seed).to(device))
     case = contenders.make_case(model, steps, seed).to(device)
     gc.collect()
+    give_back()
     reset_peak()
     on_gpu = device.type == "cuda"
     warm = (torch.cuda.memory_allocated(device) if on_gpu else psutil.Process().memory_info().rss) / 2**20

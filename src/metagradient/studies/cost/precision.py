@@ -27,7 +27,10 @@ class Compared(NamedTuple):
 
 def policies(device: torch.device, unrolled: bool) -> dict[str, Callable[[Case], Tensor]]:
     """Metagradients of a case in each precision; with `unrolled` also of bfloat16 parameters, which no learner takes."""
-    ours = partial(contenders.ours, checkpoints="auto")
+
+    def ours(case: Case) -> Tensor:
+        return contenders.ours(case, "auto")["weights"]
+
     found: dict[str, Callable[[Case], Tensor]] = {
         "float64": lambda case: ours(case.to(device, torch.float64)),
         "float32": ours,
