@@ -2,6 +2,7 @@
 
 import csv
 import json
+import re
 from pathlib import Path
 
 import pytest
@@ -37,6 +38,20 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
     assert done.status == 0, done.err
     assert "central differences" in done.out
     return next((directory / "outputs" / "selection").iterdir())
+
+
+def test_each_metagradient_says_how_far_it_reaches(tmp_path: Path) -> None:
+    done = run(tmp_path, *SMALL, "method.metasteps=2", "replay.check=line")
+    assert done.status == 0, done.err
+    assert (
+        len(
+            re.findall(
+                r"down the gradient: -\S+ predicted, -?\S+ found; .* off by a tenth at about \S+ of",
+                done.out + done.err,
+            )
+        )
+        == 2
+    )
 
 
 def test_a_run_leaves_what_it_promises(finished: Path) -> None:

@@ -489,3 +489,45 @@ def test_messages_are_one_line_each() -> None:
         with pytest.raises(UserError) as e:
             call()
         assert re.fullmatch(r"[^\n]+", str(e.value))
+
+
+def test_a_linear_response_is_predicted_without_error() -> None:
+    """One step of SGD is linear in the weights of a normalised batch, and so is a linear objective of its end."""
+    data = mg.Batches(DATA, torch.arange(N)[None])
+    towards = torch.randn(200, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+
+    def phi(model: mg.Learner) -> Tensor:
+        flat = torch.cat([p.flatten() for p in model.parameters()])
+        return flat @ towards[: len(flat)]
+
+    model = mg.Classifier(mlp(), mg.SGD(), 0.3, normalize="batch")
+    result = mg.metagradient(model, data, WEIGHTS, phi)
+    found = mg.linearity(model, data, WEIGHTS, phi, result, size=0.5)
+    assert found.predicted < 0
+    assert found.error < 1e-9
+    assert found.reach > 1e6
+
+
+def test_the_error_of_a_prediction_grows_with_its_size_and_is_that_of_a_training() -> None:
+    result = mg.metagradient(learner(), batches(DATA), WEIGHTS, PHI)
+    small, large = (mg.linearity(learner(), batches(DATA), WEIGHTS, PHI, result, size=size) for size in (1e-3, 2e-3))
+    assert large.error == pytest.approx(2 * small.error, rel=0.05)
+    assert large.reach == pytest.approx(small.reach, rel=0.05)
+    g = result["weights"]
+    value = WEIGHTS.value.double()
+    shift = -2e-3 * value.norm() * g / g.norm()
+    moved = mg.metagradient(learner(), batches(DATA), mg.DataWeights(value + shift), PHI)
+    assert large.actual == pytest.approx(float(moved.objective - result.objective), rel=1e-9)
+    assert large.predicted == pytest.approx(float(g @ shift), rel=1e-12)
+
+
+def test_a_metaparameter_that_is_zero_moves_too() -> None:
+    z = mg.CandidateWeights(torch.zeros(N), step=2, candidates=DATA)
+    result = mg.metagradient(learner(), batches(DATA), z, PHI)
+    found = mg.linearity(learner(), batches(DATA), z, PHI, result, size=1e-4)
+    assert found.predicted < 0
+    assert found.error < 0.1
+    queries = mg.example_losses(HELD_OUT)
+    several = mg.metagradient(learner(), batches(DATA), z, queries)
+    with pytest.raises(UserError, match="scalar objective"):
+        mg.linearity(learner(), batches(DATA), z, queries, several)

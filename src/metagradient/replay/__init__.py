@@ -3,8 +3,8 @@
 from metagradient.replay.adjoint import NonFiniteCotangent, Objective
 from metagradient.replay.budget import choose
 from metagradient.replay.callback import Metagradient
-from metagradient.replay.checks import finite_differences
-from metagradient.replay.footprint import Footprint
+from metagradient.replay.checks import Linearity, finite_differences, linearity
+from metagradient.replay.footprint import Footprint, Prediction
 from metagradient.replay.metagradients import Metagradients, metagradient
 from metagradient.replay.objectives import example_losses, mean_loss
 from metagradient.replay.plans import Plan
@@ -16,6 +16,7 @@ __all__ = [
     "DiskStorage",
     "Footprint",
     "GradientHealth",
+    "Linearity",
     "MemoryStorage",
     "Metagradient",
     "Metagradients",
@@ -23,11 +24,13 @@ __all__ = [
     "Objective",
     "PinnedStorage",
     "Plan",
+    "Prediction",
     "ReplayMismatch",
     "Smoothness",
     "choose",
     "example_losses",
     "finite_differences",
+    "linearity",
     "make_storage",
     "mean_loss",
     "measure_smoothness",

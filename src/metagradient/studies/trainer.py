@@ -160,11 +160,11 @@ class TrainerFit:
         self.cfg, self.progress = cfg, progress
         self.folder = None if cfg.replay.save_every is None else folder
         self.told = False
-        self.checked = cfg.replay.check is None
-        if cfg.replay.check == "fd" and cfg.get("method", {}).get("replay_from"):
-            raise UserError("replay.check=fd needs the exact metagradient: set method.replay_from=0")
-        if cfg.replay.check not in (None, "fd"):
-            raise UserError(f"replay.check must be fd or null, not '{cfg.replay.check}'")
+        self.check = cfg.replay.check
+        if cfg.replay.check is not None and cfg.get("method", {}).get("replay_from"):
+            raise UserError(f"replay.check={cfg.replay.check} needs the exact metagradient: set method.replay_from=0")
+        if cfg.replay.check not in (None, "fd", "line"):
+            raise UserError(f"replay.check must be fd, line or null, not '{cfg.replay.check}'")
 
     def __call__(
         self,
@@ -193,29 +193,44 @@ class TrainerFit:
             self.told = True
             log.info("%s", describe(callback.result.plan))
         learner.to(device(self.cfg))
-        if not self.checked:
-            self.checked = True
-            self._check(learner, initial, batches, metaparameters, objective, callback.result)
+        if self.check is not None:
+            learner.adopt(initial)
+            checked = self._differences if self.check == "fd" else self._line
+            checked(learner, batches, metaparameters, objective, callback.result)
+            learner.adopt(callback.result.state)
         gc.collect()  # a Trainer is full of reference cycles, and the learner and its states hang on them
         return callback.result
 
-    def _check(
+    def _differences(
         self,
         learner: mg.Learner,
-        initial: mg.TrainState,
         batches: mg.Batches,
         metaparameters: Sequence[mg.Metaparameter],
         objective: mg.Objective,
         result: mg.Metagradients,
     ) -> None:
-        """`replay.check=fd`: a few coordinates of this metagradient against central differences in float64."""
-        learner.adopt(initial)
+        """`replay.check=fd`: a few coordinates of the first metagradient against central differences in float64."""
+        self.check = None
         rows = mg.finite_differences(
             learner, batches, metaparameters, objective, result, progress=self.progress.callback()
         )
-        learner.adopt(result.state)
         print_table(
             "metagradient against central differences (float64)",
             ["metaparameter", "index", "replay", "replay float64", "central difference", "relative error"],
             [[r.name, r.index, r.replay, r.replay64, r.difference, f"{r.relative_error:.1e}"] for r in rows],
         )
+
+    def _line(
+        self,
+        learner: mg.Learner,
+        batches: mg.Batches,
+        metaparameters: Sequence[mg.Metaparameter],
+        objective: mg.Objective,
+        result: mg.Metagradients,
+    ) -> None:
+        """`replay.check=line`: how far each metagradient can be trusted, by one more run along it."""
+        found = mg.linearity(learner, batches, metaparameters, objective, result, progress=self.progress.callback())
+        log.info(
+            "%.3g of |z| down the gradient: %.3g predicted, %.3g found; the linear prediction is off by a tenth at about %.2g of |z|",
+            found.size, found.predicted, found.actual, found.reach,
+        )  # fmt: skip
