@@ -1,7 +1,7 @@
 """What a second process of one thread saves: two processes of one thread each against one of one thread, in interleaved pairs.
 
 `python benchmarks/two_processes.py --out two_processes.json`, on two cores that do nothing else: exact attribution of an MLP
-(ten queries in one replay), retrainings of it (divided, each in one process by itself) and a metastep of a descent on ResNet-9
+(ten queries, divided), retrainings of it (divided, each in one process by itself) and a metastep of a descent on ResNet-9
 of width 16 in batches of 200 (random images of 3 x 32 x 32). Prints the ratio of the times, its median and a 95 % interval over
 the pairs; in the end both ways must have found the same. `--tiny` rehearses it.
 """
@@ -22,6 +22,7 @@ import torch.multiprocessing as multiprocessing
 from torch import Tensor, nn
 
 import metagradient as mg
+from metagradient.attribution.scoring.exact import ExactScores, exact_scores
 from metagradient.distributed import SOLO, Group
 from metagradient.models.classifiers import mlp
 from metagradient.models.resnet import resnet9
@@ -54,8 +55,7 @@ def jobs(tiny: bool) -> dict[str, Callable[[Group], Tensor]]:
         return mlp((784,), CLASSES)
 
     def attribution(group: Group) -> Tensor:
-        asked = mg.example_losses(queries)
-        return mg.metagradient(learner(net(), group, 0.05), tables, weights["tables"], asked).gradients["weights"]
+        return exact_scores(ExactScores(learner(net(), group, 0.05), tables), queries)[0]
 
     def retrainings(group: Group) -> Tensor:
         def one(i: int) -> Tensor:

@@ -17,8 +17,12 @@ import oracle  # noqa: F401 (for the tests)
 from toys import CLASSES, INPUTS, ROWS, N, batches, conv_net, examples, fit, mlp
 
 import metagradient as mg
+from metagradient.attribution import Dropout, Influence
+from metagradient.attribution.scoring.exact import ExactScores
+from metagradient.attribution.scoring.scorers import scores
 from metagradient.distributed import SOLO, Group, copy, gather, summed
 from metagradient.errors import UserError
+from metagradient.evaluation import GroundTruth, subsets
 from metagradient.replay.storage import MemoryStorage, SharedStorage
 
 T = len(ROWS)
@@ -197,6 +201,30 @@ def tokens(group: Group) -> dict[str, Tensor]:
 
 
 SGD_DECAY = mg.SGD(0.9, nesterov=True, weight_decay=0.1)
+
+
+def attribution(group: Group) -> dict[str, Tensor]:
+    """Exact scores, influence with a curvature of fewer and of more rows than coordinates, and retrainings."""
+    learner, data = classifier(group), batches(DATA)
+    end = mg.train(learner, data)
+    exact = ExactScores(learner, data, at_once=3)
+    found = {
+        "exact": torch.cat([part for part, _ in exact.columns(HELD_OUT)], dim=1),
+        "mean": exact.aggregate(HELD_OUT)[0],
+    }
+    for name, k, settings in (("primal", 5, {}), ("dual", 30, {"curvature": "fisher"}), ("drawn", 5, {"labels": 2})):
+        scorer = Influence(Dropout(k), batch_size=3, **settings).fit(learner, end, DATA)
+        found[name] = scores(scorer, HELD_OUT, 0.3)
+        found[f"{name}, mean"] = scorer.aggregate(HELD_OUT, 0.3)
+        found[f"{name}, self"] = scorer.self_influence(0.3)
+    for at_once in (1, 2):
+        truth = GroundTruth(learner, data, HELD_OUT, at_once=at_once)
+        found[f"retrained, {at_once} at once"] = truth.losses(subsets(N, 0.2, 7, seed=0))
+        assert truth.runs == 7
+    assert learner.group is group
+    return found
+
+
 CASES: dict[str, Callable[[Group], dict[str, Tensor]]] = {
     "sgd": rule(mg.SGD()),
     "momentum, decay": rule(SGD_DECAY, decays=True),
@@ -216,6 +244,7 @@ CASES: dict[str, Callable[[Group], dict[str, Tensor]]] = {
     "augmentation, dropout": augmented,
     "pairs": pairs,
     "tokens": tokens,
+    "attribution": attribution,
 }
 
 

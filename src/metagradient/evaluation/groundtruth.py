@@ -25,6 +25,7 @@ from metagradient.learners.fingerprint import constants, described
 from metagradient.learners.learner import Learner
 from metagradient.training.batches import Batches, Fields
 from metagradient.training.metaparameters import DataWeights
+from metagradient.training.parallel.ranks import by_itself
 from metagradient.training.random import generator
 from metagradient.training.run import Progress, initial_state, train
 from metagradient.training.sources import in_parts
@@ -73,7 +74,8 @@ class GroundTruth:
         workers: processes of one thread each, among which the others are spread: convolutional networks, and
             at_once=1. The losses are bitwise those of one process with one thread. Every process holds the data.
 
-    `found` counts those that lay on the disk.
+    `found` counts those that lay on the disk. Processes that share the learner (`Learner.group`) divide the retrainings, each of
+    which one of them does alone; the first one reads and keeps what is on disk.
     """
 
     learner: Learner
@@ -99,21 +101,36 @@ class GroundTruth:
             else self.folder / f"{run_digest(self.learner, self.batches, self.queries, weights)}.safetensors"
         )
         losses = torch.empty(len(weights), len(next(iter(self.queries.values()))))
-        found, owners = _load(file)
+        group = self.learner.group
+        found, owners = group.told(_load(file) if group.rank == 0 else None)[0]
         self.runs += list(owners.values()).count(self.owner) if self.owner else 0
         self.found += len(owners)
         if owners:
             losses[list(owners)] = found
             log.info("%d of %d retrainings found in %s", len(owners), len(weights), file)
         todo = [r for r in range(len(weights)) if r not in owners]
-        with closing(self._retrained(weights.float(), todo)) as retrained:
+        with closing(self._divided(weights.float(), todo)) as retrained:
             for rows, values in retrained:
                 losses[rows] = values
                 owners |= dict.fromkeys(rows, self.owner)
                 self.runs += len(rows)
-                if file is not None:
+                if file is not None and group.rank == 0:
                     _save(losses, owners, file)
         return losses
+
+    def _divided(self, weights: Tensor, todo: list[int]) -> Generator[tuple[list[int], Tensor]]:
+        """`_retrained`, of which each of several processes does a part: some at a time, so that the first one can keep them."""
+        group = self.learner.group
+        if group.alone:
+            yield from self._retrained(weights, todo)
+            return
+        together = group.size * max(self.at_once, self.workers)
+        for start in range(0, len(todo), together):
+            own = todo[start : start + together][group.rank :: group.size]
+            with by_itself(self.learner):
+                done = list(self._retrained(weights, own))
+            for part in group.told(done):
+                yield from part
 
     def _retrained(self, weights: Tensor, todo: list[int]) -> Generator[tuple[list[int], Tensor]]:
         """(rows of the weights, their losses) as they come: stacked where that helps, else from a pool of processes."""

@@ -136,7 +136,7 @@ def measure(
     taped, seconds = trial.watched(lambda: trial.tape_and_pull(t, everywhere))
     taped = max(taped, state.nbytes) + _GRAPH_BYTES
     passing = trial.passing(taped)
-    if seconds < _TRIED_FOR or learner.graphs is not None:  # the first time compiles
+    if (learner.group.alone and seconds < _TRIED_FOR) or learner.graphs is not None:  # the first time compiles
         seconds = trial.median(lambda: trial.tape_and_pull(t, everywhere))
         trial.plain(t, everywhere)
     plain = trial.median(lambda: trial.plain(t, everywhere))

@@ -78,7 +78,7 @@ class _Ended(lightning.Callback):
             signal.signal(signal.SIGTERM, self._handler)
 
 
-SHARED = ("selection", "poisoning", "schedule", "smoothness")
+SHARED = ("selection", "poisoning", "schedule", "smoothness", "attribution")
 """Experiments that run in several processes."""
 
 

@@ -8,6 +8,7 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
+from metagradient.distributed import SOLO, Group
 from metagradient.errors import UserError
 from metagradient.learners.learner import Learner
 from metagradient.training.batches import Batches
@@ -73,17 +74,34 @@ class Dual:
         return (g - inner.T.to(g) @ self.rows) / strength
 
 
-def from_features(features: Iterable[Tensor], n: int, rows: int, k: int) -> Curvature:
-    """F = (1/n) sum h h^T over `rows` features h [*, k] of n examples: as a matrix, or as its rows where those are fewer."""
+def from_features(
+    features: Iterable[Tensor], n: int, rows: int, k: int, group: Group = SOLO, like: Tensor | None = None
+) -> Curvature:
+    """F = (1/n) sum h h^T over `rows` features h [*, k] of n examples: as a matrix, or as its rows where those are fewer.
+
+    Of several processes each gives features of its own, on `like`'s device and in its dtype.
+    """
     if k > rows:
-        return Dual(torch.cat(list(features)), n)
-    matrix: Tensor | None = None
+        return Dual(_gathered(list(features), k, group, like), n)
+    matrix = None if group.alone or like is None else like.new_zeros(k, k)
     for h in features:
         matrix = h.new_zeros(k, k) if matrix is None else matrix
         for start in range(0, k, _COLUMNS):  # the lower triangle, in blocks of columns
             matrix[start:, start : start + _COLUMNS].addmm_(h[:, start:].T, h[:, start : start + _COLUMNS])
     assert matrix is not None
+    group.add(matrix)
     return Primal(matrix.tril_().add_(matrix.tril(-1).T).div_(n))
+
+
+def _gathered(parts: list[Tensor], k: int, group: Group, like: Tensor | None) -> Tensor:
+    """The rows [*, k] of all processes, of which each may have another number."""
+    if group.alone or like is None:
+        return torch.cat(parts)
+    own = torch.cat([like.new_zeros(0, k), *parts])
+    counts = group.told(len(own))
+    whole, start = own.new_zeros(sum(counts), k), sum(counts[: group.rank])
+    whole[start : start + len(own)] = own
+    return group.add(whole)
 
 
 def run_damping(learner: Learner, batches: Batches) -> float:

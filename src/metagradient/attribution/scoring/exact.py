@@ -19,6 +19,7 @@ from metagradient.replay.saving import folder_of
 from metagradient.replay.storage import Storage
 from metagradient.training.batches import Batches, Fields
 from metagradient.training.metaparameters import DataWeights, TokenWeights
+from metagradient.training.parallel.ranks import by_itself
 from metagradient.training.run import Progress, initial_state, run_mode
 from metagradient.training.tokens import IGNORED
 
@@ -43,6 +44,8 @@ class ExactScores:
         save_to: where replays save their position, each in a folder of its own; None: nowhere.
         save_every: seconds between two positions.
         at_once: queries in one replay; None: as many as fit.
+
+    Processes that share the learner (`Learner.group`) divide the queries, and share the replay of a single one.
 
     Every chunk of queries trains and replays once: `cost` counts trainings, a taped step with its pull as 3.
     """
@@ -84,12 +87,24 @@ class ExactScores:
     def _columns(self, weights: Weights, queries: Fields, start: int) -> Iterator[tuple[Tensor, float]]:
         count = len(next(iter(queries.values())))
         width, memory = self._chunk(weights, count)
-        for rows in torch.arange(start, count).split(width):
+        for rows in torch.arange(start, count).split(width * self.learner.group.size):
             chosen = {k: v[rows[0] : rows[-1] + 1] for k, v in queries.items()}
-            found, cost = self._replayed(weights, example_losses(chosen), memory)
+            found, cost = self._divided(weights, chosen, memory)
             yield found.T, cost
             if self.progress is not None:
                 self.progress("exact scores", int(rows[-1]) + 1, count)
+
+    def _divided(self, weights: Weights, queries: Fields, memory: str | int | None) -> tuple[Tensor, float]:
+        """`_replayed` of the queries' losses: of several processes each replays for some of them, where there are enough."""
+        group, total = self.learner.group, len(next(iter(queries.values())))
+        if group.alone or total < group.size:
+            return self._replayed(weights, example_losses(queries), memory)
+        start, stop = group.share(total)
+        with by_itself(self.learner):
+            own, cost = self._replayed(weights, example_losses({k: v[start:stop] for k, v in queries.items()}), memory)
+        whole = own.new_zeros(total, *own.shape[1:], device=next(self.learner.parameters()).device)
+        whole[start:stop] = own
+        return group.add(whole).cpu(), sum(group.told(cost))
 
     def aggregate(self, queries: Fields) -> tuple[Tensor, float]:
         """The mean over queries with a label of their scores, [n], and its cost: one replay of their mean loss, however many they are."""
@@ -131,6 +146,9 @@ class ExactScores:
         budget = available_bytes(state.params.device) if self.memory is None else parse_bytes(self.memory)
         # In the pull of a step every query has a cotangent of the state, its successor, and one of the activations.
         each = 3 * footprint.state + footprint.taped_step
+        if not self.learner.group.alone:  # all processes take the same queries
+            each, less = self.learner.group.largest([each, -budget])
+            budget = -less
         width = min(count, max(1, budget // 3 // each)) if self.at_once is None else self.at_once
         log.info("exact scores: %d queries in chunks of %d, a replay each", count, width)
         return width, max(budget - width * each, budget // 3)

@@ -30,10 +30,12 @@ from metagradient.attribution.scoring.stored_gradients import (
     model_digest,
     refuse_another,
 )
+from metagradient.distributed import SOLO, Group, gather
 from metagradient.errors import UserError
 from metagradient.learners.fingerprint import named
 from metagradient.learners.learner import Learner
 from metagradient.training.batches import Batch, Fields
+from metagradient.training.losses import rows_of
 from metagradient.training.run import Progress
 from metagradient.training.sources import in_order
 from metagradient.training.state import TrainState
@@ -75,6 +77,9 @@ def curvature_target(name: CurvatureName, labels: int | None, seed: int, own: Ta
 class Influence:
     """The influence function in compressed coordinates.
 
+    Processes that share the learner (`Learner.group`) each take the gradients of their share of the rows: what they compress is
+    gathered, and the curvature is summed. A compressor that is fitted, and a curvature of drawn labels, see all rows in each.
+
     Attributes:
         compressor: how gradients are compressed (`Dropout(4096)`).
         curvature: gauss_newton, fisher (empirical) or identity (plain gradient products).
@@ -115,12 +120,16 @@ class Influence:
         """
         states = [state] if isinstance(state, TrainState) else list(state)
         gradients = [ExampleGradients(learner, each) for each in states]
-        source = Rows(train, self.batch_size)
+        source, group = Rows(train, self.batch_size), learner.group
+        if self.store is not None and not group.alone:
+            raise UserError(f"a store is kept by one process, not by {group.size}: leave store out")
 
-        def go(target: Target, what: str) -> Iterator[list[Piece]]:
+        def go(target: Target, what: str, group: Group = SOLO) -> Iterator[list[Piece]]:
             for batch in source.batches():
+                own = own_rows(batch, group)
                 for each in gradients:
-                    yield from each(batch, target)
+                    if len(own):
+                        yield from each(own, target)
                 if progress is not None:
                     progress(what, int(batch.index[-1]) + 1, source.n)
 
@@ -142,8 +151,9 @@ class Influence:
         elif curvature is None:
             target = curvature_target(self.curvature, self.labels, self.seed, self.target)
             n, each = source.n * len(gradients), rows_of_an_example(gradients[-1], source, target)
-            features = (compress(pieces) for pieces in go(target, "curvature"))
-            curvature = from_features(features, n, n * each, compress.k)
+            sharing = group if self.curvature == "fisher" or self.labels is None else SOLO
+            features = (compress(pieces) for pieces in go(target, "curvature", sharing))
+            curvature = from_features(features, n, n * each, compress.k, sharing, like)
             passes += (1 + 2 * each) / 3
             if store is not None:
                 store.keep(curvature)
@@ -188,6 +198,11 @@ class Influence:
         }
 
 
+def own_rows(batch: Batch, group: Group) -> Batch:
+    """The rows of a batch that this process takes."""
+    return batch if group.alone else rows_of(batch, *group.share(len(batch)))
+
+
 def rows_of_an_example(gradients: ExampleGradients, source: Rows, target: Target) -> int:
     """How many gradients an example contributes: 1, or the S of a target [S, B]."""
     first = next(source.batches())
@@ -228,8 +243,12 @@ class CompressedScorer:
         return self._features(self.gradients[-1], batch)
 
     def _features(self, gradients: ExampleGradients, batch: Batch) -> Tensor:
-        (pieces,) = gradients(batch, self.target)
-        return self.compress(pieces)
+        group, like = gradients.learner.group, gradients.state.params
+        own, found = own_rows(batch, group), like.new_zeros(0, self.compress.k)
+        if len(own):
+            (pieces,) = gradients(own, self.target)
+            found = self.compress(pieces)
+        return gather(group, len(batch), found)[0]
 
     def _along_the_run(self, batch: Batch) -> Tensor:
         """Their means over the states [B, k]."""

@@ -16,12 +16,13 @@ def normalised_over(
 
     With the mean m_r and the sum of squared deviations q_r of the n_r values of each process, n = sum n_r,
     mean = sum n_r m_r / n and variance = sum (q_r + n_r (m_r - mean)^2) / n, whatever the sizes of the m_r. Differentiable any
-    number of times, with one call between processes.
+    number of times, with one call between processes, and in as few passes over x as there can be.
     """
     group, dims = part.group, [d for d in range(x.dim()) if d != 1]
     shape = (1, -1) + (1,) * (x.dim() - 2)
     own_mean = x.mean(dims)
-    own = torch.stack([own_mean, (x - own_mean.view(shape)).square().sum(dims)])
+    centred = x - own_mean.view(shape)
+    own = torch.stack([own_mean, (centred * centred).sum(dims)])
     nothing = torch.zeros_like(own)
     placed = torch.stack([own if rank == group.rank else nothing for rank in range(group.size)])
     (found,) = copy(group, *reduce(group, placed))  # [W, 2, C]
@@ -31,5 +32,6 @@ def normalised_over(
     # Of a process without rows nothing counts, though it runs one.
     squares = ((counts > 0) * found[:, 1] + counts * (found[:, 0] - mean).square()).sum(0)
     scale = torch.rsqrt(squares / count + eps)
-    output = (x - mean.view(shape)) * (scale if weight is None else scale * weight).view(shape)
-    return output if bias is None else output + bias.view(shape), mean, squares / (count - 1)
+    scale = scale if weight is None else scale * weight
+    shift = (own_mean - mean) * scale if bias is None else (own_mean - mean) * scale + bias
+    return centred * scale.view(shape) + shift.view(shape), mean, squares / (count - 1)

@@ -6,13 +6,16 @@ losses are divided: each process runs those of its own rows, and the gradient is
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from functools import partial
+from typing import Any
 from weakref import WeakSet
 
 import torch
 from torch import Tensor
 
-from metagradient.distributed import copy, gather, reduce, summed
+from metagradient.distributed import SOLO, Group, copy, gather, reduce, summed
 from metagradient.errors import UserError
 from metagradient.training.batches import Batch
 from metagradient.training.losses import computed_with, contrast, differ, rows_of
@@ -22,6 +25,16 @@ from metagradient.training.random import Part, part_of_batch
 
 _WAY_OUT = "run it in one process"
 _checked: WeakSet[Model] = WeakSet()
+
+
+@contextmanager
+def by_itself(learner: Any) -> Iterator[Group]:
+    """Inside, this process runs the learner without the others of its group, which is given."""
+    group, learner.group = learner.group, SOLO
+    try:
+        yield group
+    finally:
+        learner.group = group
 
 
 def over_ranks(own: Differentiate, learner: Model) -> Differentiate:
