@@ -56,7 +56,11 @@ def saved(place: Path, experiment: str) -> bool:
 
 
 @pytest.mark.parametrize(
-    "name", ["selection", *(pytest.param(n, marks=pytest.mark.slow) for n in ("poisoning", "schedule", "smoothness", "attribution"))]
+    "name",
+    [
+        "selection",
+        *(pytest.param(n, marks=pytest.mark.slow) for n in ("poisoning", "schedule", "smoothness", "attribution")),
+    ],
 )
 def test_two_processes_find_what_one_finds(tmp_path: Path, name: str) -> None:
     experiment, overrides = BRIEF[name]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Hashable, Iterator
 from contextlib import contextmanager, nullcontext
 from functools import partial
 from typing import Any, Literal, Self
@@ -97,7 +97,7 @@ class Learner(TrainerHooks):
         self._decay_mask: Tensor | None = None
         self._placed: tuple[Optimizer, Optimizer] | None = None
         self._needs: Needs | None = None
-        self.tried: set[frozenset[str]] = set()  # kinds of metaparameters through which a step's adjoint was tried
+        self.tried: dict[Hashable, Any] = {}  # what a tried step of runs of one kind took (`replay.footprint`)
         self._resume, self._computing, self._fitting = None, 0, False
         self._configure = None
         self._configured_for: Run | None = None
@@ -282,7 +282,7 @@ class Learner(TrainerHooks):
         trainable = dict.fromkeys(id(p) for p in self.parameters() if p.requires_grad)
         if self._layout is not None and list(trainable) != self._layout.identities():
             self._layout = self._decay_mask = self._placed = self._needs = None
-            self.tried = set()
+            self.tried = {}
 
     @property
     def needs(self) -> Needs:

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import statistics
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Hashable, Sequence
 from contextlib import nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import NamedTuple, Protocol, TypeVar, runtime_checkable
 
@@ -36,7 +36,7 @@ _WORKING_STATES = 3
 _ON_THE_WAY = 4
 """States on their way to or from a disk: those that wait to be written, the one that is written, the one that is read ahead."""
 
-_TRIED_FOR, _TRIES = 0.1, 5
+_TRIED_FOR, _TRIES = 0.05, 5
 """Seconds and repeats in which short steps are timed; a step that takes longer is timed once."""
 
 
@@ -123,11 +123,49 @@ def measure(
     """Try the step with the largest batch from `first` on, since others may be short or empty.
 
     It is taped and pulled through, and so is a part of what metaparameters do in one step alone, and of an objective that
-    is `Divisible`. What cannot be differentiated twice is refused here, and looked at more closely the first time that a
-    learner is replayed.
+    is `Divisible`. What cannot be differentiated twice is refused here. A learner is tried once for runs that are alike.
     """
-    t = _largest(batches.plan, first)
-    rows = batches.plan.shape[1] if learner.micro_batches is None else learner.micro_batches.size
+    key = _key(learner, batches, z, first)
+    if key not in learner.tried:
+        learner.tried[key] = _tried(learner, batches, state, z, first)
+    found: Footprint = learner.tried[key]
+    if not isinstance(objective, Divisible):
+        return found
+    trial = _Trial(learner, batches, state)
+    some, larger, times = objective.part(learner, _rows_at_once(learner, batches))
+    _, seconds = trial.watched(lambda: trial.objective(some))
+    passing = max(found.passing, int(larger * trial.passing(0)))
+    return replace(found, passing=passing, once_seconds=found.once_seconds + times * seconds)
+
+
+def _key(learner: Learner, batches: Batches, z: Sequence[Metaparameter], first: int) -> Hashable:
+    """What decides a trial of this learner."""
+    fields = tuple(
+        (name, str(getattr(x, "dtype", "")), tuple(x.shape[1:]))
+        for name, x in batches.examples.items()
+        if isinstance(x, Tensor)
+    )
+    values = tuple((type(m).__name__, m.only_step, tuple(m.value.shape)) for m in z)
+    like = next(learner.parameters())
+    return (
+        batches.n_examples,
+        tuple(batches.plan.shape),
+        first,
+        fields,
+        values,
+        like.dtype,
+        like.device,
+        learner.group.size,
+    )
+
+
+def _rows_at_once(learner: Learner, batches: Batches) -> int:
+    """Rows that a step runs together."""
+    return batches.plan.shape[1] if learner.micro_batches is None else learner.micro_batches.size
+
+
+def _tried(learner: Learner, batches: Batches, state: TrainState, z: Sequence[Metaparameter], first: int) -> Footprint:
+    t, rows = _largest(batches.plan, first), _rows_at_once(learner, batches)
     everywhere = [m for m in z if m.only_step is None]
     trial = _Trial(learner, batches, state)
     trial.batch(t)
@@ -148,17 +186,8 @@ def measure(
             _, longer = trial.watched(partial(trial.tape_and_pull, m.only_step, [*everywhere, some]))
             once += times * max(0.0, longer - seconds)
             passing = max(passing, trial.passing(taped))
-    if isinstance(objective, Divisible):
-        of_some, larger, times = objective.part(learner, rows)
-        _, longer = trial.watched(lambda: trial.objective(of_some))
-        once += times * longer
-        passing = max(passing, int(larger * trial.passing(0)))
-
-    kinds = frozenset(type(m).__name__ for m in z)
-    if kinds not in learner.tried:
-        warn_of_signs(learner)
-        refuse_wrong_functions(learner, trial.batch(t), state)
-        learner.tried.add(kinds)
+    warn_of_signs(learner)
+    refuse_wrong_functions(learner, trial.batch(t), state)
     on_cpu = state.params.device.type == "cpu"
     return Footprint(state.nbytes, taped, on_cpu, 1, passing, plain + reading, seconds + reading, once)
 

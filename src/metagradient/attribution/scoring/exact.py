@@ -140,7 +140,7 @@ class ExactScores:
 
     def _chunk(self, weights: Weights, count: int) -> tuple[int, int]:
         """Queries in one replay, and the memory that is left for its checkpoints and tape."""
-        with run_mode(self.learner, self.batches):
+        with by_itself(self.learner), run_mode(self.learner, self.batches):
             state = initial_state(self.learner)
             footprint = measure(self.learner, self.batches, state, [weights], 0)
         budget = available_bytes(state.params.device) if self.memory is None else parse_bytes(self.memory)
