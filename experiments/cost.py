@@ -16,7 +16,7 @@ from omegaconf import DictConfig
 
 from metagradient.errors import UserError
 from metagradient.replay import Metagradients
-from metagradient.replay.budget import format_bytes, parse_bytes
+from metagradient.replay.budget import format_bytes, parse_bytes, smallest_memory
 from metagradient.reporting import Progress, Record, figures
 from metagradient.studies import setup, stages
 from metagradient.studies.cost import contenders, measuring, precision
@@ -35,7 +35,8 @@ def run(cfg: DictConfig, record: Record) -> float:
     with Progress(stages.cost(cfg)) as progress:
         for model in cfg.models:
             size = measuring.footprint(model, cfg.seed, where)
-            tight = parse_bytes(cfg.tight_memory) if cfg.tight_memory else size.taped_step * cfg.tape_steps // 10
+            tight = max(size.taped_step * cfg.tape_steps // 10, smallest_memory(2, size) * 5 // 4)
+            tight = parse_bytes(cfg.tight_memory) if cfg.tight_memory else tight
             sizes = [format_bytes(bytes_) for bytes_ in (size.state, size.taped_step, tight)]
             log.info("%s: a state is %s, a taped step %s; tight memory is %s", model, *sizes)
             for steps in cfg.steps:

@@ -80,6 +80,18 @@ def test_a_large_validation_set_counts() -> None:
     assert peak(512) > 3 * peak(16)
 
 
+def test_a_step_of_a_long_run_keeps_no_more_than_one_of_a_short_run() -> None:
+    """The rows of a batch are a view of the whole plan, which is there in any case."""
+
+    def taped_step(steps: int) -> int:
+        learner, batches, examples = case("mlp")
+        batches = mg.Batches(examples, mg.epoch_plan(N, B, steps * B // N, seed=0))
+        with run_mode(learner, batches):
+            return measure(learner, batches, initial_state(learner), [mg.DataWeights(torch.ones(N))], 0).taped_step
+
+    assert taped_step(40_000) == taped_step(40)
+
+
 def test_a_trial_of_many_candidates_sees_a_few() -> None:
     seen = []
 

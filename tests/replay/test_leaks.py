@@ -2,11 +2,13 @@
 
 import gc
 import weakref
+from typing import Any
 
 import psutil
 import pytest
 import torch
-from torch import nn
+from torch import Tensor, nn
+from toys import fit
 
 import metagradient as mg
 from metagradient import models
@@ -65,6 +67,46 @@ def test_a_step_is_let_go_without_the_collector(tape: bool) -> None:
             assert [x() for x in held] == [None] * STEPS
         finally:
             gc.enable()
+
+
+@pytest.mark.parametrize("through_trainer", [False, True])
+def test_a_pulled_segment_is_let_go(through_trainer: bool) -> None:
+    """Nobody holds the nodes of the last segment's graph, which was taped in training, while the others are replayed."""
+    nodes = weakref.WeakSet[Any]()
+
+    class Seen(torch.autograd.Function):
+        @staticmethod
+        def forward(ctx: Any, x: Tensor) -> Tensor:
+            nodes.add(ctx)
+            return x.clone()
+
+        @staticmethod
+        def backward(ctx: Any, *g: Tensor) -> Tensor:
+            found: Tensor = Seen.apply(g[0])  # type: ignore[no-untyped-call]
+            return found  # of the graph of the gradient, which a tape keeps
+
+    class Watched(mg.Classifier):
+        def losses(self, batch: mg.Batch) -> Tensor:
+            found: Tensor = Seen.apply(super().losses(batch))  # type: ignore[no-untyped-call]
+            return found
+
+    _, batches, objective = toy(nn.Identity(), 4)
+    batches = batches.with_plan(mg.epoch_plan(16, 8, 6, seed=0))
+    learner = Watched(models.mlp((1, 1, 4), 3, hidden=(8,)), mg.SGD(momentum=0.9), 0.1)
+    left: list[int] = []
+
+    def progress(what: str, done: int, total: int) -> None:
+        if what == "replay" and 0 < done:
+            left.append(len(nodes))
+
+    weights = mg.DataWeights(torch.ones(16))
+    if through_trainer:
+        fit(learner, batches, mg.Metagradient(weights, objective, checkpoints="every(4)", progress=progress))
+    else:
+        mg.metagradient(learner, batches, weights, objective, checkpoints="every(4)", progress=progress)
+    assert len(left) == 3
+    # The end of the segment is still held by the loop that pulls it; of the last one nobody holds more than its end.
+    assert max(left[1:]) <= 4
 
 
 @pytest.mark.slow

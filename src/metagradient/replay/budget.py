@@ -100,6 +100,11 @@ def _smallest(steps: int) -> Plan:
     return plans.binomial(steps, 1) if steps > 1 else plans.tape(steps)
 
 
+def smallest_memory(steps: int, footprint: Footprint) -> int:
+    """Bytes in which the cheapest plan of so many steps still fits."""
+    return footprint.peak(_smallest(steps))
+
+
 def _round_up(size: int) -> str:
     """A size to type that is not below `size`."""
     for unit, factor in (("GiB", 2**30), ("MiB", 2**20), ("KiB", 2**10)):

@@ -118,6 +118,7 @@ class Metagradient(lightning.Callback):
         ):
             return  # stopped early: there is no end of training to differentiate
         recording.finish(module.train_state)
+        module.train_state = module.train_state.detach()  # the graph must go once it is pulled
         if self.progress is not None:
             self.result = finish_recording(recording, self.objective, self.progress)
         else:

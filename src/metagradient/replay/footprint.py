@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import statistics
 import time
+import weakref
 from collections.abc import Callable, Hashable, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, replace
@@ -220,16 +221,24 @@ class _Trial:
         """Tape step t and pull through it; the bytes that its tape kept."""
         state, learner = self.state, self.learner
         leaves, start, batch = [m.leaf(state.params) for m in z], state.leaf(), self.batch(t)
-        lasting = (*learner.parameters(), *learner.buffers(), *learner.layout.constants(), *(m.value for m in leaves))
-        kept = {x.untyped_storage().data_ptr(): 0 for x in lasting}
+        data = (self.batches.plan, *(x for x in self.batches.examples.values() if isinstance(x, Tensor)))
+        lasting = (*data, *learner.parameters(), *learner.buffers(), *learner.layout.constants())
+        lasting = (*lasting, *(m.value for m in leaves))
+        before = {x.untyped_storage()._cdata for x in lasting}
+        saved: dict[int, weakref.ref[torch.UntypedStorage]] = {}
 
-        def keep(x: Tensor) -> None:
-            kept.setdefault(x.untyped_storage().data_ptr(), x.untyped_storage().nbytes())
+        def see(x: Tensor) -> None:
+            storage = x.untyped_storage()
+            saved[storage._cdata] = weakref.ref(storage)
 
-        with watching_saved_tensors(keep):
+        with watching_saved_tensors(see):
             end = step(learner, start, batch, t, leaves, tape=True).state
+        # What the graph of the gradient does not need is gone by now.
+        there = [storage for key, kept in saved.items() if key not in before and (storage := kept()) is not None]
+        size = sum(storage.nbytes() for storage in there)
+        del there
         pull(learner, batch, state, [*start.tensors(), *(m.value for m in leaves)], end.tensors())
-        return sum(kept.values())
+        return size
 
     def plain(self, t: int, z: Sequence[Metaparameter]) -> None:
         """Run step t."""

@@ -133,6 +133,20 @@ def _saving(
     return Saving(Path(str(how.save_to)), how.save_every, asked, store, start.params.device)
 
 
+def _record(r: Recording, state: TrainState, progress: Progress | None) -> None:
+    """Train to the end. Whoever holds a state here holds the graph of the last segment, which must go once it is pulled."""
+    with r.batches.ahead(range(r.start, len(r.batches))):
+        for t in range(r.start, len(r.batches)):
+            state = r.enter(t, state)
+            batch = cast(r.batches(t), state)
+            before = state
+            state, loss, _ = step(r.learner, state, batch, t, r.z, tape=r.taping)
+            check_loss(loss, batch, t, r.learner, before, last=t + 1 == len(r.batches))
+            if progress is not None:
+                progress("training", t + 1, len(r.batches))
+    r.finish(state)
+
+
 def finish_recording(recording: Recording, objective: Objective, progress: Progress | None = None) -> Metagradients:
     """Differentiate the objective at the end of the recorded run and walk back."""
     r = recording
@@ -198,14 +212,5 @@ def metagradient(
     with run_mode(learner, batches):
         how = HowToReplay(checkpoints, memory, storage, save_to, save_every)
         recording, state = start_recording(learner, batches, z, objective, how)
-        with batches.ahead(range(recording.start, len(batches))):
-            for t in range(recording.start, len(batches)):
-                state = recording.enter(t, state)
-                batch = cast(batches(t), state)
-                before = state
-                state, loss, _ = step(learner, state, batch, t, recording.z, tape=recording.taping)
-                check_loss(loss, batch, t, learner, before, last=t + 1 == len(batches))
-                if progress is not None:
-                    progress("training", t + 1, len(batches))
-        recording.finish(state)
+        _record(recording, state, progress)
     return finish_recording(recording, objective, progress)

@@ -12,6 +12,7 @@ import psutil
 import torch
 
 from metagradient.memory import peak_mib, reset_peak
+from metagradient.replay import mean_loss
 from metagradient.replay.footprint import Footprint, measure
 from metagradient.replay.heap import give_back
 from metagradient.studies.cost import contenders
@@ -27,11 +28,13 @@ Track = Callable[[Sequence[Any], str], Iterable[Any]]
 
 
 def footprint(model: str, seed: int, device: torch.device) -> Footprint:
-    """Bytes of a state and of a taped step."""
+    """What a step takes, and the objective."""
     case = contenders.make_case(model, WARM_UP, seed).to(device)
     learner, batches = contenders.CaseLearner(case, None), Batches(case.examples, case.plan)
     with run_mode(learner, batches):
-        return measure(learner, batches, initial_state(learner), [DataWeights(case.weights)], 0)
+        return measure(
+            learner, batches, initial_state(learner), [DataWeights(case.weights)], 0, mean_loss(case.validation)
+        )
 
 
 def possible(name: str, steps: int, size: Footprint, device: torch.device) -> bool:
