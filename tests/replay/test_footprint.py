@@ -1,5 +1,6 @@
 """What a replay is predicted to take, against what it takes."""
 
+from contextlib import nullcontext
 from itertools import product
 
 import pytest
@@ -7,7 +8,9 @@ import torch
 from torch import Tensor, nn
 
 import metagradient as mg
+from metagradient.memory import peak_mib, reset_peak, resident_rise
 from metagradient.models import GPT, mlp, resnet9
+from metagradient.replay import footprint
 from metagradient.replay.footprint import Footprint, measure
 from metagradient.replay.plans import all_steps, tape
 from metagradient.training import initial_state
@@ -15,6 +18,13 @@ from metagradient.training.allocations import Allocations
 from metagradient.training.run import run_mode
 
 T, N, B = 12, 64, 16
+
+
+@pytest.fixture
+def tensors_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Predictions of what is counted here: nothing beside tensors."""
+    monkeypatch.setattr(footprint, "resident_rise", lambda: nullcontext([]))
+    monkeypatch.setattr(footprint, "_HOLES", 1.0)
 
 
 def images(n: int = N) -> dict[str, Tensor]:
@@ -40,6 +50,7 @@ def case(name: str, **settings: object) -> tuple[mg.Learner, mg.Batches, dict[st
 
 
 @pytest.mark.parametrize(("name", "plan"), list(product(["mlp", "resnet", "gpt"], ["tape", "all", "sqrt", "binomial(2)"])), ids=str)  # fmt: skip
+@pytest.mark.usefixtures("tensors_alone")
 def test_the_predicted_peak_is_what_tensors_take(name: str, plan: str) -> None:
     learner, batches, examples = case(name)
     with Allocations() as count:
@@ -51,6 +62,7 @@ def test_the_predicted_peak_is_what_tensors_take(name: str, plan: str) -> None:
 
 
 @pytest.mark.parametrize("name", ["mlp", "gpt"])
+@pytest.mark.usefixtures("tensors_alone")
 def test_of_micro_batches_and_candidates_too(name: str) -> None:
     learner, batches, examples = case(name, micro_batch=4)
     z = [
@@ -63,6 +75,7 @@ def test_of_micro_batches_and_candidates_too(name: str) -> None:
     assert found.predicted.peak == pytest.approx(count.peak, rel=0.15)
 
 
+@pytest.mark.usefixtures("tensors_alone")
 def test_a_large_validation_set_counts() -> None:
     def peak(rows: int) -> int:
         learner, batches, _ = case("resnet")
@@ -107,19 +120,32 @@ def test_a_trial_of_many_candidates_sees_a_few() -> None:
     z = [mg.CandidateWeights(torch.zeros(n), step=3, candidates=examples)]
     with run_mode(learner, batches):
         seen.clear()
-        footprint = measure(learner, batches, initial_state(learner), z, 3)
+        found = measure(learner, batches, initial_state(learner), z, 3)
     assert max(seen) == B
-    assert footprint.once_seconds >= 0
+    assert found.once_seconds >= 0
 
 
 def test_seconds_are_those_of_the_steps_of_a_plan() -> None:
-    footprint = Footprint(1, 1, plain_seconds=2.0, taped_seconds=7.0, once_seconds=100.0)
-    assert footprint.seconds(tape(10)) == 170
-    assert footprint.seconds(all_steps(10), before=5) == 100 + 70 + 2 * (9 + 5)
+    found = Footprint(1, 1, plain_seconds=2.0, taped_seconds=7.0, once_seconds=100.0)
+    assert found.seconds(tape(10)) == 170
+    assert found.seconds(all_steps(10), before=5) == 100 + 70 + 2 * (9 + 5)
 
 
 def test_seconds_are_measured() -> None:
     learner, batches, _ = case("resnet")
     with run_mode(learner, batches):
-        footprint = measure(learner, batches, initial_state(learner), [mg.DataWeights(torch.ones(N))], 0)
-    assert 0 < footprint.plain_seconds < footprint.taped_seconds < 50 * footprint.plain_seconds
+        found = measure(learner, batches, initial_state(learner), [mg.DataWeights(torch.ones(N))], 0)
+    assert 0 < found.plain_seconds < found.taped_seconds < 50 * found.plain_seconds
+
+
+def test_the_peak_of_a_run_outlives_a_measurement_within_it() -> None:
+    reset_peak()
+    large = torch.ones(2**24)  # 64 MiB
+    del large
+    peak = peak_mib()
+    with resident_rise() as rise:
+        torch.ones(2**20)
+    assert peak_mib() >= peak
+    assert all(size >= 0 for size in rise)
+    reset_peak()
+    assert peak_mib() <= peak

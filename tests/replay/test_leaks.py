@@ -96,7 +96,7 @@ def test_a_pulled_segment_is_let_go(through_trainer: bool) -> None:
     left: list[int] = []
 
     def progress(what: str, done: int, total: int) -> None:
-        if what == "replay" and 0 < done:
+        if what == "replay" and done > 0:
             left.append(len(nodes))
 
     weights = mg.DataWeights(torch.ones(16))
