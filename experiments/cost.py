@@ -101,10 +101,10 @@ def run(cfg: DictConfig, record: Record) -> float:
         "plan",
         "time",
         "range",
-        "predicted",
+        "predicted time",
         "peak MiB",
         "above warm",
-        "predicted",
+        "predicted MiB",
         "rel. difference",
     ]
     record.table("cost_in_plain_trainings", headers, shown)

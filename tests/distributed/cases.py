@@ -76,6 +76,17 @@ def plan(name: str) -> Callable[[Group], dict[str, Tensor]]:
     return lambda group: outcome(classifier(group), metaparameters(), mg.mean_loss(HELD_OUT), checkpoints=name)
 
 
+def tight(group: Group) -> dict[str, Tensor]:
+    """Rows that cannot be divided evenly, in so little memory that a few bytes decide the plan: all must take the same."""
+    found = {}
+    for memory in range(80_000, 160_000, 8_000):
+        learner = classifier(group)
+        data = mg.Batches(DATA, mg.epoch_plan(N, 3, 4, seed=0))
+        outcomes = outcome(learner, [mg.DataWeights(WEIGHTS)], mg.mean_loss(HELD_OUT), data=data, memory=memory)
+        found[str(memory)] = outcomes["weights"]
+    return found
+
+
 def many_objectives(group: Group) -> dict[str, Tensor]:
     return outcome(classifier(group), metaparameters()[:3], mg.example_losses(HELD_OUT), checkpoints="every(4)")
 
@@ -236,6 +247,7 @@ CASES: dict[str, Callable[[Group], dict[str, Tensor]]] = {
     "micro-batches, kept, adam": rule(mg.Adam(), 0.05, micro_batch=2, normalize="kept"),
     "plan all": plan("all"),
     "plan binomial": plan("binomial(2)"),
+    "tight memory": tight,
     "many objectives": many_objectives,
     "many objectives, one by one": many_objectives_one_by_one,
     "batch norm": batch_norm,

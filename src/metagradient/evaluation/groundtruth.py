@@ -122,24 +122,25 @@ class GroundTruth:
         """`_retrained`, of which each of several processes does a part: some at a time, so that the first one can keep them."""
         group = self.learner.group
         if group.alone:
-            yield from self._retrained(weights, todo)
+            yield from self._retrained(weights, todo, len(weights) - len(todo))
             return
-        together = group.size * max(self.at_once, self.workers)
-        for start in range(0, len(todo), together):
-            own = todo[start : start + together][group.rank :: group.size]
+        each = self.at_once if self.at_once > 1 and can_batch(self.learner) else self.workers
+        for start in range(0, len(todo), group.size * each):
+            own = todo[start : start + group.size * each][group.rank :: group.size]
             with by_itself(self.learner):
-                done = list(self._retrained(weights, own))
+                done = list(self._retrained(weights, own, len(weights) - len(todo) + start))
             for part in group.told(done):
                 yield from part
 
-    def _retrained(self, weights: Tensor, todo: list[int]) -> Generator[tuple[list[int], Tensor]]:
-        """(rows of the weights, their losses) as they come: stacked where that helps, else from a pool of processes."""
+    def _retrained(self, weights: Tensor, todo: list[int], finished: int) -> Generator[tuple[list[int], Tensor]]:
+        """(rows of the weights, their losses) as they come, `finished` of them before: stacked where that helps, else from a pool
+        of processes."""
         if self.at_once == 1 or not can_batch(self.learner):
-            yield from self._singly(weights, todo)
+            yield from self._singly(weights, todo, finished)
             return
         for start in range(0, len(todo), self.at_once):
             rows = todo[start : start + self.at_once]
-            before = (len(weights) - len(todo) + start) * len(self.batches)
+            before = (finished + start) * len(self.batches)
             states = train_batched(
                 self.learner,
                 self.batches,
@@ -150,13 +151,13 @@ class GroundTruth:
             )
             yield rows, losses_of_runs(self.learner, states, self.queries).float()
 
-    def _singly(self, weights: Tensor, todo: list[int]) -> Generator[tuple[list[int], Tensor]]:
+    def _singly(self, weights: Tensor, todo: list[int], finished: int) -> Generator[tuple[list[int], Tensor]]:
         job = partial(_retrain, self.learner, self.batches, self.queries)
         steps, under_way = len(self.batches), dict[int, int]()
 
         def tick(index: int, done: int) -> None:
             under_way[index] = done
-            self._tell((len(weights) - len(todo)) * steps + sum(under_way.values()), len(weights))
+            self._tell(finished * steps + sum(under_way.values()), len(weights))
 
         for index, values in _in_processes(job, [weights[r].numpy() for r in todo], self._processes(len(todo)), tick):
             tick(index, steps)

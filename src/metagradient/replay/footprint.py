@@ -53,7 +53,7 @@ class Prediction(NamedTuple):
         peak: bytes on top of the model and the data.
         seconds: of training and replay together.
 
-    An objective of one's own is left out; `mean_loss` is not.
+    An objective of one's own is left out, `mean_loss` is not; of several objectives it is what one takes.
     """
 
     peak: int
@@ -96,14 +96,14 @@ class Footprint:
         return self.on_cpu and self.taped_step > _FRESH
 
     def peak(self, plan: Plan, stored_in_memory: bool = True) -> int:
-        """Predicted peak of a plan, in bytes, on top of the model and the data."""
+        """Peak of a plan in bytes of tensors, on top of the model and the data; `beside`, which is never twice the same, is not in it."""
         slots = plan.slots if stored_in_memory else 0
         return slots * self.stored + self.working(stored_in_memory) + plan.longest_segment * self.taped_step
 
     def working(self, stored_in_memory: bool = True) -> int:
         """Bytes that are alive besides checkpoints and tape."""
         on_the_way = _ON_THE_WAY * self.stored * (not stored_in_memory)
-        return _WORKING_STATES * self.state + self.passing + self.beside + on_the_way
+        return _WORKING_STATES * self.state + self.passing + on_the_way
 
     def seconds(self, plan: Plan, before: int = 0) -> float:
         """Predicted seconds of a replay whose plan follows `before` plain steps."""
@@ -115,7 +115,7 @@ class Footprint:
 class Divisible(Protocol):
     """An objective that can be tried on some of its examples."""
 
-    def part(self, learner: Learner, rows: int) -> tuple[Callable[[Learner], Tensor], float, float]:
+    def tried_in_part(self, learner: Learner, rows: int) -> tuple[Callable[[Learner], Tensor], float, float]:
         """The same of at most `rows` examples, and how many times as much memory and time the whole takes."""
         ...
 
@@ -133,38 +133,26 @@ def measure(
     It is taped and pulled through, and so is a part of what metaparameters do in one step alone, and of an objective that
     is `Divisible`. What cannot be differentiated twice is refused here. A learner is tried once for runs that are alike.
     """
-    key = _key(learner, batches, z, first)
+    key = _key(learner, batches, state, z, first)
     if key not in learner.tried:
         learner.tried[key] = _tried(learner, batches, state, z, first)
     found: Footprint = learner.tried[key]
     if not isinstance(objective, Divisible):
         return found
     trial = _Trial(learner, batches, state)
-    some, larger, times = objective.part(learner, _rows_at_once(learner, batches))
+    some, larger, times = objective.tried_in_part(learner, _rows_at_once(learner, batches))
     _, seconds = trial.watched(lambda: trial.objective(some))
-    passing = max(found.passing, int(larger * trial.passing(0)))
+    passing = max(found.passing, int(larger * trial.peak))
     return replace(found, passing=passing, once_seconds=found.once_seconds + times * seconds)
 
 
-def _key(learner: Learner, batches: Batches, z: Sequence[Metaparameter], first: int) -> Hashable:
+def _key(learner: Learner, batches: Batches, state: TrainState, z: Sequence[Metaparameter], first: int) -> Hashable:
     """What decides a trial of this learner."""
-    fields = tuple(
-        (name, str(getattr(x, "dtype", "")), tuple(x.shape[1:]))
-        for name, x in batches.examples.items()
-        if isinstance(x, Tensor)
-    )
-    values = tuple((type(m).__name__, m.only_step, tuple(m.value.shape)) for m in z)
-    like = next(learner.parameters())
-    return (
-        batches.n_examples,
-        tuple(batches.plan.shape),
-        first,
-        fields,
-        values,
-        like.dtype,
-        like.device,
-        learner.group.size,
-    )
+    fields = tuple((name, str(x.dtype), tuple(x.shape[1:])) for name, x in batches.examples.items())
+    values = tuple((type(m).__name__, m.only_step, tuple(m.value.shape), getattr(m, "chunk", None)) for m in z)
+    states = tuple((tuple(x.shape), x.dtype, x.device) for x in state.tensors())
+    how = (_rows_at_once(learner, batches), learner.graphs is None, learner.group.size)
+    return batches.n_examples, tuple(batches.plan.shape), first, fields, values, states, how
 
 
 def _rows_at_once(learner: Learner, batches: Batches) -> int:
@@ -179,29 +167,26 @@ def _tried(learner: Learner, batches: Batches, state: TrainState, z: Sequence[Me
     trial.batch(t)
     reading = trial.reading
 
-    on_cpu = state.params.device.type == "cpu"
+    on_cpu, compiled = state.params.device.type == "cpu", learner.graphs is not None
     if on_cpu:
         give_back()  # so that what is taken shows
     with resident_rise() as rise:
-        taped, seconds = trial.watched(lambda: trial.tape_and_pull(t, everywhere))
-    taped = max(taped, state.nbytes) + _GRAPH_BYTES
-    passing = trial.passing(taped)
-    beside = (
-        min(taped + passing, max(0, rise[0] - taped - passing)) if on_cpu and rise and learner.graphs is None else 0
-    )
-    if (learner.group.alone and seconds < _TRIED_FOR) or learner.graphs is not None:  # the first time compiles
+        trial.watched(lambda: trial.plain(t, everywhere), compiled)  # the first step, which is slower than others
+    beside = max(0, rise[0] - trial.peak) if on_cpu and rise and not compiled else 0
+    taped, seconds = trial.watched(lambda: trial.tape_and_pull(t, everywhere), compiled)
+    taped = int((max(taped, state.nbytes) + _GRAPH_BYTES) * (_HOLES if on_cpu else 1))
+    passing = taped if compiled else max(0, trial.peak - taped)  # of compiled code nothing is seen
+    if (learner.group.alone and seconds < _TRIED_FOR) or compiled:  # the first time compiles
         seconds = trial.median(lambda: trial.tape_and_pull(t, everywhere))
-        trial.plain(t, everywhere)
     plain = trial.median(lambda: trial.plain(t, everywhere))
 
-    taped = int(taped * _HOLES) if on_cpu else taped
     once = 0.0
     for m in z:
         if m.only_step is not None:
-            some, times = m.part(rows)
-            _, longer = trial.watched(partial(trial.tape_and_pull, m.only_step, [*everywhere, some]))
-            once += times * max(0.0, longer - seconds)
-            passing = max(passing, trial.passing(taped))
+            some, larger, times = m.part(learner, rows)
+            _, own = trial.watched(partial(trial.act_once, some))
+            once += times * own
+            passing = max(passing, int(trial.peak + trial.slope(m, rows, larger) * (1 - 1 / larger)))
     warn_of_signs(learner)
     refuse_wrong_functions(learner, trial.batch(t), state)
     return Footprint(state.nbytes, taped, on_cpu, 1, passing, plain + reading, seconds + reading, once, beside)
@@ -221,7 +206,7 @@ class _Trial:
 
     def __init__(self, learner: Learner, batches: Batches, state: TrainState) -> None:
         self.learner, self.batches, self.state = learner, batches, state
-        self._allocations = Allocations()
+        self.peak = 0
         self._batches: dict[int, Batch] = {}
         self.reading = 0.0  # seconds that the last batch took
 
@@ -260,6 +245,25 @@ class _Trial:
         fixed = [m.with_value(m.value.detach()) for m in leaves]
         step(self.learner, self.state, self.batch(t), t, fixed)
 
+    def act_once(self, m: Metaparameter) -> None:
+        """What a metaparameter adds to the gradient of its only step, and its derivative."""
+        assert m.only_step is not None
+        leaf, start, batch = m.leaf(self.state.params), self.state.leaf(), self.batch(m.only_step)
+        with torch.enable_grad():
+            nothing = torch.zeros_like(start.params)
+            added = leaf.on_gradient(nothing, self.learner, start.params, start.buffers, m.only_step)
+        pull(self.learner, batch, self.state, [start.params, leaf.value], [added])
+
+    def slope(self, m: Metaparameter, rows: int, larger: float) -> float:
+        """Bytes that the whole of what was just watched would add to none of it, by half as many rows."""
+        whole = self.peak
+        fewer, smaller, _ = m.part(self.learner, max(1, rows // 2))
+        if larger == 1 or smaller == larger:
+            return 0.0
+        self.watched(lambda: self.act_once(fewer))
+        half, self.peak = self.peak, whole
+        return max(0.0, (whole - half) / (1 / larger - 1 / smaller))
+
     def objective(self, function: Callable[[Learner], Tensor]) -> None:
         """An objective and its derivative, at the state."""
         leaf = self.state.leaf()
@@ -268,15 +272,14 @@ class _Trial:
         if value.requires_grad:
             torch.autograd.grad(value, leaf.tensors(), allow_unused=True)
 
-    def watched(self, run: Callable[[], Result]) -> tuple[Result, float]:
-        """What a run gives, and its seconds; `passing` tells of its memory."""
-        self._allocations.peak = self._allocations.alive
-        with nullcontext() if self.learner.graphs is not None else self._allocations:
-            return self._timed(run)
-
-    def passing(self, kept: int) -> int:
-        """Bytes that came and went in what was watched, besides those that a tape kept: of compiled code, as many again."""
-        return kept if self.learner.graphs is not None else max(0, self._allocations.peak - kept)
+    def watched(self, run: Callable[[], Result], compiled: bool = False) -> tuple[Result, float]:
+        """What a run gives, and its seconds; then `peak` tells how many bytes of tensors there were at once: 0 of compiled code,
+        which cannot be watched."""
+        count = Allocations()
+        with nullcontext() if compiled else count:
+            found = self._timed(run)
+        self.peak = count.peak
+        return found
 
     def median(self, run: Callable[[], object]) -> float:
         """Seconds of a run; where it is short, the median of some."""

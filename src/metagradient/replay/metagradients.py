@@ -15,7 +15,7 @@ from metagradient.errors import UserError
 from metagradient.learners.learner import Learner
 from metagradient.replay.adjoint import Objective, objective_cotangents, replay
 from metagradient.replay.budget import available_bytes, choose, format_bytes, parse_bytes, plan_named
-from metagradient.replay.footprint import Prediction, measure
+from metagradient.replay.footprint import Divisible, Prediction, measure
 from metagradient.replay.heap import keep_freed_memory
 from metagradient.replay.plans import Plan
 from metagradient.replay.recording import Recording
@@ -104,15 +104,17 @@ def start_recording(
     footprint = measure(learner, batches, state, z, first, objective)
     budget = available_bytes(like.device) if how.memory is None else parse_bytes(how.memory)
     if not learner.group.alone:  # all processes walk the same plan
-        taped, budget = learner.group.largest([footprint.taped_step, -budget])
-        footprint, budget = replace(footprint, taped_step=taped, processes=learner.group.size), -budget
+        mine = [footprint.taped_step, footprint.passing, footprint.beside, -budget]
+        taped, passing, beside, less = learner.group.largest(mine)
+        size, budget = learner.group.size, -less
+        footprint = replace(footprint, taped_step=taped, passing=passing, beside=beside, processes=size)
     in_memory = isinstance(store, MemoryStorage)
     if not learner.group.alone:
         store = SharedStorage(store, learner.group)
     plan = choose(how.checkpoints, len(batches) - first, footprint, budget, stored_in_memory=in_memory)
     recording = Recording(learner, batches, z, plan, first, saving.storage if saving else store, like, saving)
-    recording.predicted = Prediction(footprint.peak(plan, in_memory), footprint.seconds(plan, first))
-    tell = log.info if recording.predicted.seconds > _LONG else log.debug
+    recording.predicted = Prediction(footprint.peak(plan, in_memory) + footprint.beside, footprint.seconds(plan, first))
+    tell = log.info if recording.predicted.seconds > _LONG and isinstance(objective, Divisible) else log.debug
     span = timedelta(seconds=round(recording.predicted.seconds))
     tell("%s; about %s and %s are predicted", describe(plan), format_bytes(recording.predicted.peak), span)
     return recording, state

@@ -65,14 +65,23 @@ class MeanLoss:
             return learner.losses(_batch(learner, rows)).mean()
         return torch.cat(_in_chunks(learner.losses, learner, rows, size)).mean()
 
-    def part(self, learner: Learner, rows: int) -> tuple[MeanLoss, float, float]:
+    def tried_in_part(self, learner: Learner, rows: int) -> tuple[MeanLoss, float, float]:
         """The same of `rows` examples, and how many times as much memory and time the derivative of all of them takes."""
         labelled_rows = with_labels(learner, self.examples)
         n = len(next(iter(labelled_rows.values())))
         chunk = learner.rows_with_graph(labelled_rows) if self.chunk is None else self.chunk
         some = max(1, min(rows, n, chunk))
-        few = {name: field[:some] for name, field in labelled_rows.items()}
-        return MeanLoss(few, self.chunk), min(n, chunk) / some, n / some * (4 / 3 if n > chunk else 1)
+        few = MeanLoss({name: field[:some] for name, field in labelled_rows.items()}, self.chunk)
+        tied = (
+            not isinstance(learner, Embedding)
+            and (n > chunk or not learner.group.alone)
+            and _tied(learner, labelled_rows)
+        )
+        if tied:  # all of them at once, in every process
+            return few, n / some, n / some
+        size = 1 if isinstance(learner, Embedding) else learner.group.size
+        own, tried = -(-n // size), -(-some // size)
+        return few, min(own, chunk) / tried, n / some * (4 / 3 if own > chunk else 1)
 
     def not_finite(self, learner: Learner) -> list[int]:
         """The examples whose own loss is not finite."""

@@ -57,6 +57,8 @@ _RULES: dict[str, tuple[Rule, ...]] = {
         Rule(("method.settle",), lambda at: at("method.harm") == "loss", "it is for the loss: set method.harm=loss"),
     ),
     "attribution": (
+        Rule(("store",), lambda at: (at("trainer.devices") or 1) * (at("trainer.num_nodes") or 1) == 1,
+             "a store is kept by one process: set trainer.devices=1 trainer.num_nodes=1", refused=True),
         Rule(("retrainings",), lambda at: at("drop"), "no share is left out: set drop=[0.5]"),
         Rule(("dampings",), lambda at: at("damping") is None, "damping={damping} is taken as it is: set damping=null"),
         Rule(("labels",), lambda at: at("curvature") == "gauss_newton",

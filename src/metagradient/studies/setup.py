@@ -69,7 +69,8 @@ def workers(cfg: DictConfig) -> int:
             raise UserError(f"workers must be an integer >= 1, or null, not '{cfg.workers}': set workers=1")
         return cfg.workers
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    return min(threads_of_a_job(_launcher(), cores) or cores, 8)
+    share = (threads_of_a_job(_launcher(), cores) or cores) // cfg.trainer.get("devices", 1)
+    return max(1, min(share, 8))
 
 
 def _launcher() -> Mapping[str, Any]:

@@ -5,6 +5,7 @@ import logging
 import signal
 import threading
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -196,8 +197,9 @@ class TrainerFit:
         if self.check is not None:
             learner.adopt(initial)
             checked = self._differences if self.check == "fd" else self._line
-            checked(learner, batches, metaparameters, objective, callback.result)
-            learner.adopt(callback.result.state)
+            result = checked(learner, batches, metaparameters, objective, callback.result)
+            learner.adopt(result.state)
+            callback.result = result
         gc.collect()  # a Trainer is full of reference cycles, and the learner and its states hang on them
         return callback.result
 
@@ -208,7 +210,7 @@ class TrainerFit:
         metaparameters: Sequence[mg.Metaparameter],
         objective: mg.Objective,
         result: mg.Metagradients,
-    ) -> None:
+    ) -> mg.Metagradients:
         """`replay.check=fd`: a few coordinates of the first metagradient against central differences in float64."""
         self.check = None
         rows = mg.finite_differences(
@@ -219,6 +221,7 @@ class TrainerFit:
             ["metaparameter", "index", "replay", "replay float64", "central difference", "relative error"],
             [[r.name, r.index, r.replay, r.replay64, r.difference, f"{r.relative_error:.1e}"] for r in rows],
         )
+        return result
 
     def _line(
         self,
@@ -227,10 +230,14 @@ class TrainerFit:
         metaparameters: Sequence[mg.Metaparameter],
         objective: mg.Objective,
         result: mg.Metagradients,
-    ) -> None:
-        """`replay.check=line`: how far each metagradient can be trusted, by one more run along it."""
+    ) -> mg.Metagradients:
+        """`replay.check=line`: how far each metagradient can be trusted, by one more run along it, which it then has cost."""
         found = mg.linearity(learner, batches, metaparameters, objective, result, progress=self.progress.callback())
-        log.info(
-            "%.3g of |z| down the gradient: %.3g predicted, %.3g found; the linear prediction is off by a tenth at about %.2g of |z|",
-            found.size, found.predicted, found.actual, found.reach,
-        )  # fmt: skip
+        if found.predicted == 0:
+            log.warning("the metagradient is 0: nothing is predicted, and nothing to be trusted")
+        else:
+            log.info(
+                "%.3g of |z| down the gradient: %.3g predicted, %.3g found; the linear prediction is off by a tenth at about %.2g of |z|",
+                found.size, found.predicted, found.actual, found.reach,
+            )  # fmt: skip
+        return replace(result, cost=result.cost + 1)

@@ -81,6 +81,7 @@ def from_features(
 
     Of several processes each gives features of its own, on `like`'s device and in its dtype.
     """
+    assert group.alone or like is not None, "a process without features of its own must know what they are like"
     if k > rows:
         return Dual(_gathered(list(features), k, group, like), n)
     matrix = None if group.alone or like is None else like.new_zeros(k, k)

@@ -86,6 +86,7 @@ class ExactScores:
 
     def _columns(self, weights: Weights, queries: Fields, start: int) -> Iterator[tuple[Tensor, float]]:
         count = len(next(iter(queries.values())))
+        self._refuse_saving()
         width, memory = self._chunk(weights, count)
         for rows in torch.arange(start, count).split(width * self.learner.group.size):
             chosen = {k: v[rows[0] : rows[-1] + 1] for k, v in queries.items()}
@@ -108,6 +109,7 @@ class ExactScores:
 
     def aggregate(self, queries: Fields) -> tuple[Tensor, float]:
         """The mean over queries with a label of their scores, [n], and its cost: one replay of their mean loss, however many they are."""
+        self._refuse_saving()
         return self._replayed(self._weights(), mean_loss(queries), self.memory)
 
     def self_influence(self, start: int = 0) -> Iterator[tuple[Tensor, float]]:
@@ -134,6 +136,10 @@ class ExactScores:
             progress=self.progress,
         )
         return -result[weights.name].cpu(), result.cost
+
+    def _refuse_saving(self) -> None:
+        if self.save_to is not None and not self.learner.group.alone:
+            raise UserError(f"a replay is saved in one process, not in {self.learner.group.size}: leave save_to out")
 
     def _weights(self) -> DataWeights:
         return DataWeights(torch.full((self.batches.n_examples,), float(self.at)))

@@ -156,7 +156,8 @@ class Methods:
         outcome = self._scored(method)
         if timed is not None:
             outcome.k = int(timed.clock["k"])
-            outcome.compression = timed.clock["seconds"] / timed.clock["examples"] * self.task.n
+            if timed.clock["examples"]:  # none where batches have fewer rows than there are processes
+                outcome.compression = timed.clock["seconds"] / timed.clock["examples"] * self.task.n
         return outcome
 
     def _exact(self, spec: at.MethodSpec, settings: at.MethodSettings) -> Outcome:

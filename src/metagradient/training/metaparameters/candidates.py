@@ -55,10 +55,11 @@ class CandidateWeights(Metaparameter):
     def only_step(self) -> int | None:
         return self.step
 
-    def part(self, rows: int) -> tuple[CandidateWeights, float]:
+    def part(self, learner: Model, rows: int) -> tuple[CandidateWeights, float, float]:
         n, some = len(self.value), torch.arange(min(rows, self.chunk, len(self.value)))
         few = replace(self, value=self.value[some.to(self.value.device)], candidates=take(self.candidates, some))
-        return few, n / len(some)
+        larger = 1.0 if learner.micro_batches is not None else min(n, self.chunk) / len(some)
+        return few, larger, n / len(some) / self.dividing(learner.group).size
 
     def check(self, examples: int, steps: int) -> None:
         lengths = {len(field) for field in self.candidates.values()}

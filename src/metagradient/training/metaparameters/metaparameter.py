@@ -30,9 +30,10 @@ class Metaparameter:
         """The one step that reads the value; None where several do, or the initial state."""
         return None
 
-    def part(self, rows: int) -> tuple[Metaparameter, float]:
-        """The same with about `rows` rows of what its `only_step` goes through, to be tried, and how many times as long the whole is."""
-        return self, 1.0
+    def part(self, learner: Model, rows: int) -> tuple[Metaparameter, float, float]:
+        """The same with about `rows` rows of what it goes through in its `only_step`, by `on_gradient`, to be tried; and how many
+        times as much memory and time the whole takes."""
+        return self, 1.0, 1.0
 
     def with_value(self, value: Tensor) -> Self:
         return replace(self, value=value)

@@ -15,7 +15,7 @@ from weakref import WeakSet
 import torch
 from torch import Tensor
 
-from metagradient.distributed import SOLO, Group, copy, gather, reduce, summed
+from metagradient.distributed import SOLO, Group, copy, gather, leaving_word, reduce, summed
 from metagradient.errors import UserError
 from metagradient.training.batches import Batch
 from metagradient.training.losses import computed_with, contrast, differ, rows_of
@@ -32,7 +32,8 @@ def by_itself(learner: Any) -> Iterator[Group]:
     """Inside, this process runs the learner without the others of its group, which is given."""
     group, learner.group = learner.group, SOLO
     try:
-        yield group
+        with leaving_word(group):
+            yield group
     finally:
         learner.group = group
 
