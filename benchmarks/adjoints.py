@@ -23,9 +23,9 @@ import torch.nn.functional as F
 from torch import Tensor
 
 import metagradient as mg
+from metagradient.replay.trial.allocations import Allocations
 from metagradient.studies.cost import contenders
 from metagradient.training import initial_state
-from metagradient.training.allocations import Allocations
 from metagradient.training.losses import losses_and_buffers
 from metagradient.training.microbatches import MicroBatches
 from metagradient.training.run import cast, run_mode, train

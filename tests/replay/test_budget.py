@@ -9,8 +9,8 @@ import pytest
 from metagradient.errors import UserError
 from metagradient.replay import plans
 from metagradient.replay.budget import choose, parse_bytes, plan_named
-from metagradient.replay.footprint import Footprint
 from metagradient.replay.plans import Plan
+from metagradient.replay.trial import Footprint
 
 LONGEST = 24
 FOOTPRINTS = [Footprint(1, 1), Footprint(1, 3), Footprint(2, 3), Footprint(2, 5), Footprint(5, 11)]

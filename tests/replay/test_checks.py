@@ -20,8 +20,8 @@ from toys import ROWS, N, batches, examples, fit, mlp, relative, same_bits, smal
 import metagradient as mg
 from metagradient.cli.errors import no_room
 from metagradient.errors import UserError
-from metagradient.replay import footprint as footprints
 from metagradient.replay import storage as storage_module
+from metagradient.replay import trial as footprints
 from metagradient.replay.storage import Storage, make_storage
 from metagradient.training.run import NonFiniteLoss
 

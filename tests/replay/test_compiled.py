@@ -17,7 +17,7 @@ from toys import CLASSES, INPUTS, N, assert_slope, batches, conv_net, examples, 
 import metagradient as mg
 from metagradient.errors import UserError
 from metagradient.models import lora
-from metagradient.replay.footprint import measure
+from metagradient.replay.trial import measure
 from metagradient.training import compiled
 from metagradient.training.run import run_mode
 

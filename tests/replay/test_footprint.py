@@ -13,11 +13,10 @@ from torch import Tensor, nn
 import metagradient as mg
 from metagradient.memory import peak_mib, reset_peak, resident_rise
 from metagradient.models import GPT, mlp, resnet9
-from metagradient.replay import footprint
-from metagradient.replay.footprint import Footprint, measure
 from metagradient.replay.plans import all_steps, tape
+from metagradient.replay.trial import Footprint, measure, measuring
+from metagradient.replay.trial.allocations import Allocations
 from metagradient.training import initial_state
-from metagradient.training.allocations import Allocations
 from metagradient.training.run import run_mode
 
 T, N, B = 12, 64, 16
@@ -26,8 +25,8 @@ T, N, B = 12, 64, 16
 @pytest.fixture
 def tensors_alone(monkeypatch: pytest.MonkeyPatch) -> None:
     """Predictions of what is counted here: nothing beside tensors."""
-    monkeypatch.setattr(footprint, "resident_rise", lambda: nullcontext([]))
-    monkeypatch.setattr(footprint, "_HOLES", 1.0)
+    monkeypatch.setattr(measuring, "resident_rise", lambda: nullcontext([]))
+    monkeypatch.setattr(measuring, "_HOLES", 1.0)
 
 
 def images(n: int = N) -> dict[str, Tensor]:

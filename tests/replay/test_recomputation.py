@@ -12,7 +12,7 @@ from toys import CLASSES, INPUTS, batches, examples, relative
 
 import metagradient as mg
 from metagradient.errors import UserError
-from metagradient.replay.footprint import measure
+from metagradient.replay.trial import measure
 from metagradient.training import initial_state
 
 OPTIMIZERS = (mg.SGD(momentum=0.9), mg.Adam(eps_root=1e-6))

@@ -97,7 +97,7 @@ class Learner(TrainerHooks):
         self._decay_mask: Tensor | None = None
         self._placed: tuple[Optimizer, Optimizer] | None = None
         self._needs: Needs | None = None
-        self.tried: dict[Hashable, Any] = {}  # what a tried step of runs of one kind took (`replay.footprint`)
+        self.tried: dict[Hashable, Any] = {}  # what a tried step of runs of one kind took (`replay.trial`)
         self._resume, self._computing, self._fitting = None, 0, False
         self._configure = None
         self._configured_for: Run | None = None
@@ -139,11 +139,6 @@ class Learner(TrainerHooks):
     def rows_at_once(self, examples: Fields) -> int:
         """How many examples are run together where nothing is trained."""
         return 2048
-
-    def rows_with_graph(self, examples: Fields) -> int:
-        """How many examples are run together where the derivative of their losses is taken: a micro-batch, where there are any."""
-        rows = self.rows_at_once(examples)
-        return rows if self.micro_batches is None else min(self.micro_batches.size, rows)
 
     @property
     def layout(self) -> Layout:

@@ -10,8 +10,8 @@ import torch
 
 from metagradient.errors import UserError
 from metagradient.replay import plans
-from metagradient.replay.footprint import Footprint
 from metagradient.replay.plans import Plan
+from metagradient.replay.trial import Footprint
 
 _UNITS = {"": 1, "B": 1, "KIB": 2**10, "MIB": 2**20, "GIB": 2**30, "KB": 10**3, "MB": 10**6, "GB": 10**9}
 

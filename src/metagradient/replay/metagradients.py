@@ -15,12 +15,12 @@ from metagradient.errors import UserError
 from metagradient.learners.learner import Learner
 from metagradient.replay.adjoint import Objective, objective_cotangents, replay
 from metagradient.replay.budget import available_bytes, choose, format_bytes, parse_bytes, plan_named
-from metagradient.replay.footprint import Divisible, Prediction, measure
 from metagradient.replay.heap import keep_freed_memory
 from metagradient.replay.plans import Plan
 from metagradient.replay.recording import Recording
 from metagradient.replay.saving import Backward, Saving, asked_for
 from metagradient.replay.storage import MemoryStorage, SharedStorage, Storage, make_storage
+from metagradient.replay.trial import Divisible, Prediction, measure
 from metagradient.training.batches import Batches
 from metagradient.training.metaparameters import Metaparameter
 from metagradient.training.parallel.agreement import agree_on_end, agree_on_run

@@ -30,7 +30,7 @@ def _batch(learner: Learner, examples: Fields, rows: slice = slice(None)) -> Bat
 def mean_loss(examples: Fields, chunk: int | None = None) -> MeanLoss:
     """The mean loss of the examples (for instance a validation set), a scalar; rows without a label (`ignore_index`) are left out.
 
-    More than `chunk` examples (by default `learner.rows_with_graph`, a micro-batch where there are any) are run `chunk` at a
+    More than `chunk` examples (by default `rows_with_graph`, a micro-batch where there are any) are run `chunk` at a
     time, forwards and in the derivative, so that a set of any size fits: but for losses in which examples see each other, which are computed on all of them together;
     of a contrastive learner's (`Embedding`) the features are still computed `chunk` at a time.
 
@@ -69,7 +69,7 @@ class MeanLoss:
         """The same of `rows` examples, and how many times as much memory and time the derivative of all of them takes."""
         labelled_rows = with_labels(learner, self.examples)
         n = len(next(iter(labelled_rows.values())))
-        chunk = learner.rows_with_graph(labelled_rows) if self.chunk is None else self.chunk
+        chunk = rows_with_graph(learner, labelled_rows) if self.chunk is None else self.chunk
         some = max(1, min(rows, n, chunk))
         few = MeanLoss({name: field[:some] for name, field in labelled_rows.items()}, self.chunk)
         tied = (
@@ -94,7 +94,14 @@ class MeanLoss:
 
 
 def _at_once(learner: Learner, examples: Fields) -> int:
-    return learner.rows_with_graph(examples) if torch.is_grad_enabled() else learner.rows_at_once(examples)
+    return rows_with_graph(learner, examples) if torch.is_grad_enabled() else learner.rows_at_once(examples)
+
+
+def rows_with_graph(learner: Learner, examples: Fields) -> int:
+    """How many examples are run together where the derivative of their losses is taken: at most a micro-batch, where there are
+    any, and what a learner with large activations says itself."""
+    rows: int = getattr(learner, "rows_with_graph", learner.rows_at_once)(examples)
+    return rows if learner.micro_batches is None else min(learner.micro_batches.size, rows)
 
 
 def _total(learner: Learner, examples: Fields, size: int) -> Tensor:

@@ -8,10 +8,10 @@ import torch
 from torch import Tensor
 
 from metagradient.learners.learner import Learner
-from metagradient.replay.footprint import Prediction
 from metagradient.replay.plans import Plan
 from metagradient.replay.saving import Backward, Position, Saving
 from metagradient.replay.storage import Storage
+from metagradient.replay.trial import Prediction
 from metagradient.training.batches import Batches
 from metagradient.training.metaparameters import Metaparameter
 from metagradient.training.run import cast

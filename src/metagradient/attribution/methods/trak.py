@@ -10,7 +10,8 @@ from torch import Tensor
 
 from metagradient.attribution.compression.compressors import Compressor
 from metagradient.attribution.gradients.hooks import losses
-from metagradient.attribution.scoring.influence import Influence, Rows
+from metagradient.attribution.scoring.influence import Influence
+from metagradient.attribution.scoring.rows import Rows
 from metagradient.attribution.scoring.scorers import Weighted, mean_weights
 from metagradient.errors import UserError
 from metagradient.learners.learner import Learner

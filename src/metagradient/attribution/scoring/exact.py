@@ -14,9 +14,9 @@ from metagradient.errors import UserError
 from metagradient.learners.learner import Learner
 from metagradient.replay import Objective, example_losses, mean_loss, metagradient
 from metagradient.replay.budget import available_bytes, parse_bytes
-from metagradient.replay.footprint import measure
 from metagradient.replay.saving import folder_of
 from metagradient.replay.storage import Storage
+from metagradient.replay.trial import measure
 from metagradient.training.batches import Batches, Fields
 from metagradient.training.metaparameters import DataWeights, TokenWeights
 from metagradient.training.parallel.ranks import by_itself

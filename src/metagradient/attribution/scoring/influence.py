@@ -23,6 +23,7 @@ from metagradient.attribution.gradients.hooks import ExampleGradients, Target, l
 from metagradient.attribution.gradients.pieces import Piece
 from metagradient.attribution.gradients.targets import drawn, enumerated
 from metagradient.attribution.scoring.curvature import Curvature, Identity, from_features
+from metagradient.attribution.scoring.rows import Rows, own_rows, rows_of_an_example
 from metagradient.attribution.scoring.scorers import mean_weights
 from metagradient.attribution.scoring.stored_gradients import (
     StoredGradients,
@@ -35,31 +36,13 @@ from metagradient.errors import UserError
 from metagradient.learners.fingerprint import named
 from metagradient.learners.learner import Learner
 from metagradient.training.batches import Batch, Fields
-from metagradient.training.losses import rows_of
 from metagradient.training.run import Progress
-from metagradient.training.sources import in_order
 from metagradient.training.state import TrainState
 
 CurvatureName = Literal["gauss_newton", "fisher", "identity"]
 
 MEMORY = 2**30
 """Bytes that the gradients of queries which are scored together may take, by default."""
-
-
-@dataclass(frozen=True)
-class Rows:
-    """Examples batch by batch, in order."""
-
-    examples: Fields
-    batch_size: int
-
-    @property
-    def n(self) -> int:
-        return len(next(iter(self.examples.values())))
-
-    def batches(self, start: int = 0) -> Iterator[Batch]:
-        for rows, fields in in_order(self.examples, self.batch_size, start):
-            yield Batch(0, rows, fields)
 
 
 def curvature_target(name: CurvatureName, labels: int | None, seed: int, own: Target = losses) -> Target:
@@ -196,20 +179,6 @@ class Influence:
             "batch_size": str(self.batch_size),
             "target": named(self.target),
         }
-
-
-def own_rows(batch: Batch, group: Group) -> Batch:
-    """The rows of a batch that this process takes."""
-    return batch if group.alone else rows_of(batch, *group.share(len(batch)))
-
-
-def rows_of_an_example(gradients: ExampleGradients, source: Rows, target: Target) -> int:
-    """How many gradients an example contributes: 1, or the S of a target [S, B]."""
-    first = next(source.batches())
-    one = Batch(0, first.index[:1], {k: v[:1] for k, v in first.fields.items()})
-    with torch.no_grad(), gradients.learner.evaluating(gradients.state):
-        value = target(gradients.learner, one.to(gradients.state.params.device, gradients.state.params.dtype))
-    return 1 if value.dim() == 1 else len(value)
 
 
 class CompressedScorer:

@@ -19,13 +19,8 @@ from torch import Tensor
 from metagradient.attribution.gradients.hooks import ExampleGradients
 from metagradient.attribution.gradients.pieces import Piece
 from metagradient.attribution.scoring.curvature import factor
-from metagradient.attribution.scoring.influence import (
-    MEMORY,
-    CurvatureName,
-    Rows,
-    curvature_target,
-    rows_of_an_example,
-)
+from metagradient.attribution.scoring.influence import MEMORY, CurvatureName, curvature_target
+from metagradient.attribution.scoring.rows import Rows, rows_of_an_example
 from metagradient.attribution.scoring.scorers import mean_weights
 from metagradient.errors import UserError
 from metagradient.learners.learner import Learner

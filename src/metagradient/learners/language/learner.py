@@ -86,8 +86,8 @@ class LanguageModel(ModelLearner):
         return max(1, _TOKENS // examples["tokens"].shape[1])
 
     def rows_with_graph(self, examples: Fields) -> int:
-        """So many that they have two thousand tokens, or a micro-batch."""
-        return min(super().rows_with_graph(examples), max(1, _TOKENS_WITH_GRAPH // examples["tokens"].shape[1]))
+        """So many, where the derivative of their losses is taken, that they have two thousand tokens."""
+        return max(1, _TOKENS_WITH_GRAPH // examples["tokens"].shape[1])
 
     def position_weights(self, batch: Batch) -> Tensor:
         """[B, L - 1]: the factors of the tokens' losses in the example's, 0 where there is no target."""

@@ -9,7 +9,7 @@ from omegaconf import DictConfig
 from metagradient.attribution import ExampleGradients
 from metagradient.attribution.gradients.pieces import Piece
 from metagradient.attribution.methods.spec import COMPRESSORS
-from metagradient.attribution.scoring.influence import Rows
+from metagradient.attribution.scoring.rows import Rows
 from metagradient.evaluation import take
 from metagradient.reporting import Record
 from metagradient.studies.attribution.task import Task

@@ -13,8 +13,8 @@ import torch
 
 from metagradient.memory import peak_mib, reset_peak
 from metagradient.replay import mean_loss
-from metagradient.replay.footprint import Footprint, measure
 from metagradient.replay.heap import give_back
+from metagradient.replay.trial import Footprint, measure
 from metagradient.studies.cost import contenders
 from metagradient.training import Batches, DataWeights, initial_state
 from metagradient.training.run import run_mode

@@ -5,7 +5,7 @@ import gc
 import torch
 from torch import Tensor
 
-from metagradient.training.allocations import Allocations
+from metagradient.replay.trial.allocations import Allocations
 
 MB = 4 * 10**6  # a million floats
 
