@@ -3,7 +3,8 @@
 Beside them a naive unroll and the packages `higher` and `torchopt` where installed. Times are interleaved in one
 process, a repeat of each contender at a time, and divided by the plain training of the same repeat; medians over
 repeats are shown. Peak memory is the peak resident size of a process of its own, after a warm-up; on a GPU that of its
-allocator. Beside both stands what the replay predicted of itself before it began. A second table says how far metagradients in each precision are from float64, and why lower ones are refused.
+allocator. Beside both stands what the replay predicted of itself before it began. A second table says how far metagradients
+in each precision are from float64, and why lower ones are refused.
 """
 
 import logging
@@ -87,26 +88,11 @@ def run(cfg: DictConfig, record: Record) -> float:
         spread = f"{r['time_low']:.2f} - {r['time_high']:.2f}"
         time, peak = r["predicted_time"], r["predicted_mib"]
         predicted = [None, None] if time is None else [round(time, 2), round(peak)]
-        measured = [
-            round(r["time_ratio"], 2),
-            spread,
-            predicted[0],
-            round(r["memory_mib"]),
-            round(r["memory_above_mib"]),
-        ]
-        shown.append([r["model"], r["steps"], r["plan"], *measured, predicted[1], r["difference"]])
-    headers = [
-        "model",
-        "T",
-        "plan",
-        "time",
-        "range",
-        "predicted time",
-        "peak MiB",
-        "above warm",
-        "predicted MiB",
-        "rel. difference",
-    ]
+        sizes = round(r["memory_mib"]), round(r["memory_above_mib"])
+        measured = [round(r["time_ratio"], 2), spread, predicted[0], *sizes, predicted[1]]
+        shown.append([r["model"], r["steps"], r["plan"], *measured, r["difference"]])
+    times, memory = ["time", "range", "predicted time"], ["peak MiB", "above warm", "predicted MiB"]
+    headers = ["model", "T", "plan", *times, *memory, "rel. difference"]
     record.table("cost_in_plain_trainings", headers, shown)
     drawn = [r for r in rows if r["plan"] not in ("plain", "plain, compiled", "torch loop") and " x" not in r["plan"]]
     if drawn:

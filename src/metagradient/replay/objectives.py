@@ -31,7 +31,8 @@ def mean_loss(examples: Fields, chunk: int | None = None) -> MeanLoss:
     """The mean loss of the examples (for instance a validation set), a scalar; rows without a label (`ignore_index`) are left out.
 
     More than `chunk` examples (by default `rows_with_graph`, a micro-batch where there are any) are run `chunk` at a
-    time, forwards and in the derivative, so that a set of any size fits: but for losses in which examples see each other, which are computed on all of them together;
+    time, forwards and in the derivative, so that a set of any size fits: but for losses in which examples see each other, which are
+    computed on all of them together;
     of a contrastive learner's (`Embedding`) the features are still computed `chunk` at a time.
 
     Processes that share a run (`Learner.group`) each compute the losses of their share of the rows; but for losses in which
