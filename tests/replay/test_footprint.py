@@ -80,13 +80,18 @@ def test_of_micro_batches_and_candidates_too(name: str) -> None:
 @pytest.mark.parametrize("micro_batch", [None, 4])
 @pytest.mark.usefixtures("tensors_alone")
 def test_of_many_candidates_at_once(micro_batch: int | None) -> None:
-    """Chunks are larger than batches here, unless a micro-batch cuts them."""
+    """Chunks are larger than batches here; with weights that are not 0 the graph of a whole one is kept."""
     learner, batches, examples = case("mlp", micro_batch=micro_batch)
-    z = mg.CandidateWeights(0.1 * torch.ones(N), step=T // 2, candidates=examples, chunk=64)
+    many = {name: torch.cat([field] * 32) for name, field in examples.items()}
+    z = mg.CandidateWeights(0.1 * torch.ones(32 * N), step=T // 2, candidates=many, chunk=1024)
+    few = {name: field[:4] for name, field in examples.items()}
     with Allocations() as count:
-        found = mg.metagradient(learner, batches, z, mg.mean_loss(examples), checkpoints="all", memory="8GiB")
+        found = mg.metagradient(learner, batches, z, mg.mean_loss(few), checkpoints="all", memory="8GiB")
     assert found.predicted is not None
-    assert found.predicted.peak == pytest.approx(count.peak, rel=0.25)
+    ratio = found.predicted.peak / count.peak
+    assert (
+        0.8 < ratio < (1.25 if micro_batch is None else 2)
+    )  # micro-batches are judged by four rows of 1024: rather too much
 
 
 def test_a_learner_that_changes_is_tried_again() -> None:
@@ -169,7 +174,7 @@ def test_seconds_are_measured() -> None:
 
 def test_the_peak_of_a_run_outlives_a_measurement_within_it() -> None:
     reset_peak()
-    large = torch.ones(2**24)  # 64 MiB
+    large = torch.ones(2**27)  # 512 MiB
     del large
     peak = peak_mib()
     with resident_rise() as rise:

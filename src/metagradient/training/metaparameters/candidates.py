@@ -58,7 +58,9 @@ class CandidateWeights(Metaparameter):
     def part(self, learner: Model, rows: int) -> tuple[CandidateWeights, float, float]:
         n, some = len(self.value), torch.arange(min(rows, self.chunk, len(self.value)))
         few = replace(self, value=self.value[some.to(self.value.device)], candidates=take(self.candidates, some))
-        larger = 1.0 if learner.micro_batches is not None else min(n, self.chunk) / len(some)
+        # Slopes at z = 0 keep no graph, and are taken a micro-batch at a time; otherwise the graph of a whole chunk is there.
+        flat = learner.micro_batches is not None and not bool((self.value != 0).any())
+        larger = 1.0 if flat else min(n, self.chunk) / len(some)
         return few, larger, n / len(some) / self.dividing(learner.group).size
 
     def check(self, examples: int, steps: int) -> None:
